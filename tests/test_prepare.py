@@ -1,0 +1,259 @@
+"""The token file and `prepare`: complete or not there, the same on any number of cores, made once."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfm_jax.data import encode, token_file
+from tfm_jax.data.config import DataConfig
+from tfm_jax.data.dataset import unigram_entropy
+from tfm_jax.data.encode import Encoder
+from tfm_jax.data.prepare import Prepared, prepare, vocabulary_of
+from tfm_jax.data.token_file import Damaged, Split, build_token_file, open_token_file
+from tfm_jax.errors import UserError
+from tfm_jax.objectives.objective import ObjectiveConfig
+from tfm_jax.objectives.table import OBJECTIVES
+from tfm_jax.text.corpora import Corpus
+from tfm_jax.text.tokenizers import TokenizerConfig, train_tokenizer
+
+# ---- the token file
+
+TEXTS = [f"Document {n}: {'so it goes on ' * (n % 7)}\nand ends.\n" for n in range(300)]
+
+
+def corpus_of(texts: list[str], held_out: int = 1, name: str = "made up") -> Corpus:
+  def read(part: str, counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
+    counts["blank"] = 2
+    for text in texts[:-held_out] if part == "train" else texts[-held_out:]:
+      yield (text,)
+
+  return Corpus(name, "a corpus for this test", "f00d", read)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+  return Encoder(train_tokenizer(TokenizerConfig(kind="byte"), TEXTS), bos=True, eos=True)
+
+
+def documents_of(split: Split, side: int = 0) -> list[list[int]]:
+  one = split.sides[side]
+  return [a.tolist() for a in np.split(np.asarray(one.tokens), one.offsets[1:-1])]
+
+
+def test_the_token_file_holds_every_document(tmp_path, encoder):
+  made = build_token_file(tmp_path / "t", corpus_of(TEXTS), encoder)
+  tokenizer = encoder.tokenizer
+  expected = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in TEXTS]
+  assert documents_of(made.train) + documents_of(made.evaluation) == expected
+  assert made.train.text_bytes == sum(len(text.encode()) for text in TEXTS[:-1])
+  assert made.manifest["counts"] == {
+    "train_documents": 299,
+    "train_blank": 2,
+    "train_bytes": made.train.text_bytes,
+    "evaluation_documents": 1,
+    "evaluation_blank": 2,
+    "evaluation_bytes": len(TEXTS[-1]),
+  }
+  assert not made.train.sides[0].tokens.flags.writeable
+  assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_long_documents_go_in_parts_and_come_back_whole(tmp_path, encoder, monkeypatch):
+  whole = build_token_file(tmp_path / "whole", corpus_of(TEXTS), encoder)
+  monkeypatch.setattr(encode, "CHUNK", 16)
+  parts = build_token_file(tmp_path / "parts", corpus_of(TEXTS), encoder)
+  assert len(list(encode.chunks([(text,) for text in TEXTS]))) > 300
+  assert documents_of(parts.train) == documents_of(whole.train)
+
+
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path, encoder, monkeypatch):
+  monkeypatch.setattr(encode, "CHUNK", 500)
+  files = [build_token_file(tmp_path / str(n), corpus_of(TEXTS), encoder, workers=n).manifest for n in (0, 2)]
+  assert files[0] == files[1]
+
+
+def test_pairs_have_two_sides(tmp_path, encoder):
+  pairs = [("a b", "c"), ("d", "e f g")]
+  corpus = Corpus("parallel", "", "", lambda part, counts: iter(pairs if part == "train" else []), sides=2)
+  made = build_token_file(tmp_path / "t", corpus, dataclasses.replace(encoder, bos=False))
+  tokenizer = encoder.tokenizer
+  for side in (0, 1):
+    expected = [[*tokenizer.encode(pair[side]), tokenizer.eos_id] for pair in pairs]
+    assert documents_of(made.train, side) == expected
+  assert made.evaluation.documents == 0
+  assert made.evaluation.num_tokens == 0
+
+
+def test_what_failed_half_way_leaves_nothing(tmp_path, encoder):
+  def read(part: str, counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
+    yield ("text",)
+    raise UserError("line 2 is not UTF-8")
+
+  with pytest.raises(UserError, match="line 2"):
+    build_token_file(tmp_path / "t", Corpus("broken", "", "", read), encoder)
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_a_damaged_token_file_is_seen_and_made_again(tmp_path, encoder, caplog, monkeypatch, damage):
+  if damage == "truncate":  # as in a file too large for its checksum to be compared
+    monkeypatch.setattr(token_file, "_VERIFIED", 0)
+  directory = tmp_path / "t"
+  before = documents_of(build_token_file(directory, corpus_of(TEXTS), encoder).train)
+  victim = directory / ("manifest.json" if damage == "manifest" else "train.0.tokens")
+  content = victim.read_bytes()
+  match damage:
+    case "flip":
+      victim.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    case "truncate" | "manifest":
+      victim.write_bytes(content[: len(content) // 2])
+    case "remove":
+      victim.unlink()
+  with pytest.raises(Damaged):
+    open_token_file(directory)
+  with caplog.at_level(logging.WARNING):
+    assert documents_of(build_token_file(directory, corpus_of(TEXTS), encoder).train) == before
+  assert "made again" in caplog.text
+
+
+def test_a_sound_token_file_is_not_made_again(tmp_path, encoder, monkeypatch):
+  build_token_file(tmp_path / "t", corpus_of(TEXTS), encoder)
+  monkeypatch.setattr(token_file, "_write_split", None)
+  build_token_file(tmp_path / "t", corpus_of(TEXTS), encoder)
+
+
+def test_ids_outside_of_the_vocabulary_are_refused(tmp_path, encoder, monkeypatch):
+  monkeypatch.setattr(encoder.tokenizer, "vocab_size", 100)
+  with pytest.raises(UserError, match="vocabulary of 100"):
+    build_token_file(tmp_path / "t", corpus_of(TEXTS), encoder)
+
+
+# ---- prepare
+
+
+@pytest.fixture
+def text_file(tmp_path, monkeypatch) -> Path:
+  monkeypatch.setenv("TFM_CACHE_DIR", str(tmp_path / "cache"))
+  path = tmp_path / "text.txt"
+  path.write_text("".join(f"Paragraph {n} is here.\nIt has two lines.\n\n" for n in range(400)))
+  return path
+
+
+def prepare_text(path: Path, objective: str = "causal", kind: str = "char", **data) -> Prepared:
+  config = DataConfig(source="text", path=str(path), **{"eval_fraction": 0.1, "seq_len": 32, **data})
+  sentinels = 100 if objective == "span_corruption" else 0
+  return prepare(config, TokenizerConfig(kind=kind, sentinels=sentinels), ObjectiveConfig(objective), seed=0)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("packing", [True, False])
+def test_every_objective_from_a_text_file(text_file, name, packing):
+  prepared = prepare_text(text_file, name, packing=packing)
+  train, held_out = prepared.train(8), prepared.evaluation(8)
+  assert held_out is not None
+  batch = train.batch(0)
+  assert {n: a.shape[1:] for n, a in batch.items()} == {n: shape for n, (shape, _) in train.fields.items()}
+  weights = "weights" if "weights" in batch else "decoder_weights"
+  assert batch[weights].any()
+  assert 0 < unigram_entropy(held_out) < np.log(prepared.vocabulary.size)
+  assert (
+    train.text_bytes + held_out.text_bytes
+    == prepared.counts["train_bytes"] + prepared.counts["evaluation_bytes"]
+  )
+
+
+def test_the_second_time_all_comes_from_the_cache(text_file, monkeypatch):
+  first = prepare_text(text_file)
+  monkeypatch.setattr("tfm_jax.data.prepare.train_tokenizer", None)
+  monkeypatch.setattr(token_file, "_write_split", None)
+  second = prepare_text(text_file, seq_len=64)  # another plan over the same file
+  assert second.fingerprints == first.fingerprints
+  assert second.counts == first.counts
+
+
+def test_a_stored_tokenizer_stands(text_file, tmp_path):
+  first = prepare_text(text_file)
+  first.tokenizer.save(tmp_path / "tokenizer")
+  text_file.write_text(text_file.read_text() + "\n\nNew signs: %&§\n\n" * 100)
+  data = DataConfig(source="text", path=str(text_file), seq_len=32)
+  again = prepare(data, TokenizerConfig(kind="char"), ObjectiveConfig("causal"), 0, tmp_path / "tokenizer")
+  assert again.fingerprints["tokenizer"] == first.fingerprints["tokenizer"]
+  assert again.fingerprints["data"] != first.fingerprints["data"]
+
+
+def test_a_changed_text_or_split_is_prepared_anew(text_file):
+  prints = {
+    prepare_text(text_file).fingerprints["data"],
+    prepare_text(text_file, eval_fraction=0.2).fingerprints["data"],
+  }
+  prints.add(prepare_text(text_file, document="line").fingerprints["data"])
+  prints.add(prepare_text(text_file, "mlm").fingerprints["data"])
+  text_file.write_text("Something else.\n\n" * 400)
+  prints.add(prepare_text(text_file).fingerprints["data"])
+  assert len(prints) == 5
+
+
+def test_a_damaged_tokenizer_in_the_cache_is_trained_again(text_file, tmp_path):
+  first = prepare_text(text_file)
+  (stored,) = (tmp_path / "cache" / "tokenizers").iterdir()
+  (stored / "tokenizer.json").write_text("{")
+  assert prepare_text(text_file).tokenizer.fingerprint == first.tokenizer.fingerprint
+
+
+def test_parallel_files(tmp_path, monkeypatch):
+  monkeypatch.setenv("TFM_CACHE_DIR", str(tmp_path / "cache"))
+  (tmp_path / "a").write_text("".join(f"line {n}\n" for n in range(100)))
+  (tmp_path / "b").write_text("".join(f"{n} enil\n" for n in range(100)))
+  data = DataConfig("parallel", str(tmp_path / "a"), str(tmp_path / "b"), eval_fraction=0.1, seq_len=24)
+  prepared = prepare(data, TokenizerConfig(kind="char"), ObjectiveConfig("seq2seq"), seed=0)
+  held_out = prepared.evaluation(50)
+  assert held_out is not None
+  batch = held_out.batch(0)
+  row = batch["decoder_targets"][0]
+  assert prepared.tokenizer.decode(row[batch["decoder_segment_ids"][0] == 2]) == "91 enil"
+  with pytest.raises(UserError, match="seq2seq"):
+    prepare(data, TokenizerConfig(kind="char"), ObjectiveConfig("mlm"), seed=0)
+
+
+def test_nothing_held_out_means_no_evaluation(text_file):
+  assert prepare_text(text_file, eval_fraction=0.0).evaluation(4) is None
+
+
+def test_unknown_tokens_are_said(text_file, tmp_path, caplog):
+  (tmp_path / "other.txt").write_text("Ω is Ω\n" * 10)
+  with caplog.at_level(logging.WARNING):
+    prepare_text(text_file, eval_path=str(tmp_path / "other.txt"))
+  assert "evaluation: 20 tokens are unknown" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("changes", "culprit"),
+  [
+    ({"source": "wikipedia"}, r"data\.source"),
+    ({"seq_len": 1}, r"data\.seq_len"),
+    ({"path": "/none"}, "/none"),
+  ],
+)
+def test_mistakes_are_named(text_file, changes, culprit):
+  data = dataclasses.replace(DataConfig(source="text", path=str(text_file)), **changes)
+  with pytest.raises(UserError, match=culprit):
+    prepare(data, TokenizerConfig(kind="char"), ObjectiveConfig("mlm"), seed=0)
+
+
+def test_an_empty_corpus_is_named(text_file):
+  text_file.write_text("\n \n")
+  with pytest.raises(UserError, match="text"):
+    prepare_text(text_file)
+
+
+def test_the_manifest_is_plain_json(text_file, tmp_path):
+  prepared = prepare_text(text_file)
+  assert (
+    json.loads((prepared.token_file.directory / "manifest.json").read_text()) == prepared.token_file.manifest
+  )
+  assert vocabulary_of(prepared.tokenizer) == prepared.vocabulary

@@ -1,0 +1,1 @@
+"""Sources to token file to plan of rows to batch(step)."""

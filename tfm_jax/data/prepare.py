@@ -1,0 +1,170 @@
+"""From the config to data sets: corpus, tokenizer, token file, all cached under fingerprints."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from tfm_jax.cache import atomic_directory, cache_dir
+from tfm_jax.data.config import DataConfig
+from tfm_jax.data.dataset import Dataset
+from tfm_jax.data.encode import Encoder
+from tfm_jax.data.token_file import FORMAT, Split, TokenFile, build_token_file
+from tfm_jax.errors import UserError
+from tfm_jax.objectives.objective import Fields, Objective, ObjectiveConfig, Vocabulary
+from tfm_jax.objectives.table import make_objective
+from tfm_jax.text.corpora import Corpus, embedded_corpus, parallel_corpus, text_corpus
+from tfm_jax.text.tokenizers import Tokenizer, TokenizerConfig, from_path, load_tokenizer, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+_EVAL_SEED = 0  # held-out masks are the same in every run
+
+SOURCES: dict[str, Callable[[DataConfig], Corpus]] = {
+  "embedded": lambda c: embedded_corpus(),
+  "text": lambda c: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors),
+  "parallel": lambda c: parallel_corpus(
+    c.path, c.target_path, c.eval_path, c.eval_target_path, c.eval_fraction, c.errors
+  ),
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+  """Everything that training needs of its data."""
+
+  tokenizer: Tokenizer
+  vocabulary: Vocabulary
+  objective: Objective
+  token_file: TokenFile
+  description: str  # which corpus, in one line
+  fingerprints: dict[str, str]  # data, tokenizer
+  counts: dict[str, int]  # what the corpus read, skipped and replaced
+  seed: int
+  packing: bool
+
+  def train(self, batch_size: int) -> Dataset:
+    """The training rows, shuffled anew in each epoch."""
+    return self._dataset(self.token_file.train, batch_size, self.seed, shuffle=True)
+
+  def evaluation(self, batch_size: int) -> Dataset | None:
+    """The held-out rows in order; None when no text is held out."""
+    split = self.token_file.evaluation
+    return self._dataset(split, batch_size, _EVAL_SEED, shuffle=False) if split.documents else None
+
+  def _dataset(self, split: Split, batch_size: int, seed: int, shuffle: bool) -> Dataset:
+    dataset = Dataset(split, self.objective, batch_size, seed, self.packing, shuffle)
+    log.info(
+      "%s: %s documents, %s tokens, %s bytes of text, %s rows", split.name,
+      *(f"{n:,}" for n in (split.documents, split.num_tokens, split.text_bytes, dataset.num_rows)),
+    )  # fmt: skip
+    if dataset.truncated:
+      log.warning(
+        "%s: %s sides of pairs are longer than their row and were cut; raise data.seq_len or data.target_len",
+        split.name, f"{dataset.truncated:,}",
+      )  # fmt: skip
+    return dataset
+
+
+def objective_fields(objective: ObjectiveConfig, data: DataConfig, vocabulary: Vocabulary) -> Fields:
+  """The arrays of a batch, name -> (shape of one row, dtype), from the config alone: no corpus is read."""
+  return make_objective(objective, vocabulary, data.seq_len, data.target_len).fields
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+  """What objectives need of a tokenizer."""
+  ids = {name: getattr(tokenizer, name) for name in ("pad_id", "unk_id", "bos_id", "eos_id", "mask_id")}
+  sentinels, specials = tuple(tokenizer.sentinel_ids.tolist()), tuple(tokenizer.special_ids.tolist())
+  return Vocabulary(tokenizer.vocab_size, **ids, sentinel_ids=sentinels, special_ids=specials)
+
+
+def prepare(
+  data: DataConfig,
+  tokenizer: TokenizerConfig,
+  objective: ObjectiveConfig,
+  seed: int,
+  stored_tokenizer: epath.PathLike | None = None,
+  workers: int | None = None,
+) -> Prepared:
+  """Reads the corpus, trains or loads the tokenizer, writes the token file: once, later calls open them.
+
+  stored_tokenizer: the directory of a run's own tokenizer, which then stands, whatever the config says.
+  workers: processes that tokenise (None: the cores). The result does not depend on it.
+
+  Raises:
+    UserError: an unknown source or objective, a corpus that is missing, empty or undecodable, an impossible
+      vocabulary, or an objective that the corpus or the tokenizer cannot serve.
+  """
+  if data.source not in SOURCES:
+    raise UserError(f"data.source={data.source!r} is unknown: choose one of {', '.join(SOURCES)}")
+  # mistakes in the settings are said before the corpus is read
+  settings = make_objective(objective, Vocabulary(1 << 16), data.seq_len, data.target_len)
+  corpus = SOURCES[data.source](data)
+  log.info("%s", corpus.description)
+  if corpus.sides == 2 and not settings.pairs:
+    raise UserError(
+      f"data.source={data.source} has pairs, which objective.name={objective.name} cannot use: set seq2seq"
+    )
+
+  if stored_tokenizer is not None:
+    made = load_tokenizer(stored_tokenizer)
+  elif tokenizer.path:
+    made = from_path(tokenizer)
+  else:
+    made = _cached_tokenizer(tokenizer, corpus)
+  vocabulary = vocabulary_of(made)
+  built = make_objective(objective, vocabulary, data.seq_len, data.target_len)
+  built.check()
+
+  fingerprint = _digest(FORMAT, corpus.fingerprint, made.fingerprint, built.adds_bos, built.adds_eos)
+  encoder = Encoder(made, built.adds_bos, built.adds_eos)
+  token_file = build_token_file(cache_dir() / "tokens" / fingerprint, corpus, encoder, workers)
+  counts: dict[str, int] = token_file.manifest["counts"]
+  log.info("corpus: %s", ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
+  _log_unknown(token_file)
+  if not token_file.train.num_tokens:
+    raise UserError(
+      f"data.source={data.source} has no text to train on: check data.path and data.eval_fraction"
+    )
+  fingerprints = {"data": fingerprint, "tokenizer": made.fingerprint}
+  return Prepared(
+    made, vocabulary, built, token_file, corpus.description, fingerprints, counts, seed, data.packing
+  )
+
+
+def _cached_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
+  """The tokenizer trained on this corpus with this config."""
+  directory = cache_dir() / "tokenizers" / _digest(FORMAT, corpus.fingerprint, dataclasses.asdict(config))
+  if directory.exists():
+    try:
+      return load_tokenizer(directory)
+    except UserError as damage:
+      log.warning("%s: it is trained again", damage)
+      shutil.rmtree(directory)
+  log.info("training a %s tokenizer on the training text", config.kind)
+  begin = time.monotonic()
+  made = train_tokenizer(config, itertools.chain.from_iterable(corpus.train()))
+  log.info("tokenizer: %s pieces, trained in %.1f s", f"{made.vocab_size:,}", time.monotonic() - begin)
+  with atomic_directory(directory) as temporary:
+    made.save(temporary)
+  return made
+
+
+def _log_unknown(token_file: TokenFile) -> None:
+  """Text that the vocabulary cannot express is kept as the unknown token, and said."""
+  for name, sides in token_file.manifest["splits"].items():
+    unknown = sum(side["unknown_tokens"] for side in sides)
+    if unknown:
+      log.warning("%s: %s tokens are unknown to the tokenizer", name, f"{unknown:,}")
+
+
+def _digest(*parts: Any) -> str:
+  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Layers, the block stack and one file a family: the only package that imports flax."""

@@ -1,0 +1,17 @@
+"""BERT (Devlin et al. 2018): a bidirectional post-norm encoder, only masked positions go through its head."""
+
+from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.towers import Single
+from tfm_jax.sharding.placement import Placement
+
+PRESET = {
+  "max_positions": 512, "dropout": 0.1, "attention_dropout": 0.1, "positions": "learned", "norm": "layer",
+  "norm_order": "post", "norm_epsilon": 1e-12, "activation": "gelu", "gated": False, "bias": True, "tied": True,
+  "token_types": 2, "embed_norm": True, "scale_attention": True, "scale_embed": False, "scale_output": False,
+  "inner_dropout": False, "init": "bert",
+}  # fmt: skip
+
+
+def build(cfg: ModelConfig, st: Placement, vocab_size: int) -> Single:
+  """The module of one configuration."""
+  return Single(cfg, st, depth=cfg.num_layers, vocab_size=vocab_size, transform=True)

@@ -1,0 +1,20 @@
+"""T5 1.0 (Raffel et al. 2020): encoder-decoder, pre-norm RMSNorm, relative positions, no biases.
+
+T5 1.1 is the same with a GEGLU, a free head and no dropout: see `configs/t5_base.py`.
+"""
+
+from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.towers import EncoderDecoder
+from tfm_jax.sharding.placement import Placement
+
+PRESET = {
+  "max_positions": 0, "dropout": 0.1, "attention_dropout": 0.1, "positions": "relative", "norm": "rms",
+  "norm_order": "pre", "norm_epsilon": 1e-6, "activation": "relu", "gated": False, "bias": False, "tied": True,
+  "token_types": 0, "embed_norm": False, "scale_attention": False, "scale_embed": False,
+  "inner_dropout": True, "init": "t5",
+}  # fmt: skip
+
+
+def build(cfg: ModelConfig, st: Placement, vocab_size: int) -> EncoderDecoder:
+  """The module of one configuration."""
+  return EncoderDecoder(cfg, st, vocab_size=vocab_size)

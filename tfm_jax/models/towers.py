@@ -1,0 +1,133 @@
+"""The two shapes of Transformer, one tower or an encoder and a decoder; a family is a preset and a head on one of them."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from tfm_jax.models.layers import FINAL, Context, Embed, Head, Layer, Norm, stack
+from tfm_jax.ops.dropout import Noise, dropout
+from tfm_jax.ops.losses import Unembedding
+from tfm_jax.ops.masks import attention_mask
+from tfm_jax.ops.positions import relative_bias
+
+Batch = dict[str, Array]
+RELATIVE_BUCKETS = 32
+
+
+class RelativeBias(Layer):
+  """T5's learned bias of the attention logits, one table for all layers of a stack."""
+
+  @nn.compact
+  def __call__(self, queries: int, keys: int, bidirectional: bool) -> Array:
+    table = self.matrix("table", (RELATIVE_BUCKETS, self.cfg.num_heads), 1, (None, "heads"), kind="relative")
+    return relative_bias(table, queries, keys, bidirectional)
+
+
+class Tower(Layer):
+  """Blocks over embeddings, with the stack's mask and positions, and the last norm of pre-norm families.
+
+  `causal`: queries see only what stands before them. `first`: number of the first layer (for dropout's bits).
+  """
+
+  causal: bool = False
+  depth: int = 0
+  first: int = 0
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: Array,
+    segments_BT: Array | None,
+    positions_BT: Array | None,
+    noise: Noise | None,
+    memory: tuple[Array, Array | None] | None = None,
+  ) -> Array:
+    c = self.cfg
+    T = x_BTD.shape[1]
+    bias_HTS = None
+    if c.positions == "relative":
+      bias_HTS = RelativeBias(c, self.st, name="relative")(T, T, not self.causal)
+    memory_mask = None
+    if memory is not None:
+      memory_mask = attention_mask(segments_BT, memory[1], False, T, memory[0].shape[1])
+    ctx = Context(
+      mask_BTS=attention_mask(segments_BT, segments_BT, self.causal, T, T),
+      bias_HTS=bias_HTS,
+      positions_BT=positions_BT,
+      memory_BSD=memory[0] if memory else None,
+      memory_mask_BTS=memory_mask,
+      noise=noise,
+    )
+    x_BTD = stack(c, self.st, x_BTD, ctx, self.depth, self.first, cross=memory is not None)
+    if c.norm_order == "pre":
+      x_BTD = Norm(c, self.st, name="final_norm")(x_BTD)
+    if c.inner_dropout:
+      x_BTD = dropout(x_BTD, c.dropout, noise, self.first + self.depth, FINAL)  # type: ignore[arg-type]
+    return x_BTD
+
+
+class Single(Tower):
+  """One tower with its embeddings and its head: BERT (bidirectional, `transform`) and GPT (`causal`).
+
+  Batch: `inputs` [B, T], and where there are any `segment_ids`, `positions`, `token_types` [B, T]; with `mlm_positions`
+  [B, P] only these positions go through the head.
+  """
+
+  vocab_size: int = 0
+  transform: bool = False
+
+  @nn.compact
+  def __call__(self, batch: Batch, noise: Noise | None = None) -> tuple[Array, Unembedding]:
+    c, st = self.cfg, self.st
+    positions = default_positions(batch.get("positions"), batch["inputs"])
+    embed = Embed(c, st, self.vocab_size, name="embed")
+    x_BTD, table = embed(batch["inputs"], positions, batch.get("token_types"), noise, self.depth)
+    h_BTD = super().__call__(x_BTD, batch.get("segment_ids"), positions, noise)
+    if "mlm_positions" in batch:
+      h_BTD = pick(h_BTD, batch["mlm_positions"])
+    return Head(c, st, self.vocab_size, self.transform, name="head")(h_BTD, table if c.tied else None)
+
+
+class EncoderDecoder(Layer):
+  """An encoder and a decoder that share their token embeddings: T5 and the Transformer of 2017.
+
+  Batch: `encoder_inputs` [B, S], `decoder_inputs` [B, T], and where there are any `encoder_segment_ids`,
+  `encoder_positions`, `decoder_segment_ids`, `decoder_positions`.
+  """
+
+  vocab_size: int = 0
+
+  @nn.compact
+  def __call__(self, batch: Batch, noise: Noise | None = None) -> tuple[Array, Unembedding]:
+    c, st = self.cfg, self.st
+    depth = c.num_layers
+    layers = depth + c.decoder_depth
+    embed = Embed(c, st, self.vocab_size, name="embed")
+
+    def side(name: str, embed_layer: int, **kind: Any) -> tuple[Array, Array | None, Array, Tower, Array]:
+      ids = batch[f"{name}_inputs"]
+      positions = default_positions(batch.get(f"{name}_positions"), ids)
+      x, table = embed(ids, positions, None, noise, embed_layer)
+      return x, batch.get(f"{name}_segment_ids"), positions, Tower(c, st, name=name, **kind), table
+
+    x, segments_BS, positions, encoder, _ = side("encoder", layers + 1, depth=depth)
+    memory_BSD = encoder(x, segments_BS, positions, noise)
+    x, segments_BT, positions, decoder, table = side(
+      "decoder", layers + 2, causal=True, depth=c.decoder_depth, first=depth + 1
+    )
+    h_BTD = decoder(x, segments_BT, positions, noise, (memory_BSD, segments_BS))
+    return Head(c, st, self.vocab_size, name="head")(h_BTD, table if c.tied else None)
+
+
+def default_positions(positions_BT: Array | None, ids_BT: Array) -> Array:
+  """0, 1, ... [1, T] where the batch brings no positions."""
+  if positions_BT is not None:
+    return positions_BT
+  return jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None]
+
+
+def pick(h_BTD: Array, positions_BP: Array) -> Array:
+  """h at some positions of each row: [B, P, D]."""
+  return jnp.take_along_axis(h_BTD, positions_BP[:, :, None], axis=1, mode="promise_in_bounds")

@@ -1,0 +1,1 @@
+"""Pre-training objectives: token ids to training arrays, numpy only, vectorised over rows."""

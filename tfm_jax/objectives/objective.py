@@ -1,0 +1,137 @@
+"""What every objective shares: its settings, what it must know of a vocabulary, and the form of its rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tfm_jax.errors import UserError
+from tfm_jax.objectives.draws import Draws
+
+Fields = dict[str, tuple[tuple[int, ...], np.dtype]]
+
+INT = np.dtype(np.int32)
+FLOAT = np.dtype(np.float32)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+  name: str = "mlm"  # mlm, causal, span_corruption, seq2seq
+  mask_rate: float = 0.15  # mlm: the share of a row's ordinary tokens that is predicted
+  random_rate: float = 0.1  # mlm: of those, the share that is replaced by a random token
+  keep_rate: float = 0.1  # mlm: and the share that stays; the rest becomes the mask token
+  noise_density: float = 0.15  # span_corruption: the share of tokens that is removed
+  mean_span: float = 3.0  # span_corruption: mean length of a removed span, in tokens
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+  """What objectives need of a tokenizer. An id of -1: the tokenizer has no such token."""
+
+  size: int  # ids are 0 .. size - 1, without the padding of the arrays
+  pad_id: int = 0
+  unk_id: int = 1
+  bos_id: int = 2
+  eos_id: int = 3
+  mask_id: int = 4
+  sentinel_ids: tuple[int, ...] = ()  # in order of use
+  special_ids: tuple[int, ...] = (0, 1, 2, 3, 4)  # never masked, never a random replacement
+
+  def require(self, name: str, objective: str) -> int:
+    """The id of a token that the objective cannot do without. Raises UserError when there is none."""
+    found: int = getattr(self, f"{name}_id")
+    if found < 0:
+      raise UserError(
+        f"objective.name={objective} needs a {name} token and this tokenizer has none: "
+        f"choose another tokenizer.path, or leave it empty to train a tokenizer"
+      )
+    return found
+
+
+@dataclass(frozen=True)
+class Rows:
+  """R rows of raw token ids; each array is int32 [R, L]."""
+
+  tokens: np.ndarray  # pad_id where segment_ids is 0
+  segment_ids: np.ndarray  # 1, 2, .. for the documents in a row, 0 for padding
+  positions: np.ndarray  # from 0 in each segment
+
+
+class Objective:
+  """Turns rows of token ids into training arrays, vectorised over rows.
+
+  A subclass is built from (config, vocabulary, seq_len, target_len); target_len 0 means its natural length.
+  """
+
+  adds_bos: ClassVar[bool] = False  # a document of the stream starts with bos
+  adds_eos: ClassVar[bool] = True  # and ends with eos
+  lookahead: ClassVar[int] = 0  # tokens of the next row that a row also reads
+  pairs: ClassVar[bool] = False  # accepts (source, target) documents
+
+  row_tokens: int  # tokens that a row takes from the stream
+
+  def __init__(self, config: ObjectiveConfig, vocabulary: Vocabulary, seq_len: int, target_len: int):
+    if seq_len < 2:
+      raise UserError(f"data.seq_len={seq_len} is too short: a row needs at least 2 tokens")
+    if target_len < 0:
+      raise UserError(f"data.target_len={target_len} is negative: give a length, or 0 for the natural one")
+    self.config, self.vocabulary, self.seq_len, self.target_len = config, vocabulary, seq_len, target_len
+    self.row_tokens = seq_len
+
+  @property
+  def fields(self) -> Fields:
+    """The arrays of a batch: name -> (shape of one row, dtype). The data set adds `rows`, the row ids."""
+    raise NotImplementedError
+
+  def check(self) -> None:
+    """Raises UserError when the vocabulary lacks a token that the objective needs."""
+
+  def make(self, draws: Draws, source: Rows, target: Rows | None = None) -> dict[str, np.ndarray]:
+    """Training arrays, all fields but `rows`, each with a leading axis R."""
+    raise NotImplementedError
+
+
+def rate(name: str, value: float) -> float:
+  """A share in [0, 1], or UserError."""
+  if not 0.0 <= value <= 1.0:
+    raise UserError(f"objective.{name}={value:g} is not a share between 0 and 1")
+  return value
+
+
+def row_fields(names: Mapping[str, int], **others: tuple[tuple[int, ...], np.dtype]) -> Fields:
+  """int32 fields of one axis (name -> length), others as given, and the row ids."""
+  return {**{name: ((length,), INT) for name, length in names.items()}, **others, "rows": ((), INT)}
+
+
+def shift_right(
+  targets: np.ndarray, positions: np.ndarray, valid: np.ndarray, first: int, pad: int
+) -> np.ndarray:
+  """Decoder inputs: the targets one place later, `first` where a segment starts, `pad` where not valid."""
+  shifted = np.empty_like(targets)
+  shifted[:, 0] = first
+  shifted[:, 1:] = np.where(positions[:, 1:] == 0, first, targets[:, :-1])
+  return np.where(valid, shifted, pad).astype(np.int32, copy=False)
+
+
+def encoder_decoder_fields(seq_len: int, target_len: int) -> Fields:
+  """The fields of every encoder-decoder objective."""
+  encoder = ("encoder_inputs", "encoder_segment_ids", "encoder_positions")
+  decoder = ("decoder_inputs", "decoder_targets", "decoder_segment_ids", "decoder_positions")
+  lengths = dict.fromkeys(encoder, seq_len) | dict.fromkeys(decoder, target_len)
+  return row_fields(lengths, decoder_weights=((target_len,), FLOAT))
+
+
+def encoder_decoder_arrays(source: Rows, target: Rows, first: int, pad: int) -> dict[str, np.ndarray]:
+  """Encoder-decoder arrays of two sides with matching segments; `first` starts each decoder segment."""
+  valid = target.segment_ids > 0
+  return {
+    "encoder_inputs": source.tokens,
+    "encoder_segment_ids": source.segment_ids,
+    "encoder_positions": source.positions,
+    "decoder_inputs": shift_right(target.tokens, target.positions, valid, first, pad),
+    "decoder_targets": target.tokens,
+    "decoder_weights": valid.astype(np.float32),
+    "decoder_segment_ids": target.segment_ids,
+    "decoder_positions": target.positions,
+  }

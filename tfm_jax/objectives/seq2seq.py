@@ -1,0 +1,58 @@
+"""Sequence to sequence: parallel text (Sutskever et al. 2014), or without it the continuation of a text."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from tfm_jax.objectives.draws import Draws
+from tfm_jax.objectives.objective import (
+  Fields,
+  Objective,
+  ObjectiveConfig,
+  Rows,
+  Vocabulary,
+  encoder_decoder_arrays,
+  encoder_decoder_fields,
+)
+
+
+class SequenceToSequence(Objective):
+  """Pairs as they are, several to a row when packed. Without pairs: the first part of a row -> the rest."""
+
+  pairs: ClassVar[bool] = True
+
+  def __init__(self, config: ObjectiveConfig, vocabulary: Vocabulary, seq_len: int, target_len: int):
+    super().__init__(config, vocabulary, seq_len, target_len)
+    self.target_len = target_len or seq_len
+    self.row_tokens = self.seq_len + self.target_len
+
+  @property
+  def fields(self) -> Fields:
+    return encoder_decoder_fields(self.seq_len, self.target_len)
+
+  def check(self) -> None:
+    self.vocabulary.require("eos", "seq2seq")
+
+  def make(self, draws: Draws, source: Rows, target: Rows | None = None) -> dict[str, np.ndarray]:
+    if target is None:
+      source, target = self._continuation(source)
+    pad = self.vocabulary.pad_id
+    first = self.vocabulary.bos_id if self.vocabulary.bos_id >= 0 else pad
+    return encoder_decoder_arrays(source, target, first, pad)
+
+  def _continuation(self, rows: Rows) -> tuple[Rows, Rows]:
+    """Cuts each row, one segment, in the proportion of seq_len to target_len."""
+    lengths = (rows.segment_ids > 0).sum(axis=1)
+    heads = (lengths * self.seq_len + self.row_tokens - 1) // self.row_tokens
+    return self._part(rows.tokens, 0 * heads, heads, self.seq_len), self._part(
+      rows.tokens, heads, lengths, self.target_len
+    )
+
+  def _part(self, tokens: np.ndarray, begin: np.ndarray, end: np.ndarray, width: int) -> Rows:
+    """Columns begin .. end of each row, moved to the left."""
+    column = np.arange(width)
+    valid = column < (end - begin)[:, None]
+    index = np.minimum(begin[:, None] + column, tokens.shape[1] - 1)
+    moved = np.where(valid, np.take_along_axis(tokens, index, axis=1), np.int32(self.vocabulary.pad_id))
+    segment_ids = valid.astype(np.int32)
+    return Rows(moved, segment_ids, segment_ids * column.astype(np.int32))

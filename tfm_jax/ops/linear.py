@@ -1,0 +1,121 @@
+"""One linear for every dense layer: compute-dtype operands, float32 accumulation in all three of its dots."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from tfm_jax.ops.broadcast import to_rank
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 4))
+def linear(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> Array:
+  """`einsum(spec, x, w) + b` in x's dtype, with products summed in float32, forward and backward.
+
+  Args:
+    spec: two operands, e.g. `"BTD,DHK->BTHK"`. A letter of an operand must stand in the output or the other operand.
+    x: activations in the compute dtype.
+    w: weights in the compute dtype; several that share x are stacked (as `DCHK`), so that they share one dX.
+    b: bias in float32, of the shape of the output's last axes, or None.
+    platform: "cpu", "gpu" or "tpu". XLA:CPU reaches the matrix unit (AMX) with bfloat16 operands only if the dot's
+      output is float32, and in the form of dW only if the transposed operand is laid out for it. Elsewhere the
+      hardware sums in float32 anyway, and an output in the compute dtype halves the bytes of what tensor
+      parallelism has to all-reduce.
+
+  Returns:
+    The output in x's dtype.
+  """
+  y = einsum(spec, x, w, platform)
+  return (y if b is None else y + to_rank(b, y.ndim)).astype(x.dtype)
+
+
+def einsum(spec: str, x: Array, w: Array, platform: str) -> Array:
+  """The dot itself. Its result is float32 on CPU and for float32 operands, else in the compute dtype."""
+  if x.dtype == jnp.float32:
+    return jnp.einsum(spec, x, w, precision="highest")
+  return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32 if platform == "cpu" else x.dtype)
+
+
+def _forward(spec, x, w, b, platform):
+  return linear(spec, x, w, b, platform), (x, w, b)
+
+
+def _backward(spec, platform, saved, dy):
+  x, w, b = saved
+  x_axes, w_axes, y_axes = spec.replace("->", ",").split(",")
+  dx = einsum(f"{y_axes},{w_axes}->{x_axes}", dy, w, platform).astype(x.dtype)
+  dw = _weight_gradient(x_axes, y_axes, w_axes, x, dy, platform).astype(w.dtype)
+  db = None if b is None else dy.astype(jnp.float32).sum(range(dy.ndim - b.ndim))
+  return dx, dw, db
+
+
+linear.defvjp(_forward, _backward)
+
+
+def _weight_gradient(x_axes: str, y_axes: str, w_axes: str, x: Array, dy: Array, platform: str) -> Array:
+  """dW. On CPU the operand that holds W's first axis is transposed in memory first: two to six times faster."""
+  if platform != "cpu" or x.dtype == jnp.float32:
+    return einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy, platform)
+  first, a_axes, a, b_axes, b = (
+    (w_axes[0], x_axes, x, y_axes, dy) if w_axes[0] in x_axes else (w_axes[0], y_axes, dy, x_axes, x)
+  )
+  kept = [axis for axis in w_axes if axis in a_axes]
+  assert kept[0] == first
+  order = [a_axes.index(axis) for axis in kept + [axis for axis in a_axes if axis not in kept]]
+  a = with_layout_constraint(a.transpose(order), Layout(tuple(range(a.ndim))))
+  return einsum(f"{''.join(a_axes[i] for i in order)},{b_axes}->{w_axes}", a, b, platform)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def matmul(spec: str, a: Array, b: Array, platform: str) -> Array:
+  """A dot of two activations with batch axes (attention), in float32; backward like `linear`."""
+  return _batched(spec, a, b, platform)
+
+
+def _batched(spec: str, a: Array, b: Array, platform: str) -> Array:
+  """The dot, float32. XLA:CPU has no bfloat16 dot whose first operand is not contracted along its last axis: it is
+  transposed in memory, the smaller of the two."""
+  a_axes, b_axes, y_axes = spec.replace("->", ",").split(",")
+  summed = next(axis for axis in a_axes if axis not in y_axes)
+  if platform == "cpu" and a.dtype != jnp.float32:
+    if b_axes[-1] == summed != a_axes[-1] or (summed not in (a_axes[-1], b_axes[-1]) and b.size < a.size):
+      a_axes, b_axes, a, b = b_axes, a_axes, b, a
+    if a_axes[-1] != summed:
+      shared = [axis for axis in a_axes if axis in b_axes and axis in y_axes]
+      order = "".join([*shared, *(axis for axis in a_axes if axis not in shared and axis != summed), summed])
+      a = jnp.einsum(f"{a_axes}->{order}", a)
+      a_axes, a = order, with_layout_constraint(a, Layout(tuple(range(a.ndim))))
+  precision = "highest" if a.dtype == jnp.float32 else None
+  return jnp.einsum(f"{a_axes},{b_axes}->{y_axes}", a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _matmul_backward(spec, platform, saved, dy):
+  a, b = saved
+  a_axes, b_axes, y_axes = spec.replace("->", ",").split(",")
+  dy = dy.astype(a.dtype)
+  da = _batched(f"{y_axes},{b_axes}->{a_axes}", dy, b, platform).astype(a.dtype)
+  db = _batched(f"{y_axes},{a_axes}->{b_axes}", dy, a, platform).astype(b.dtype)
+  return da, db
+
+
+matmul.defvjp(lambda spec, a, b, platform: (matmul(spec, a, b, platform), (a, b)), _matmul_backward)
+
+
+@jax.custom_vjp
+def embed(table_VD: Array, ids: Array) -> Array:
+  """Rows of `table_VD` [V, D] by `ids` [...]: [..., D]. The gradient is summed in float32, whatever the table's dtype.
+
+  Ids must lie in [0, V): they are checked where data is made.
+  """
+  return table_VD.at[ids].get(mode="promise_in_bounds")
+
+
+def _embed_backward(saved, dy):
+  table, ids = saved
+  zeros = jnp.zeros(table.shape, jnp.float32)
+  return zeros.at[ids].add(dy.astype(jnp.float32), mode="promise_in_bounds").astype(table.dtype), None
+
+
+embed.defvjp(lambda table, ids: (embed(table, ids), (table, ids)), _embed_backward)

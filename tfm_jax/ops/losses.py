@@ -1,0 +1,147 @@
+"""Cross-entropy over a vocabulary that never keeps float32 logits of the whole batch."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from tfm_jax.ops.attention import MASKED
+from tfm_jax.ops.broadcast import to_rank
+from tfm_jax.ops.linear import einsum
+
+
+class Unembedding(NamedTuple):
+  """The output layer: `w_VD` in the compute dtype (V padded to a multiple of 128), `bias_V` float32 or None."""
+
+  w_VD: Array
+  bias_V: Array | None
+
+
+class LossSums(NamedTuple):
+  """Sums over positions, float32 scalars: divide by `weight` for means. `loss` is what training minimises: with label
+  smoothing and z-loss; `nll` is the plain negative log-likelihood, in nats."""
+
+  loss: Array
+  nll: Array
+  correct: Array
+  weight: Array
+
+
+def logits(h: Array, out: Unembedding, vocab_size: int, platform: str) -> Array:
+  """Float32 logits [..., V] of hidden states h [..., D]; ids from `vocab_size` on, which only pad, get -1e30."""
+  letters = "ABCEFG"[: h.ndim - 1]
+  y = einsum(f"{letters}D,VD->{letters}V", h, out.w_VD, platform).astype(jnp.float32)
+  if out.bias_V is not None:
+    y = y + to_rank(out.bias_V, y.ndim)
+  if out.w_VD.shape[0] == vocab_size:
+    return y
+  return jnp.where(_ids(y) < vocab_size, y, MASKED)
+
+
+def _ids(y: Array) -> Array:
+  """The vocabulary id of each logit."""
+  return jax.lax.broadcasted_iota(jnp.int32, y.shape, y.ndim - 1)
+
+
+def cross_entropy(
+  h_BTD: Array,
+  out: Unembedding,
+  targets_BT: Array,
+  weights_BT: Array,
+  *,
+  vocab_size: int,
+  label_smoothing: float,
+  z_loss: float,
+  tiles: int,
+  platform: str,
+) -> LossSums:
+  """Weighted cross-entropy of h [B, T, D] against targets [B, T], summed over positions, in float32.
+
+  Logits are made in `tiles` tiles of positions (a divisor of T), each against the full vocabulary; a tile keeps only
+  its gradient, in the compute dtype, so at most one tile of float32 logits is alive.
+
+  Args:
+    h_BTD: final hidden states, compute dtype.
+    out: the output layer.
+    targets_BT: ids below `vocab_size`.
+    weights_BT: float32 weights; 0 for positions that do not count.
+    vocab_size: true size of the vocabulary.
+    label_smoothing: share of the target's mass that is spread over all `vocab_size` ids (Szegedy et al. 2016).
+    z_loss: factor of log(Z)^2 (Chowdhery et al. 2022).
+    tiles: number of tiles.
+    platform: see `linear`.
+  """
+  settings = (vocab_size, label_smoothing, z_loss, tiles, platform)
+  return LossSums(*_cross_entropy(h_BTD, out, targets_BT, weights_BT, settings), weights_BT.sum())
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _cross_entropy(h, out, targets, weights, settings):
+  return _over_tiles(h, out, targets, weights, settings, with_gradient=False)[0]
+
+
+def _over_tiles(h, out, targets, weights, settings, with_gradient):
+  """((loss, nll, correct), dlogits [B, T, V] or None)."""
+  tiles = settings[3]
+  one = partial(_tile, out=out, settings=settings, with_gradient=with_gradient)
+  if tiles == 1:
+    return one(h, targets, weights)
+  batch, length = targets.shape
+
+  def split(x):
+    return jnp.moveaxis(x.reshape(batch, tiles, length // tiles, *x.shape[2:]), 1, 0)
+
+  sums, dlogits = jax.lax.map(lambda args: one(*args), (split(h), split(targets), split(weights)))
+  sums = jax.tree.map(lambda x: x.sum(0), sums)
+  if dlogits is not None:
+    dlogits = jnp.moveaxis(dlogits, 0, 1).reshape(batch, length, -1)
+  return sums, dlogits
+
+
+def _tile(h, targets, weights, *, out, settings, with_gradient):
+  vocab_size, smoothing, z_loss, _, platform = settings
+  y = logits(h, out, vocab_size, platform)
+  top = jax.lax.stop_gradient(y.max(-1))
+  log_z = top + jnp.log(jnp.exp(y - top[..., None]).sum(-1))
+  ids = _ids(y)
+  hit = ids == targets[..., None]
+  # A sum over a mask, not a gather: it stays local where the vocabulary is sharded.
+  target_logit = jnp.where(hit, y, 0.0).sum(-1)
+  nll = log_z - target_logit
+  loss = nll
+  if smoothing:
+    mean_logit = jnp.where(ids < vocab_size, y, 0.0).sum(-1) / vocab_size
+    loss = (1 - smoothing) * nll + smoothing * (log_z - mean_logit)
+  if z_loss:
+    loss = loss + z_loss * jnp.square(log_z)
+  correct = (target_logit >= top).astype(jnp.float32)
+  sums = tuple((weights * x).sum() for x in (loss, nll, correct))
+  if not with_gradient:
+    return sums, None
+  target_mass = jnp.where(hit, 1.0 - smoothing, 0.0)
+  if smoothing:
+    target_mass = target_mass + jnp.where(ids < vocab_size, smoothing / vocab_size, 0.0)
+  softmax = jnp.exp(y - log_z[..., None])
+  dlogits = softmax * (1 + 2 * z_loss * log_z[..., None] if z_loss else 1.0) - target_mass
+  return sums, (dlogits * weights[..., None]).astype(h.dtype)
+
+
+def _forward(h, out, targets, weights, settings):
+  sums, dlogits = _over_tiles(h, out, targets, weights, settings, with_gradient=True)
+  return sums, (h, out, targets, weights, dlogits)
+
+
+def _backward(settings, saved, cotangents):
+  h, out, targets, weights, dlogits = saved
+  platform = settings[4]
+  d_loss = cotangents[0]  # nll and correct are for people to read
+  dlogits = dlogits * d_loss.astype(dlogits.dtype)
+  dh = einsum("BTV,VD->BTD", dlogits, out.w_VD, platform).astype(h.dtype)
+  dw = einsum("BTV,BTD->VD", dlogits, h, platform).astype(out.w_VD.dtype)
+  db = None if out.bias_V is None else dlogits.astype(jnp.float32).sum((0, 1))
+  return dh, Unembedding(dw, db), None, None
+
+
+_cross_entropy.defvjp(_forward, _backward)

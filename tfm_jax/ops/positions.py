@@ -1,0 +1,63 @@
+"""Positions: sinusoids, rotations, T5's relative buckets."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def sinusoid_table(length: int, dim: int) -> np.ndarray:
+  """[length, dim] float32: sines in the first half of the features, cosines in the second (Vaswani et al. 2017).
+
+  Tensor2tensor's order; the paper interleaves the two, which is the same up to a permutation of features.
+  """
+  rates = np.exp(-np.log(10_000.0) * np.arange(dim // 2) / max(dim // 2 - 1, 1))
+  angles = np.arange(length)[:, None] * rates[None, :]
+  return np.concatenate([np.sin(angles), np.cos(angles), np.zeros((length, dim % 2))], axis=1).astype(np.float32)
+
+
+def rotate(x_BTHK: Array, positions_BT: Array, base: float = 10_000.0) -> Array:
+  """Rotary positions (Su et al. 2021) on pairs (i, i + K/2), angles in float32, in x's dtype."""
+  half = x_BTHK.shape[-1] // 2
+  rates = base ** (-np.arange(half, dtype=np.float32) / half)
+  angles = positions_BT.astype(jnp.float32)[:, :, None, None] * rates[None, None, None, :]
+  sin, cos = jnp.sin(angles), jnp.cos(angles)
+  x = x_BTHK.astype(jnp.float32)
+  a, b = x[..., :half], x[..., half:]
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTHK.dtype)
+
+
+def relative_buckets(distances: np.ndarray, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
+  """T5's bucket of each distance (key position - query position), int32 of the same shape (Raffel et al. 2020).
+
+  Half of the buckets (of each sign, if bidirectional) are exact, the others grow logarithmically to `max_distance`.
+  """
+  n = -np.asarray(distances)
+  base = 0
+  if bidirectional:
+    buckets //= 2
+    base = (n < 0) * buckets
+    n = np.abs(n)
+  else:
+    n = np.maximum(n, 0)
+  exact = buckets // 2
+  with np.errstate(divide="ignore"):
+    large = np.log(np.maximum(n, 1).astype(np.float32) / exact) / math.log(max_distance / exact) * (buckets - exact)
+  large = np.minimum(exact + large.astype(np.int32), buckets - 1)
+  return (base + np.where(n < exact, n, large)).astype(np.int32)
+
+
+def relative_bias(table: Array, queries: int, keys: int, bidirectional: bool, max_distance: int = 128) -> Array:
+  """The bias [H, T, S] float32 of T5's relative positions from its table [buckets, H].
+
+  It depends on s - t alone, so it is looked up once for each distance and laid out by copying: tiling a vector of
+  length T + S and reading it back in rows one shorter shifts each row by one. The gradient is a plain sum, no scatter.
+  """
+  length = queries + keys
+  distances = np.arange(length) - (queries - 1)
+  buckets = relative_buckets(distances, bidirectional, table.shape[0], max_distance)
+  one_hot = np.eye(table.shape[0], dtype=np.float32)[buckets]
+  vector_HL = jnp.einsum("LC,CH->HL", one_hot, table.astype(jnp.float32), precision="highest")
+  tiled = jnp.tile(vector_HL, (1, queries))[:, : queries * (length - 1)]
+  return tiled.reshape(-1, queries, length - 1)[:, :, queries - 1 :]

@@ -1,0 +1,1 @@
+"""Tokenizers and corpora: from files to documents to ids. Never imports jax."""

@@ -1,0 +1,224 @@
+"""Learned subwords, by sentencepiece: unigram (Kudo 2018) and byte pair encoding (Sennrich et al. 2016)."""
+
+import collections
+import io
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from etils import epath
+
+from tfm_jax.errors import UserError
+from tfm_jax.text.tokenizer import SPECIALS, Tokenizer, TokenizerConfig, sentinels_on_top
+
+log = logging.getLogger(__name__)
+
+ALGORITHMS = ("unigram", "bpe")
+
+_SPACE = "\u2581"  # sentencepiece's own sign for a space
+
+sentencepiece.SetMinLogLevel(2)
+
+
+class SentencePieceTokenizer(Tokenizer):
+  """A sentencepiece model, and sentinels: its pieces <extra_id_N>, or else `sentinels` ids on top of its own.
+
+  Models trained here keep any text exactly: decode(encode(text)) == text. Line ends are byte pieces: no piece
+  spans lines.
+  """
+
+  kind = "sentencepiece"
+
+  def __init__(self, model: bytes, sentinels: int = 0):
+    self._model = model
+    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    spm = self._processor
+    pieces = spm.get_piece_size()
+    ids = range(pieces)
+    found = {n: id for n, id in ((_sentinel_number(spm.id_to_piece(id)), id) for id in ids) if n is not None}
+    self._appended = 0 if found else sentinels
+    self.vocab_size = pieces + self._appended
+    if found:
+      self.sentinel_ids = np.array([found[n] for n in sorted(found)], np.int32)
+    else:
+      self.sentinel_ids = sentinels_on_top(self.vocab_size, sentinels)
+    self.pad_id, self.unk_id, self.bos_id, self.eos_id = (
+      spm.pad_id(),
+      spm.unk_id(),
+      spm.bos_id(),
+      spm.eos_id(),
+    )
+    self.mask_id = next(
+      (spm.piece_to_id(m) for m in ("<mask>", "[MASK]") if spm.piece_to_id(m) != self.unk_id), -1
+    )
+    special = {id for id in ids if spm.is_control(id) or spm.is_unknown(id)} | set(self.sentinel_ids.tolist())
+    self.special_ids = np.array(sorted(special | ({self.mask_id} - {-1})), np.int32)
+    self._space_bytes = self._bytes_of_the_space_sign()
+
+  @classmethod
+  def train(cls, config: TokenizerConfig, texts: Iterable[str]) -> "SentencePieceTokenizer":
+    return cls(_train(config, texts), config.sentinels)
+
+  @classmethod
+  def from_file(cls, path: epath.Path, sentinels: int = 0) -> "SentencePieceTokenizer":
+    try:
+      return cls(path.read_bytes(), sentinels)
+    except FileNotFoundError as error:
+      raise UserError(f"tokenizer.path={path}: no such file or directory") from error
+    except RuntimeError as error:
+      raise UserError(f"tokenizer.path={path}: not a sentencepiece model") from error
+
+  def encode(self, text: str) -> np.ndarray:
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    if self._space_bytes is not None and any(_SPACE in text for text in texts):
+      return [self._encode_with_space_signs(text) for text in texts]
+    return self._processor.encode(list(texts), return_type="numpy", num_threads=1)
+
+  def _encode_with_space_signs(self, text: str) -> np.ndarray:
+    """sentencepiece would read its sign for a space, met in a text, as a space: spell it in bytes."""
+    parts = self._processor.encode(text.split(_SPACE), return_type="numpy", num_threads=1)
+    return np.concatenate([parts[0], *(a for part in parts[1:] for a in (self._space_bytes, part))])
+
+  def _bytes_of_the_space_sign(self) -> np.ndarray | None:
+    """Its byte pieces; None in models that lose it anyway: without bytes, or with a space before a text."""
+    spm = self._processor
+    ids = [spm.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+    if self.unk_id in ids or spm.encode("a", return_type=str)[0].startswith(_SPACE):
+      return None
+    return np.array(ids, np.int32)
+
+  def _text(self, ids: np.ndarray) -> str:
+    return self._processor.decode(ids.tolist())
+
+  def _piece(self, id: int) -> str:
+    return self._processor.id_to_piece(id)
+
+  def _state(self) -> tuple[dict[str, Any], bytes]:
+    return {"sentinels": self._appended}, self._model
+
+  def __reduce__(self) -> tuple[Any, ...]:  # it travels to worker processes
+    return SentencePieceTokenizer, (self._model, self._appended)
+
+
+def _sentinel_number(piece: str) -> int | None:
+  match = re.fullmatch(r"▁?<extra_id_(\d+)>", piece)  # T5 has a space before it
+  return int(match[1]) if match else None
+
+
+# Words to learn pieces from: no piece crosses their ends. sentencepiece reserves U+2581 and U+2585; control
+# characters and line ends are left to the byte pieces. STRICT sets ASCII letters apart from digits and
+# punctuation, as GPT-2 does; LOOSE splits at spaces alone. A word takes one space with it; a longer run of
+# spaces is a word but for its last.
+_TEXT = r"\x80-\u2580\u2582-\u2584\u2586-\ud7ff\ue000-\U0010ffff"
+_STRICT = re.compile(rf" ?[A-Za-z{_TEXT}]+| ?[!-@\[-`{{-~]+| +(?![!-~{_TEXT}])")
+_LOOSE = re.compile(rf" ?[!-~{_TEXT}]+| +(?![!-~{_TEXT}])")
+
+_SAMPLE = 64_000_000  # characters to learn from: more text changes little
+
+
+def _train(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
+  """A model of `vocab_size` less the sentinels, learned from the words of the texts and their counts."""
+  smallest = len(SPECIALS) + 256 + 1 + config.sentinels
+  if config.vocab_size < smallest:
+    raise UserError(
+      f"tokenizer.vocab_size={config.vocab_size}: sentencepiece needs {smallest} at least, "
+      "for bytes, special ids and sentinels"
+    )
+  lines = _sample(texts)
+  try:
+    try:
+      return _fit(config, lines, _STRICT)
+    except RuntimeError as error:
+      if config.algorithm != "unigram" or not _limit(error):
+        raise
+      log.info(
+        "vocabulary of %d: letting pieces mix letters and punctuation, to find enough", config.vocab_size
+      )
+      return _fit(config, lines, _LOOSE)
+  except RuntimeError as error:
+    raise UserError(_complaint(config, error)) from error
+
+
+def _fit(config: TokenizerConfig, lines: Sequence[str], words: re.Pattern[str]) -> bytes:
+  """One run of the trainer."""
+  counts: collections.Counter[str] = collections.Counter()
+  for line in lines:
+    counts.update(words.findall(line))
+  if not counts:
+    raise UserError("there is no text to train a tokenizer on")
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=_rows(counts),
+    input_format="tsv",  # a word and its count
+    model_writer=model,
+    model_type=config.algorithm,
+    vocab_size=config.vocab_size - config.sentinels,
+    pad_id=0,
+    unk_id=1,
+    bos_id=2,
+    eos_id=3,
+    control_symbols=list(SPECIALS[4:]),
+    byte_fallback=True,
+    # Nothing of the text may be lost.
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    add_dummy_prefix=False,
+    allow_whitespace_only_pieces=True,
+    split_digits=True,
+    split_by_unicode_script=words is _STRICT,
+    num_sub_iterations=1,  # finds more pieces than 2, shorter encodings, and sooner
+    max_sentence_length=1 << 30,
+    num_threads=16,  # on every machine: the sums of unigram training depend on it
+    minloglevel=2,
+  )
+  return model.getvalue()
+
+
+def _rows(counts: Mapping[str, int]) -> Iterator[str]:
+  """Word, tab, count. A space follows one occurrence of each word.
+
+  The seeds of unigram training are the substrings after which the text goes on in two ways: a word that
+  always ends its row would be none, and only its fragments would be learned.
+  """
+  for word, count in counts.items():
+    if count > 1:
+      yield f"{word}\t{count - 1}"
+    yield f"{word} \t1"
+
+
+def _sample(texts: Iterable[str]) -> list[str]:
+  """All lines, or evenly spaced ones if the text is longer than `_SAMPLE` characters."""
+  kept: list[str] = []
+  stride, size = 1, 0
+  for number, line in enumerate(line for text in texts for line in text.split("\n")):
+    if number % stride == 0:
+      kept.append(line)
+      size += len(line)
+      if size > _SAMPLE and len(kept) > 1:
+        kept, stride = kept[::2], stride * 2
+        size = sum(map(len, kept))
+  return kept
+
+
+def _limit(error: RuntimeError) -> int | None:
+  """The largest vocabulary that the trainer found possible, where it says so."""
+  match = re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", str(error))
+  return int(match[1]) if match else None
+
+
+def _complaint(config: TokenizerConfig, error: RuntimeError) -> str:
+  """The trainer's error in one line."""
+  setting = f"tokenizer.vocab_size={config.vocab_size}"
+  if limit := _limit(error):
+    return (
+      f"{setting}: this text has pieces for {limit + config.sentinels} at most; lower it, or bring more text"
+    )
+  if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+    least = int(match[1]) + config.sentinels
+    return f"{setting}: at least {least} are needed for characters, bytes and special ids"
+  return f"{setting}: sentencepiece cannot train it: {str(error).splitlines()[0]}"

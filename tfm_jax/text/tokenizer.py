@@ -1,0 +1,123 @@
+"""What a tokenizer is: text <-> ids, the special ids, and a directory that it can be saved to."""
+
+import abc
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from etils import epath
+
+from tfm_jax.errors import UserError
+
+SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+"""The first ids of every vocabulary that is made here, in order."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+  kind: str = "sentencepiece"  # sentencepiece, char or byte
+  algorithm: str = "unigram"  # of sentencepiece: unigram or bpe
+  vocab_size: int = (
+    0  # with special ids, 256 byte pieces and sentinels; 0 for char and byte, which find theirs
+  )
+  path: str = (
+    ""  # a sentencepiece .model file or a saved tokenizer's directory; empty: train one on the training text
+  )
+  sentinels: int = (
+    0  # ids reserved at the top of the vocabulary for span corruption; <extra_id_0> is the highest
+  )
+
+
+class Tokenizer(abc.ABC):
+  """Text <-> int32 ids. An id of -1 means that the vocabulary has no such token.
+
+  Attributes:
+    kind: as in the config.
+    vocab_size: number of ids, not padded.
+    pad_id, unk_id, bos_id, eos_id, mask_id: 0 to 4 in vocabularies made here.
+    sentinel_ids: int32, in order of use (<extra_id_0> first).
+    special_ids: int32, sorted: every id that stands for no text, and the unknown one. Never masked, never
+      drawn at random.
+  """
+
+  kind: ClassVar[str]
+  vocab_size: int
+  pad_id: int = 0
+  unk_id: int = 1
+  bos_id: int = 2
+  eos_id: int = 3
+  mask_id: int = 4
+  sentinel_ids: np.ndarray
+  special_ids: np.ndarray
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> np.ndarray:
+    """The ids of `text`, int32 [n], with no special id added."""
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """`encode` of each text."""
+    return [self.encode(text) for text in texts]
+
+  def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+    """The text of `ids`; special ids are dropped, but the unknown one shows."""
+    array: np.ndarray = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int32)
+    if np.any((array < 0) | (array >= self.vocab_size)):
+      raise ValueError(f"ids must lie in [0, {self.vocab_size}), found {np.min(array)} to {np.max(array)}")
+    return self._text(array[~np.isin(array, self.special_ids) | (array == self.unk_id)])
+
+  def token(self, id: int) -> str:
+    """The readable piece of one id."""
+    if not 0 <= id < self.vocab_size:
+      raise ValueError(f"ids must lie in [0, {self.vocab_size}), found {id}")
+    sentinel = np.flatnonzero(self.sentinel_ids == id)
+    return f"<extra_id_{sentinel[0]}>" if sentinel.size else self._piece(int(id))
+
+  @property
+  def fingerprint(self) -> str:
+    """sha256 over everything that decides the ids of a text."""
+    description, model = self._state()
+    return hashlib.sha256(json.dumps([self.kind, description], sort_keys=True).encode() + model).hexdigest()
+
+  def save(self, directory: epath.PathLike) -> None:
+    """Writes tokenizer.json, and the sentencepiece model beside it, for `load_tokenizer`."""
+    path = epath.Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    description, model = self._state()
+    if model:
+      (path / MODEL_FILE).write_bytes(model)
+    ids = {"vocab_size": self.vocab_size, "pad_id": self.pad_id, "unk_id": self.unk_id, "bos_id": self.bos_id}
+    ids |= {"eos_id": self.eos_id, "mask_id": self.mask_id, "sentinel_ids": self.sentinel_ids.tolist()}
+    content = {"kind": self.kind, **description, **ids, "fingerprint": self.fingerprint}
+    (path / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+  @abc.abstractmethod
+  def _state(self) -> tuple[dict[str, Any], bytes]:
+    """What `tokenizer.json` needs to say, and the bytes of the model file (if there is one)."""
+
+  @abc.abstractmethod
+  def _text(self, ids: np.ndarray) -> str:
+    """The text of ids that are in range and not special."""
+
+  @abc.abstractmethod
+  def _piece(self, id: int) -> str:
+    """The readable piece of an id that is in range and no sentinel."""
+
+
+JSON_FILE = "tokenizer.json"
+MODEL_FILE = "spm.model"
+
+
+def check_found_size(config: TokenizerConfig, found: int) -> None:
+  """Refuses a `vocab_size` that a vocabulary which finds its own size cannot have."""
+  if config.vocab_size not in (0, found):
+    raise UserError(
+      f"tokenizer.vocab_size={config.vocab_size}: {config.kind} finds its own size, {found} here; set it to 0"
+    )
+
+
+def sentinels_on_top(size: int, count: int) -> np.ndarray:
+  """The highest `count` of `size` ids, highest first, int32."""
+  return np.arange(size - 1, size - 1 - count, -1, dtype=np.int32)

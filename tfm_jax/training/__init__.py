@@ -1,0 +1,1 @@
+"""Config, state, step, optimizer, checkpoints, run directory, tracking and the loop."""

@@ -1,0 +1,166 @@
+"""Optimizers by name, as Optax chains over stacked parameters, and learning-rate schedules."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tfm_jax.errors import UserError
+from tfm_jax.models.config import Axes
+from tfm_jax.models.model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """The optimizer and its schedule."""
+
+  name: str = "adamw"  # adamw, adam, adafactor or sgd
+  learning_rate: float = 1e-4  # the peak, reached at warmup_steps
+  schedule: str = "linear"  # after the warm-up: linear, cosine, rsqrt or constant
+  warmup_steps: int = 0  # updates of linear warm-up
+  final_fraction: float = 0.0  # of the peak, at the last step of linear and cosine
+  weight_decay: float = 0.0  # decoupled, times the learning rate; matrices only (adamw, sgd)
+  beta1: float = 0.9  # momentum (adamw, adam, sgd)
+  beta2: float = 0.999  # decay of the squared gradients (adamw, adam)
+  epsilon: float = 1e-8  # added to the root of the squared gradients (adamw, adam)
+  grad_clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
+
+
+def schedule(config: OptimizerConfig, steps: int) -> Callable[[Array], Array]:
+  """step (from 0) -> learning rate of that step's update, float32. The peak is reached at update `warmup_steps`."""
+  peak, warmup, final = config.learning_rate, config.warmup_steps, config.final_fraction
+  after = {
+    "linear": lambda done, n: 1 - (1 - final) * done,
+    "cosine": lambda done, n: final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * done)),
+    "rsqrt": lambda done, n: jnp.sqrt(max(warmup, 1) / n),
+    "constant": lambda done, n: jnp.ones_like(n),
+  }
+  if config.schedule not in after:
+    raise UserError(f"optimizer.schedule={config.schedule!r} is not one of {', '.join(after)}")
+
+  def rate(step: Array) -> Array:
+    n = jnp.asarray(step, jnp.float32) + 1
+    done = jnp.clip((n - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+    return peak * jnp.where(n < warmup, n / max(warmup, 1), after[config.schedule](done, n))
+
+  return rate
+
+
+def _decay(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+  mask = jax.tree.map(lambda a: a.is_matrix, axes, is_leaf=lambda a: isinstance(a, Axes))
+  return optax.add_decayed_weights(config.weight_decay, mask) if config.weight_decay else optax.identity()
+
+
+def _adam(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+  return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+
+
+def _adamw(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+  return optax.chain(_adam(config, axes), _decay(config, axes))
+
+
+def _sgd(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+  momentum = optax.trace(config.beta1) if config.beta1 else optax.identity()
+  return optax.chain(_decay(config, axes), momentum)
+
+
+def _adafactor(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+  """Shazeer and Stern 2018, without momentum, steps relative to each parameter's scale, as T5 uses it."""
+  return per_matrix(
+    optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()),
+    axes,
+  )
+
+
+OPTIMIZERS = {"adamw": _adamw, "adam": _adam, "adafactor": _adafactor, "sgd": _sgd}
+
+
+def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+  """The chain that turns gradients into a direction; the step multiplies it by minus the learning rate.
+
+  Args:
+    config: its name and numbers.
+    axes: a tree like the parameters' with the `Axes` of each.
+  """
+  if config.name not in OPTIMIZERS:
+    raise UserError(f"optimizer.name={config.name!r} is not one of {', '.join(OPTIMIZERS)}")
+  clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
+  return optax.chain(clip, OPTIMIZERS[config.name](config, axes))
+
+
+def matrix_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+  """The shape of the true matrices: [layers..., inputs, outputs]; other parameters keep [layers..., the rest]."""
+  if not axes.is_matrix:
+    return shape
+  middle = axes.layers + axes.inputs
+  return (*shape[: axes.layers], math.prod(shape[axes.layers : middle]), math.prod(shape[middle:]))
+
+
+def per_matrix(tx: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
+  """`tx` acting on each true matrix of each layer by itself, though parameters are stacked and heads are axes.
+
+  The state is a tree like the parameters', with tx's state of each in place of the leaf, stacked over layers.
+  """
+  is_axes = lambda a: isinstance(a, Axes)
+  flat_axes = jax.tree.leaves(axes, is_leaf=is_axes)
+  structure = jax.tree.structure(axes, is_leaf=is_axes)
+
+  def matrices(tree: Any) -> list[Array]:
+    leaves = structure.flatten_up_to(tree)
+    return [x.reshape(matrix_shape(x.shape, a)) for x, a in zip(leaves, flat_axes, strict=True)]
+
+  def over_layers(function: Callable, a: Axes) -> Callable:
+    return jax.vmap(function) if a.layers else function
+
+  def init(params: Any) -> Any:
+    return structure.unflatten(over_layers(tx.init, a)(x) for x, a in zip(matrices(params), flat_axes, strict=True))
+
+  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    results = [
+      over_layers(tx.update, a)(g, s, p)
+      for g, s, p, a in zip(matrices(grads), structure.flatten_up_to(state), matrices(params), flat_axes, strict=True)
+    ]
+    updates = structure.unflatten(
+      u.reshape(g.shape) for (u, _), g in zip(results, structure.flatten_up_to(grads), strict=True)
+    )
+    return updates, structure.unflatten(s for _, s in results)
+
+  return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def state_shardings(model: Model, opt_state: Any) -> Any:
+  """Where each array of the optimizer state lives: like its parameter, found by path and shape.
+
+  A factored moment has lost one axis of its parameter's matrix and follows the others; what matches nothing (counters,
+  placeholders) is replicated.
+  """
+  parameters = {_keys(path): (leaf.shape, model.axes(path)) for path, leaf in jax.tree.leaves_with_path(model.shapes())}
+
+  def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    if _keys(path) in parameters:
+      shape, axes = parameters[_keys(path)]
+      if leaf.shape == shape:
+        return model.placement.sharding(axes.names)
+      parts = list(model.placement.spec(axes.names))
+      shape = matrix_shape(shape, axes)
+      if axes.is_matrix:
+        middle = axes.layers + axes.inputs
+        # Of merged axes the first alone is ever split.
+        parts = [*parts[: axes.layers], parts[axes.layers], parts[middle]]
+      for lost in (None, *range(len(shape))):
+        if leaf.shape == tuple(n for i, n in enumerate(shape) if i != lost):
+          return NamedSharding(model.placement.mesh, PartitionSpec(*(p for i, p in enumerate(parts) if i != lost)))
+    return model.placement.replicated
+
+  return jax.tree.map_with_path(place, opt_state)
+
+
+def _keys(path: tuple) -> tuple:
+  """The parameter's path within the path of a piece of optimizer state: its dictionary keys."""
+  return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
