@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -182,6 +183,9 @@ def load_file(path: str) -> config_dict.ConfigDict:
   spec = importlib.util.spec_from_file_location(Path(file).stem, file)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
+  folder = str(Path(file).resolve().parent.parent)  # experiment files say `from configs import base`
+  if folder not in sys.path:
+    sys.path.append(folder)
   spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
     raise UserError(f"{file} has no function get_config: see configs/quickstart.py")

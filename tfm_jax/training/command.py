@@ -1,0 +1,108 @@
+"""What the commands share: flags, logging, and mistakes told in one line."""
+
+import dataclasses
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from tfm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+  """A parsed command line: `--name=value` flags, and `--config.KEY=VALUE` overrides as text."""
+
+  values: dict[str, str]
+  overrides: dict[str, str]
+
+  def require(self, name: str) -> str:
+    """The value of a flag that must be given. Raises UserError."""
+    if not self.values.get(name):
+      raise UserError(f"--{name}=... is missing (--help says what there is)")
+    return self.values[name]
+
+
+def parse(arguments: Sequence[str], names: Sequence[str]) -> Flags:
+  """Flags of a command line; `--name value` serves as well as `--name=value`.
+
+  Raises:
+    UserError: an unknown flag, a flag twice, or one without a value.
+  """
+  flags = Flags({}, {})
+  rest = list(arguments)
+  while rest:
+    argument = rest.pop(0)
+    if not argument.startswith("--"):
+      raise UserError(f"unexpected argument {argument!r}: flags are written --name=value")
+    name, equals, value = argument[2:].partition("=")
+    key = name.removeprefix("config.")
+    if key == name and name not in names:
+      raise UserError(_unknown(name, names))
+    if not equals:
+      if not rest or rest[0].startswith("--"):
+        raise UserError(f"--{name} needs a value: --{name}=...")
+      value = rest.pop(0)
+    place = flags.values if key == name else flags.overrides
+    if key in place:
+      raise UserError(f"--{name} is given twice")
+    place[key] = value
+  return flags
+
+
+def _unknown(name: str, names: Sequence[str]) -> str:
+  from tfm_jax.training.config import all_keys
+
+  keys = all_keys()
+  full = [key for key in keys if key == name or key.rsplit(".", 1)[-1] == name]
+  if full:
+    return f"--{name} is no flag; to replace a key of the config write --config.{full[0]}=..."
+  near = difflib.get_close_matches(name, [*names, *(f"config.{key}" for key in keys)], n=1)
+  return f"--{name} is no flag" + (f"; did you mean --{near[0]}?" if near else "; --help says what there is")
+
+
+def run_command(main: Callable[[Flags], None], usage: str, flags: Sequence[str]) -> int:
+  """Runs a command and returns its exit status: 0; 2 for a mistake of the user's, told in one line on stderr.
+
+  An interrupted run returns 128 plus the signal's number. Other errors are ours and keep their traceback.
+  """
+  from tfm_jax.training.interruption import Interrupted
+
+  if any(argument in ("--help", "-h") for argument in sys.argv[1:]):
+    return _help(usage)
+  try:
+    parsed = parse(sys.argv[1:], flags)
+    set_up_logging()
+    main(parsed)
+  except UserError as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+  except Interrupted as error:
+    print(error, file=sys.stderr)
+    return 128 + error.number
+  return 0
+
+
+def _help(usage: str) -> int:
+  from tfm_jax.training.config import Config, to_dict
+
+  print(usage)
+  print("Keys and their defaults (null: the family's own value):")
+  for name, section in to_dict(Config()).items():
+    values = section.items() if isinstance(section, dict) else [("", section)]
+    for key, value in values:
+      shown = "null" if value is None else repr(value)
+      print(f"  --config.{name}{'.' if key else ''}{key}={shown}")
+  return 0
+
+
+def set_up_logging() -> None:
+  """The package's log lines on stderr; other libraries only from warnings on."""
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  root = logging.getLogger()
+  root.handlers[:] = [handler]
+  root.setLevel(logging.WARNING)
+  logging.getLogger("absl").setLevel(logging.WARNING)
+  logging.getLogger("tfm_jax").setLevel(logging.INFO)
+

@@ -1,0 +1,215 @@
+"""`fit`: from a configuration to a trained model in a run directory, whether it starts, resumes or is finished."""
+
+import contextlib
+import logging
+import math
+import time
+from typing import Any
+
+import jax
+from etils import epath
+from jax import Array
+
+from tfm_jax.ops.losses import LossSums
+from tfm_jax.training import flops
+from tfm_jax.training.build import build_model, build_optimizer
+from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.config import Config, resolve, to_dict
+from tfm_jax.training.interruption import Interrupted, Interruption
+from tfm_jax.training.load import load_params
+from tfm_jax.training.memory import choose_microbatches
+from tfm_jax.training.meter import Meter, Profiler
+from tfm_jax.training.optimizer import schedule
+from tfm_jax.training.pretraining import Pretraining
+from tfm_jax.training.run_directory import RunDirectory
+from tfm_jax.training.start import (
+  check_fingerprints,
+  check_resumable,
+  leaving_nothing_half_made,
+  parameter_lines,
+  rows_here,
+  start_entry,
+  stored_tokenizer,
+  use_compilation_cache,
+)
+from tfm_jax.training.state import TrainState, abstract_state, init_state
+from tfm_jax.training.step import make_eval_step, make_train_step
+from tfm_jax.training.task import Batch, Task
+from tfm_jax.training.tracking import Tracker, human_count
+
+log = logging.getLogger(__name__)
+
+
+def fit(config: Config, workdir: epath.PathLike, task: Task | None = None) -> dict[str, float]:
+  """Trains to `config.train.steps` in `workdir`; goes on where an earlier start ended.
+
+  Args:
+    config: the configuration; it must agree with that of the run in `workdir`, if there is one (`MAY_CHANGE` aside).
+    workdir: the run directory, local or gs://.
+    task: what to train on; None: pre-training as the configuration says.
+
+  Returns:
+    The last row of evaluation: loss and what else applies. Empty without held-out data.
+
+  Raises:
+    UserError: a mistake in the configuration, the data or the directory.
+    Interrupted: SIGTERM or SIGINT; a checkpoint of the last step is complete.
+  """
+  run = RunDirectory(workdir)
+  config = resolve(config)
+  use_compilation_cache()
+  with leaving_nothing_half_made(run), run.locked():
+    check_resumable(run, config)
+    task = task or Pretraining(config, stored_tokenizer(run, config))
+    with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
+      return _Start(config, run, task, checkpoints).fit()
+
+
+class _Start:
+  """One start of a run: what is fixed for its whole length, and the loop."""
+
+  def __init__(self, config: Config, run: RunDirectory, task: Task, checkpoints: Checkpoints) -> None:
+    self.config, self.run, self.task, self.checkpoints = config, run, task, checkpoints
+    self.model = build_model(config, task.tokenizer.vocab_size)
+    self.tx = build_optimizer(config, self.model)
+    self.loss = task.loss(self.model)
+    self.eval_step = jax.jit(make_eval_step(self.loss))
+    self.abstract = abstract_state(self.model, self.tx)
+    self.batch_sharding = self.model.placement.sharding(("batch",))
+    self.rows = rows_here(self.batch_sharding, config.train.batch_size)
+    self.result: dict[str, float] = {}
+
+  def fit(self) -> dict[str, float]:
+    """Restores or initialises, trains, reports."""
+    config, run = self.config, self.run
+    starts = run.starts()
+    check_fingerprints(starts, self.task, run)
+    latest = self.checkpoints.latest()
+    log.info("\n%s", parameter_lines(self.model, self.abstract.params))
+    train_step, microbatches = None, 0
+    if latest is None or latest < config.train.steps:
+      chosen = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
+      microbatches, train_step = self._compile(chosen)
+    state = self._state(latest)
+    if not run.exists:
+      if run.writes:
+        self.task.tokenizer.save(run.tokenizer)
+      run.write_config(to_dict(config))
+    run.append_start(start_entry(self.model, self.task, latest or 0, microbatches))
+    if train_step is None:
+      log.info("this run is finished: %d steps are done", latest)
+      rows = [row for row in run.read_metrics() if row.pop("split") == "eval"]
+      self.result = {name: value for name, value in rows[-1].items() if name != "step"} if rows else {}
+    else:
+      with Tracker(run, config.train.steps, latest) as tracker:
+        state = self._train(state, train_step, tracker)
+      self.checkpoints.wait()
+    log.info("curves: %s, or tensorboard --logdir %s", run.path / "metrics.jsonl", run.tensorboard)
+    for line in self.task.report(self.model, state.params, self.result):
+      log.info("%s", line)
+    return self.result
+
+  def _compile(self, chosen: int) -> tuple[int, Any]:
+    """(microbatches, compiled train step); a number that an earlier start chose is kept, where it still divides."""
+    config, placement = self.config, self.model.placement
+    rate = schedule(config.optimizer, config.train.steps)
+    size = config.train.batch_size
+    batch = {
+      name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=self.batch_sharding)
+      for name, (shape, dtype) in self.task.fields.items()
+    }
+
+    def compile_with(microbatches: int) -> Any:
+      step = make_train_step(self.loss, self.tx, rate, placement, microbatches, config.seed)
+      out = (jax.tree.map(lambda leaf: leaf.sharding, self.abstract), placement.replicated)
+      return jax.jit(step, donate_argnums=0, out_shardings=out).lower(self.abstract, batch).compile()
+
+    begin = time.monotonic()
+    asked = config.train.microbatches or chosen
+    made = choose_microbatches(self.model, self.abstract, self.task.fields, size, asked, compile_with)
+    log.info("train step: compiled in %.1f s, microbatches %d", time.monotonic() - begin, made[0])
+    return made
+
+  def _state(self, latest: int | None) -> TrainState:
+    """The state of the last checkpoint, or a fresh one."""
+    config = self.config
+    if latest is not None:
+      log.info("going on from the checkpoint of step %d", latest)
+      return TrainState(**self.checkpoints.restore(latest, self.abstract._asdict()))
+    params = None
+    if config.init_from:
+      step, params = load_params(RunDirectory(config.init_from), self.model)
+      log.info("parameters of %s, step %d", config.init_from, step)
+    return init_state(self.model, self.tx, config.seed, params)
+
+  def _meter(self, tracker: Tracker) -> Meter:
+    """The meter of this run; says once what its figures mean."""
+    config, placement, fields = self.config, self.model.placement, self.task.fields
+    row = flops.row_flops(config.model, self.model.vocab_size, fields, transform=config.family == "bert")
+    inputs = [shape[0] for name, (shape, _) in fields.items() if name.endswith("inputs")]
+    peak = flops.peak_flops(placement.mesh.devices.flat[0])
+    log.info(
+      "FLOPs of a step: %s = %s; counting the half of causal attention only: %s. %s",
+      human_count(row.full * config.train.batch_size), flops.FORMULA, human_count(row.causal * config.train.batch_size),
+      f"mfu = the first / seconds / {human_count(peak * placement.mesh.size)}FLOP/s" if peak else
+      "no mfu: the peak of these devices is not known",
+    )  # fmt: skip
+    return Meter(
+      tracker, config.train.log_every, config.train.batch_size * sum(inputs), row.full * config.train.batch_size,
+      peak and peak * placement.mesh.size,
+    )  # fmt: skip
+
+  def _train(self, state: TrainState, train_step: Any, tracker: Tracker) -> TrainState:
+    """The loop: each step is handed to the devices before the metrics of the one before it are fetched."""
+    config = self.config
+    meter = self._meter(tracker)
+    profiler = Profiler(self.run.path / "profile", config.train.profile_at)
+    step = int(state.step)
+    if step == 0:
+      self._evaluate(state, tracker, 0)
+    batches = self.task.train_batches(step, config.train.steps, self.rows)
+    with Interruption() as interruption, contextlib.ExitStack() as stack:
+      stack.callback(profiler.stop)
+      meter.resume()
+      while step < config.train.steps:
+        asked = time.perf_counter()
+        batch = self._put(next(batches)[1])
+        waited = time.perf_counter() - asked
+        profiler.before(step)
+        state, metrics = train_step(state, batch)
+        profiler.after(step, metrics["loss"])
+        step += 1
+        meter.add(step, metrics, waited)
+        stopped, last = interruption.signal, step == config.train.steps
+        evaluate = last or (config.eval.every > 0 and step % config.eval.every == 0)
+        save = last or stopped is not None or self.checkpoints.due(step)
+        if evaluate or save:
+          meter.finish()
+          if evaluate:
+            self._evaluate(state, tracker, step)
+          if save:
+            tracker.sync()  # every row up to this step is on disk before the checkpoint commits
+            self.checkpoints.save(step, state._asdict())
+          meter.resume()
+        if stopped is not None and not last:
+          self.checkpoints.wait()
+          raise Interrupted(stopped, step)
+    return state
+
+  def _put(self, batch: Batch) -> dict[str, Array]:
+    """The batch on the devices; each process brings its own rows."""
+    size = self.config.train.batch_size
+    return {
+      name: jax.make_array_from_process_local_data(self.batch_sharding, x, (size, *x.shape[1:]))
+      for name, x in batch.items()
+    }
+
+  def _evaluate(self, state: TrainState, tracker: Tracker, step: int) -> None:
+    """One row of evaluation: means over all positions of the held-out batches."""
+    sums = [self.eval_step(state.params, self._put(batch)) for batch in self.task.eval_batches(self.rows)]
+    if not sums:
+      return
+    total = LossSums(*(math.fsum(map(float, column)) for column in zip(*jax.device_get(sums), strict=True)))  # type: ignore[arg-type]
+    loss, accuracy = float(total.nll / total.weight), float(total.correct / total.weight)
+    self.result = {"loss": loss, "accuracy": accuracy, **self.task.eval_metrics(loss)}
+    tracker.log("eval", step, self.result)

@@ -1,0 +1,70 @@
+"""Pre-training: the task of a run that names no other."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from tfm_jax.data.dataset import batches, unigram_entropy
+from tfm_jax.data.prepare import prepare
+from tfm_jax.models.model import Model
+from tfm_jax.training import samples
+from tfm_jax.training.config import Config
+from tfm_jax.training.loss import LossFunction, pretraining_loss
+from tfm_jax.training.task import Batch
+
+
+class Pretraining:
+  """A `Task` over the corpus, tokenizer and objective of a configuration.
+
+  Args:
+    config: the resolved configuration.
+    stored_tokenizer: the run's own tokenizer (or that of the run it starts from), which then stands.
+  """
+
+  def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
+    prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer)
+    self._config = config
+    self._train = prepared.train(config.train.batch_size)
+    self._eval = prepared.evaluation(config.train.batch_size)
+    self.tokenizer = prepared.tokenizer
+    self.fields = self._train.fields
+    self.fingerprints = prepared.fingerprints
+    self._unigram = unigram_entropy(self._eval, config.eval.batches) if self._eval else math.nan
+
+  def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
+    """See `Task`."""
+    return batches(self._train, start, stop, rows, self._config.data.prefetch)
+
+  def eval_batches(self, rows: np.ndarray | None) -> Iterator[Batch]:
+    """See `Task`."""
+    if self._eval is not None:
+      for step in range(self._eval.num_batches(self._config.eval.batches)):
+        yield self._eval.batch(step, rows)
+
+  def loss(self, model: Model) -> LossFunction:
+    """See `Task`."""
+    return pretraining_loss(model, self._config.loss)
+
+  def eval_metrics(self, loss: float) -> dict[str, float]:
+    """Perplexity, the entropy of the targets' unigram distribution in nats, and bits per byte of text where each token
+    is predicted once."""
+    metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram}
+    if self._config.objective.name in ("causal", "seq2seq") and self._eval is not None and self._eval.text_bytes:
+      metrics["bits_per_byte"] = loss / math.log(2) * self._eval.text_tokens / self._eval.text_bytes
+    return metrics
+
+  def report(self, model: Model, params: Any, metrics: Mapping[str, float]) -> list[str]:
+    """The scores, and what the model makes of some held-out text."""
+    lines = []
+    batch = None
+    if metrics and self._eval is not None:
+      loss, entropy = metrics["loss"], metrics["unigram_entropy"]
+      lines += [
+        f"unigram entropy: {entropy:.3f} nats",
+        f"held-out loss: {loss:.3f} nats, {entropy - loss:+.3f} below the unigram entropy of the same tokens",
+      ]
+      batch = self._eval.batch(0)
+    return lines + samples.show(model, params, self.tokenizer, batch if batch is not None else self._train.batch(0))

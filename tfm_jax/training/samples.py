@@ -1,0 +1,89 @@
+"""What a trained model makes of some text: filled masks, a continuation, or decoded targets, to be read by people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tfm_jax.models.model import Model
+from tfm_jax.text.tokenizers import Tokenizer
+
+_SHOWN = 3  # rows, or masks
+_CONTEXT = 8  # tokens on either side of a mask
+
+
+def show(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
+  """Lines about the first rows of a batch, in the way of its objective."""
+  first = {name: np.asarray(x[:_SHOWN]) for name, x in batch.items()}
+  if "mlm_positions" in first:
+    return _fill_masks(model, params, tokenizer, first)
+  if "decoder_inputs" in first:
+    return _decode(model, params, tokenizer, first)
+  return _continue(model, params, tokenizer, first)
+
+
+def _fill_masks(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
+  """One mask of each row with its surroundings, what was there, and the three likeliest tokens."""
+  logits = jax.jit(model.logits)(params, batch)
+  shares, ids = jax.device_get(jax.lax.top_k(jax.nn.softmax(logits, -1), 3))
+  lines = ["filled masks (what was there -> the likeliest):"]
+  for row in range(len(batch["inputs"])):
+    inputs, places = batch["inputs"][row], batch["mlm_positions"][row]
+    masked = [j for j in range(len(places)) if batch["weights"][row, j] > 0 and inputs[places[j]] == tokenizer.mask_id]
+    for j in masked[len(masked) // 2 :][:1]:
+      at = places[j]
+      left = tokenizer.decode(inputs[max(at - _CONTEXT, 0) : at])
+      right = tokenizer.decode(inputs[at + 1 : at + 1 + _CONTEXT])
+      guesses = ", ".join(f"{tokenizer.token(int(i))!r} {p:.0%}" for i, p in zip(ids[row, j], shares[row, j], strict=True))
+      truth = tokenizer.token(int(batch["targets"][row, j]))
+      lines.append(f"  {_line(left)} [MASK] {_line(right)}   {truth!r} -> {guesses}")
+  return lines
+
+
+def _continue(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
+  """A sample, at temperature 0.8, that goes on from the first half of the first row."""
+  length = batch["inputs"].shape[1]
+  prompt = max(length // 2, 1)
+  ids = jnp.asarray(batch["inputs"][:1])
+
+  def step(at: jax.Array, ids: jax.Array) -> jax.Array:
+    logits = model.logits(params, {"inputs": ids})[0, at - 1] / 0.8
+    drawn = jax.random.categorical(jax.random.fold_in(jax.random.key(0), at), logits)
+    return ids.at[0, at].set(drawn.astype(ids.dtype))
+
+  made = np.asarray(jax.jit(lambda ids: jax.lax.fori_loop(prompt, length, step, ids))(ids))[0]
+  return [
+    "a sample (prompt | continuation):",
+    f"  {_line(tokenizer.decode(made[:prompt]))} | {_line(tokenizer.decode(made[prompt:]))}",
+  ]
+
+
+def _decode(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
+  """The likeliest target of each row, token after token, for the first segment of the row."""
+  length = batch["decoder_inputs"].shape[1]
+  fields = {name: jnp.asarray(x) for name, x in batch.items()}
+
+  def step(at: jax.Array, ids: jax.Array) -> jax.Array:
+    logits = model.logits(params, fields | {"decoder_inputs": ids})[:, at - 1]
+    return ids.at[:, at].set(logits.argmax(-1).astype(ids.dtype))
+
+  started = fields["decoder_inputs"].at[:, 1:].set(tokenizer.pad_id)
+  made = np.asarray(jax.jit(lambda ids: jax.lax.fori_loop(1, length, step, ids))(started))
+  lines = ["decoded (input -> wanted | made):"]
+  for row in range(len(made)):
+    source = batch["encoder_inputs"][row][batch["encoder_segment_ids"][row] == 1]
+    wanted = batch["decoder_targets"][row][batch["decoder_segment_ids"][row] == 1]
+    answer = made[row, 1 : len(wanted) + 1]
+    ended = np.flatnonzero(answer == tokenizer.eos_id)
+    answer = answer[: ended[0]] if len(ended) else answer
+    texts = (tokenizer.decode(ids) for ids in (source, wanted, answer))
+    lines.append("  {} -> {} | {}".format(*(_line(text) for text in texts)))
+  return lines
+
+
+def _line(text: str, most: int = 160) -> str:
+  """The text on one line, cut."""
+  text = " ".join(text.split())
+  return text if len(text) <= most else text[: most - 3] + "..."
