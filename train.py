@@ -1,10 +1,10 @@
 """Trains a model: python train.py --config=configs/FILE.py [--workdir=DIR] [--config.KEY=VALUE ...].
 
-  --config=FILE.py[:VARIANT]   the experiment; those that come along are in configs/
-  --workdir=DIR                where the run is kept, local or gs://; default: runs/<config name>. The same command goes
-                               on where an earlier one ended
-  --config.KEY=VALUE           replaces a key of the experiment, e.g. --config.train.steps=100 --config.seed=1
-  --help                       this text, and all keys with their defaults
+--config=FILE.py[:VARIANT]   the experiment; those that come along are in configs/
+--workdir=DIR                where the run is kept, local or gs://; default: runs/<config name>. The same command goes
+                             on where an earlier one ended
+--config.KEY=VALUE           replaces a key of the experiment, e.g. --config.train.steps=100 --config.seed=1
+--help                       this text, and all keys with their defaults
 """
 
 import sys

@@ -40,9 +40,7 @@ def main() -> None:
   results = {}
   with tempfile.TemporaryDirectory() as folder:
     side = _random_side(Path(folder), args.tokens)
-    cases = {name: Split("train", (side,)) for name in OBJECTIVES} | {
-      "seq2seq pairs": Split("train", (side, side))
-    }
+    cases = {name: Split("train", (side,)) for name in OBJECTIVES} | {"seq2seq pairs": Split("train", (side, side))}
     for name, split in cases.items():
       objective = make_objective(ObjectiveConfig(name=name.split()[0]), vocabulary, args.seq_len)
       dataset = Dataset(split, objective, args.rows, seed=0, packing=True, shuffle=True)
@@ -60,9 +58,7 @@ def _random_side(folder: Path, tokens: int) -> Side:
   path = folder / "tokens"
   rng.integers(5, _VOCABULARY - 100, tokens).astype(np.uint16).tofile(path)
   cuts = np.unique(rng.integers(1, tokens, tokens // 250))
-  return Side(
-    np.memmap(path, np.uint16, mode="r").view(np.ndarray), np.concatenate([[0], cuts, [tokens]]), tokens
-  )
+  return Side(np.memmap(path, np.uint16, mode="r").view(np.ndarray), np.concatenate([[0], cuts, [tokens]]), tokens)
 
 
 def _measure(dataset: Dataset, seconds: float) -> float:

@@ -239,9 +239,7 @@ def test_the_embedded_corpus_is_split_deduplicated_and_cached(sources, monkeypat
   assert 1 <= len(held_out) <= 30  # about 2 %
   assert train[0].startswith("A topic") or held_out[0].startswith("A topic")
   assert any(text.startswith("Function number 7.\n\nIt is") for text in train + held_out)
-  counts = {
-    name: corpus.counts[f"train_{name}"] for name in ("files", "too_short", "not_prose", "duplicates")
-  }
+  counts = {name: corpus.counts[f"train_{name}"] for name in ("files", "too_short", "not_prose", "duplicates")}
   assert counts == {"files": 2, "too_short": 1, "not_prose": 1, "duplicates": 1}
   assert "data.source=text" in corpus.description
   monkeypatch.setattr(embedded, "_build", lambda: pytest.fail("the cache was not used"))
@@ -258,9 +256,7 @@ def test_a_damaged_embedded_cache_is_made_again(sources, caplog):
 
 
 def test_what_is_held_out_does_not_depend_on_the_other_documents():
-  long = [
-    f"Document {n} holds words enough, as it is said again and again: {'word ' * 30}" for n in range(500)
-  ]
+  long = [f"Document {n} holds words enough, as it is said again and again: {'word ' * 30}" for n in range(500)]
   whole, half = embedded._split(long, 1), embedded._split(long[::2], 1)
   assert set(half["evaluation"]) == set(whole["evaluation"]) & set(long[::2])
 

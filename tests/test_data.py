@@ -29,9 +29,7 @@ def objective_of(name: str, seq_len: int, target_len: int = 0) -> Objective:
   return make_objective(ObjectiveConfig(name), VOCABULARY, seq_len, target_len)
 
 
-def dataset_of(
-  name: str = "mlm", sizes: tuple[int, ...] = (30, 7, 1, 90), batch_size: int = 4, **options
-) -> Dataset:
+def dataset_of(name: str = "mlm", sizes: tuple[int, ...] = (30, 7, 1, 90), batch_size: int = 4, **options) -> Dataset:
   options = {"seed": 3, "packing": True, "shuffle": True} | options
   return Dataset(Split("train", (side_of(list(sizes)),)), objective_of(name, 16), batch_size, **options)
 
@@ -171,9 +169,7 @@ def test_each_epoch_holds_every_row_once(batch_size, seed):
 
 
 def test_masks_belong_to_the_row_and_not_to_its_place():
-  shuffled, ordered = (
-    dataset_of(sizes=(800,), batch_size=50, shuffle=shuffle).batch(0) for shuffle in (True, False)
-  )
+  shuffled, ordered = (dataset_of(sizes=(800,), batch_size=50, shuffle=shuffle).batch(0) for shuffle in (True, False))
   order = np.argsort(shuffled["rows"])
   assert_equal({n: a[order] for n, a in shuffled.items()}, ordered)
 
@@ -248,9 +244,7 @@ def test_prefetching_can_be_left_early():
 def test_unigram_entropy_of_known_targets():
   tokens = np.array([10, 10, 10, 11, 12, 13, 10, 11, 10], np.uint16)  # as targets: 10 x 4, 11 x 2, 12, 13
   side = Side(tokens, np.array([0, 9]), 9)
-  dataset = Dataset(
-    Split("evaluation", (side,)), objective_of("causal", 4), 3, 0, packing=True, shuffle=False
-  )
+  dataset = Dataset(Split("evaluation", (side,)), objective_of("causal", 4), 3, 0, packing=True, shuffle=False)
   p = np.array([4, 2, 1, 1]) / 8
   assert unigram_entropy(dataset) == pytest.approx(-(p * np.log(p)).sum())
   assert unigram_entropy(dataset_of("span_corruption", shuffle=False)) > 0

@@ -38,9 +38,7 @@ def random_rows(rng: np.random.Generator, lengths: list[int], width: int, specia
 
 def one_segment(tokens: np.ndarray, lengths: np.ndarray) -> Rows:
   valid = np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None]
-  return Rows(
-    np.where(valid, tokens, 0).astype(np.int32), valid.astype(np.int32), np.cumsum(valid, 1) - valid
-  )
+  return Rows(np.where(valid, tokens, 0).astype(np.int32), valid.astype(np.int32), np.cumsum(valid, 1) - valid)
 
 
 def draws_for(count: int, seed: int = 0, epoch: int = 0) -> Draws:
@@ -64,9 +62,7 @@ def test_uniform_draws_fill_the_unit_interval():
 
 def test_sites_rows_epochs_and_seeds_share_no_draws():
   rows = np.arange(50)
-  kinds = [
-    Draws.of(seed, epoch, rows).bits(site, 20) for seed in (0, 1) for epoch in (0, 1) for site in (0, 1)
-  ]
+  kinds = [Draws.of(seed, epoch, rows).bits(site, 20) for seed in (0, 1) for epoch in (0, 1) for site in (0, 1)]
   assert len(np.unique(np.concatenate(kinds))) == len(kinds) * 50 * 20
 
 
@@ -225,9 +221,7 @@ def corrupt_row(tokens: list[int], noise: list[bool]) -> tuple[list[int], list[i
 @pytest.mark.parametrize("seq_len", [16, 31, 64, 100, 128, 512, 1024])
 @pytest.mark.parametrize(("density", "mean_span"), [(0.15, 3.0), (0.3, 5.0), (0.15, 1.0)])
 def test_row_lengths_are_those_of_t5(seq_len, density, mean_span):
-  objective = SpanCorruption(
-    ObjectiveConfig(noise_density=density, mean_span=mean_span), VOCABULARY, seq_len, 0
-  )
+  objective = SpanCorruption(ObjectiveConfig(noise_density=density, mean_span=mean_span), VOCABULARY, seq_len, 0)
   assert (objective.row_tokens, objective.target_len) == t5_lengths(seq_len, density, mean_span)
 
 

@@ -161,10 +161,7 @@ def test_every_objective_from_a_text_file(text_file, name, packing):
   weights = "weights" if "weights" in batch else "decoder_weights"
   assert batch[weights].any()
   assert 0 < unigram_entropy(held_out) < np.log(prepared.vocabulary.size)
-  assert (
-    train.text_bytes + held_out.text_bytes
-    == prepared.counts["train_bytes"] + prepared.counts["evaluation_bytes"]
-  )
+  assert train.text_bytes + held_out.text_bytes == prepared.counts["train_bytes"] + prepared.counts["evaluation_bytes"]
 
 
 def test_the_second_time_all_comes_from_the_cache(text_file, monkeypatch):
@@ -253,7 +250,5 @@ def test_an_empty_corpus_is_named(text_file):
 
 def test_the_manifest_is_plain_json(text_file, tmp_path):
   prepared = prepare_text(text_file)
-  assert (
-    json.loads((prepared.token_file.directory / "manifest.json").read_text()) == prepared.token_file.manifest
-  )
+  assert json.loads((prepared.token_file.directory / "manifest.json").read_text()) == prepared.token_file.manifest
   assert vocabulary_of(prepared.tokenizer) == prepared.vocabulary

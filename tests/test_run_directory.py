@@ -89,9 +89,7 @@ def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
 def test_an_unwritable_directory_is_one_line(tmp_path):
   (tmp_path / "file").write_text("")
   for path in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
-    with pytest.raises(
-      UserError, match=r"cannot write to the work directory .*choose another --workdir"
-    ) as error:
+    with pytest.raises(UserError, match=r"cannot write to the work directory .*choose another --workdir") as error:
       RunDirectory(path).create()
     assert "\n" not in str(error.value)
 

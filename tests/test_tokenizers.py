@@ -36,9 +36,7 @@ LOSSLESS = pytest.mark.parametrize("name", [name for name in CONFIGS if name != 
 awkward = st.sampled_from(
   [" ", "  ", "\n", "\r\n", "\t", "▁", "▅", "\u2047", "\ufffd", "\x00", "<s>", "<mask>", "<extra_id_0>"]
 )
-any_text = st.lists(awkward | st.sampled_from(["<0x0A>", "fox", "the ", " text"]) | st.text(max_size=8)).map(
-  "".join
-)
+any_text = st.lists(awkward | st.sampled_from(["<0x0A>", "fox", "the ", " text"]) | st.text(max_size=8)).map("".join)
 
 
 @LOSSLESS
@@ -90,9 +88,7 @@ def test_special_ids(name):
   assert config.vocab_size in (0, tokenizer.vocab_size)
   top = tokenizer.vocab_size - 1
   assert tokenizer.sentinel_ids.tolist() == [top - n for n in range(config.sentinels)]
-  assert [tokenizer.token(id) for id in tokenizer.sentinel_ids] == [
-    f"<extra_id_{n}>" for n in range(config.sentinels)
-  ]
+  assert [tokenizer.token(id) for id in tokenizer.sentinel_ids] == [f"<extra_id_{n}>" for n in range(config.sentinels)]
   assert tokenizer.special_ids.tolist() == sorted({0, 1, 2, 3, 4, *tokenizer.sentinel_ids.tolist()})
   assert [tokenizer.token(id) for id in range(5)] == ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
   assert len({tokenizer.token(id) for id in range(tokenizer.vocab_size)}) == tokenizer.vocab_size

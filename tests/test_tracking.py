@@ -57,9 +57,7 @@ def test_a_row_reaches_metrics_and_tensorboard(tmp_path):
     {"step": 1, "split": "train", "loss": 4.0, "grad_norm": 1.5},
   ]
   scalars = [
-    (event.step, v.tag, v.simple_value)
-    for event in events(tmp_path / "tensorboard")
-    for v in event.summary.value
+    (event.step, v.tag, v.simple_value) for event in events(tmp_path / "tensorboard") for v in event.summary.value
   ]
   assert scalars == [(0, "eval/loss", 5.0), (1, "train/loss", 4.0), (1, "train/grad_norm", 1.5)]
 
@@ -72,9 +70,7 @@ def test_a_resume_cuts_rows_and_purges_events(tmp_path):
   with Tracker(run, 4, resume_step=2) as tracker:
     tracker.log("train", 3, {"loss": 2.0})
   assert [(row["step"], row["loss"]) for row in run.read_metrics()] == [(1, 1.0), (2, 1.0), (3, 2.0)]
-  starts = [
-    event.step for event in events(tmp_path / "tensorboard") if event.session_log.status == SessionLog.START
-  ]
+  starts = [event.step for event in events(tmp_path / "tensorboard") if event.session_log.status == SessionLog.START]
   assert starts == [3]
   (tmp_path / "tensorboard" / "events.out.tfevents.1.earlier").write_bytes(b"")
   with Tracker(run, 4) as tracker:  # a fresh start
@@ -141,9 +137,7 @@ def test_a_terminal_has_a_bar(monkeypatch, lines):
 def test_parameter_table():
   text = parameter_table(
     [
-      ParameterRow(
-        "blocks/attn/wq", (12, 768, 12, 64), ("layer", "embed", "heads", None), (12, 192, 12, 64), 7077888
-      ),
+      ParameterRow("blocks/attn/wq", (12, 768, 12, 64), ("layer", "embed", "heads", None), (12, 192, 12, 64), 7077888),
       ParameterRow("scale", (), (), (), 4),
     ]
   )

@@ -34,17 +34,13 @@ def atomic_directory(final: Path) -> Iterator[Path]:
     UserError: the folder cannot be written to.
   """
   final = Path(final)
-  temporary = final.with_name(
-    f".{final.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-  )
+  temporary = final.with_name(f".{final.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
   try:
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final)
     temporary.mkdir()
   except OSError as error:
-    raise UserError(
-      f"cannot write to the cache {final.parent}: {error.strerror}; set TFM_CACHE_DIR"
-    ) from error
+    raise UserError(f"cannot write to the cache {final.parent}: {error.strerror}; set TFM_CACHE_DIR") from error
   try:
     yield temporary
     try:

@@ -31,9 +31,7 @@ class Dataset:
     truncated: sides of pairs that are longer than their row, and are cut.
   """
 
-  def __init__(
-    self, split: Split, objective: Objective, batch_size: int, seed: int, packing: bool, shuffle: bool
-  ):
+  def __init__(self, split: Split, objective: Objective, batch_size: int, seed: int, packing: bool, shuffle: bool):
     self._objective, self._plan, self._seed, self._shuffle = (
       objective,
       make_plan(split, objective, packing),
@@ -49,9 +47,7 @@ class Dataset:
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
     """The arrays of a step: the whole global batch, or its rows with these indices (0 .. batch_size - 1)."""
-    samples = step * self.batch_size + (
-      np.arange(self.batch_size) if rows is None else np.asarray(rows, np.int64)
-    )
+    samples = step * self.batch_size + (np.arange(self.batch_size) if rows is None else np.asarray(rows, np.int64))
     if self._shuffle:
       epoch, place = np.divmod(samples, self.num_rows)
       row = permute(place, self.num_rows, self._seed, epoch)

@@ -66,8 +66,7 @@ class PairPlan:
     self.truncated = int(sum(np.sum(size > width) for size, width in zip(sizes, widths, strict=True)))
     # the stream that there would be without what is cut
     self._offsets = [
-      np.concatenate([[0], np.cumsum(np.minimum(size, width))])
-      for size, width in zip(sizes, widths, strict=True)
+      np.concatenate([[0], np.cumsum(np.minimum(size, width))]) for size, width in zip(sizes, widths, strict=True)
     ]
     pairs = len(sizes[0])
     self._first_pair = self._fill(pairs) if packing else np.arange(pairs + 1)

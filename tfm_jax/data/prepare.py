@@ -131,13 +131,9 @@ def prepare(
   log.info("corpus: %s", ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
   _log_unknown(token_file)
   if not token_file.train.num_tokens:
-    raise UserError(
-      f"data.source={data.source} has no text to train on: check data.path and data.eval_fraction"
-    )
+    raise UserError(f"data.source={data.source} has no text to train on: check data.path and data.eval_fraction")
   fingerprints = {"data": fingerprint, "tokenizer": made.fingerprint}
-  return Prepared(
-    made, vocabulary, built, token_file, corpus.description, fingerprints, counts, seed, data.packing
-  )
+  return Prepared(made, vocabulary, built, token_file, corpus.description, fingerprints, counts, seed, data.packing)
 
 
 def _cached_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:

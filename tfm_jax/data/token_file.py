@@ -24,9 +24,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # part of the fingerprint: raise it when the bytes that are written change
 SPLITS = ("train", "evaluation")
-_VERIFIED = (
-  1 << 30
-)  # bytes: files up to this size are checked against their checksum each time (a second a GiB)
+_VERIFIED = 1 << 30  # bytes: files up to this size are checked against their checksum each time (a second a GiB)
 
 
 class Damaged(Exception):
@@ -72,9 +70,7 @@ class TokenFile:
   evaluation: Split
 
 
-def build_token_file(
-  directory: Path, corpus: Corpus, encoder: Encoder, workers: int | None = None
-) -> TokenFile:
+def build_token_file(directory: Path, corpus: Corpus, encoder: Encoder, workers: int | None = None) -> TokenFile:
   """Opens the token file in `directory`; makes it from the corpus when it is missing or damaged."""
   if directory.exists():
     try:
@@ -85,8 +81,7 @@ def build_token_file(
   with atomic_directory(directory) as temporary:
     encoder.tokenizer.save(temporary / "tokenizer")
     splits = {
-      name: _write_split(temporary, name, _documents(corpus, name), corpus.sides, encoder, workers)
-      for name in SPLITS
+      name: _write_split(temporary, name, _documents(corpus, name), corpus.sides, encoder, workers) for name in SPLITS
     }
     manifest = {
       "format": FORMAT,

@@ -14,4 +14,4 @@ PRESET = {
 
 def build(cfg: ModelConfig, st: Placement, vocab_size: int) -> Single:
   """The module of one configuration."""
-  return Single(cfg, st, depth=cfg.num_layers, vocab_size=vocab_size, transform=True)
+  return Single(cfg, st, vocab_size=vocab_size, transform=True)

@@ -25,7 +25,9 @@ class ModelConfig:
   dropout: float | None = None  # rate after embeddings and sub-layers
   attention_dropout: float | None = None  # rate on the attention weights
   dtype: str = "bfloat16"  # compute dtype: bfloat16 or float32; parameters are float32
-  remat: str = "none"  # kept for the backward pass: none (everything), dots (outputs of linears), full (inputs of blocks)
+  remat: str = (
+    "none"  # kept for the backward pass: none (everything), dots (outputs of linears), full (inputs of blocks)
+  )
   scan: bool = True  # one compiled block for all layers; false unrolls it
   positions: str | None = None  # learned, sinusoidal, relative (T5), rotary or none
   norm: str | None = None  # layer or rms
@@ -135,7 +137,7 @@ PARAM_AXES = (
 
 
 def param_axes(path: str) -> Axes:
-  """Logical axes of the parameter at `path` (as `blocks/attn/wq`); one that no row of `PARAM_AXES` names is an error."""
+  """Logical axes of the parameter at `path`, as `blocks/attn/wq`. KeyError if no row of `PARAM_AXES` names it."""
   for pattern, row in PARAM_AXES:
     if re.search(rf"(^|/)({pattern})$", path):
       stacked = "blocks/" in path

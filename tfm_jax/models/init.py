@@ -54,7 +54,7 @@ def gpt(path: str, config: ModelConfig, fan_in: int, fan_out: int) -> Initialize
 
 
 def t5(path: str, config: ModelConfig, fan_in: int, fan_out: int) -> Initializer:
-  """Normal of fan_in^-0.5, queries shrunk by K^-0.5 more (logits are not scaled), embeddings of 1 (Raffel et al. 2020)."""
+  """Normal of fan_in^-0.5, queries K^-0.5 smaller (logits are not scaled), embeddings of 1 (Raffel et al. 2020)."""
   if path == "token":
     return normal(1.0)
   if path in ("head", "relative"):
@@ -77,4 +77,4 @@ def initializer(path: str, config: ModelConfig, fan_in: int, fan_out: int) -> In
 
   `path` is "token", "position", "type", "head" or "relative" for tables, else the module's and the parameter's name.
   """
-  return INITS[config.init](path, config, fan_in, fan_out)  # type: ignore[index]
+  return INITS[config.init](path, config, fan_in, fan_out)

@@ -1,6 +1,7 @@
 """Layers: their parameters and a few einsums. B batch, T queries, S keys, D embed, H heads, K head, F mlp, V vocab."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from tfm_jax.ops.linear import embed, linear
 from tfm_jax.ops.losses import Unembedding
 from tfm_jax.sharding.placement import Placement
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "gelu": partial(jax.nn.gelu, approximate=False),
   "gelu_tanh": partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
@@ -113,7 +114,7 @@ class Mlp(Layer):
   def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> Array:
     c, st = self.cfg, self.st
     D, F = c.embed_dim, c.mlp_features
-    act = ACTIVATIONS[c.activation]  # type: ignore[index]
+    act = ACTIVATIONS[c.activation]
     names = "ig" if c.gated else "i"
     w_DCF = jnp.stack([self.matrix(f"w{n}", (D, F), 1, ("embed", "mlp")) for n in names], axis=1)
     b_CF = jnp.stack([self.bias(f"b{n}", (F,)) for n in names]) if c.bias else None
@@ -122,7 +123,7 @@ class Mlp(Layer):
     # wi is what the activation sees, wg the linear gate beside it.
     h_BTF = act(h_BTCF[:, :, 0]) * h_BTCF[:, :, 1] if c.gated else act(h_BTCF[:, :, 0])
     if c.inner_dropout:
-      h_BTF = dropout(h_BTF, c.dropout, ctx.noise, layer, INNER)  # type: ignore[arg-type]
+      h_BTF = dropout(h_BTF, c.dropout, ctx.noise, layer, INNER)
     wo_FD = self.matrix("wo", (F, D), 1, ("mlp", "embed"))
     return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,)), st.platform)
 
@@ -140,7 +141,7 @@ class Block(Layer):
       norm = Norm(c, st, name=f"{name}_norm")
       y = sublayer(norm(x) if c.norm_order == "pre" else x, layer, ctx)
       y = st.constrain(y, ("batch", "seq", None))
-      x = x + dropout(y, c.dropout, ctx.noise, layer, site)  # type: ignore[arg-type]
+      x = x + dropout(y, c.dropout, ctx.noise, layer, site)
       return x if c.norm_order == "pre" else norm(x)
 
     x_BTD = residual(x_BTD, "attn", AFTER_ATTENTION, Attention(c, st, name="attn"))
@@ -204,7 +205,7 @@ class Embed(Layer):
     x_BTD = self.st.constrain(x_BTD, ("batch", "seq", None))
     if c.embed_norm:
       x_BTD = Norm(c, self.st, name="norm")(x_BTD)
-    return dropout(x_BTD, c.dropout, noise, layer, EMBED), table_VD  # type: ignore[arg-type]
+    return dropout(x_BTD, c.dropout, noise, layer, EMBED), table_VD
 
 
 class Head(Layer):
@@ -234,4 +235,4 @@ class Dense(Layer):
     D = self.cfg.embed_dim
     w_DE = self.matrix("w", (D, D), 1, ("embed", None))
     y_BTE = linear("BTD,DE->BTE", x_BTD, w_DE, self.bias("b", (D,)), self.st.platform)
-    return ACTIVATIONS[self.cfg.activation](y_BTE)  # type: ignore[index]
+    return ACTIVATIONS[self.cfg.activation](y_BTE)

@@ -61,13 +61,14 @@ class Model:
     """Fresh parameters; the same on every strategy, bit for bit."""
     ids = jnp.zeros((1, 8), jnp.int32)
     batch = {"encoder_inputs": ids, "decoder_inputs": ids} if self.encoder_decoder else {"inputs": ids}
-    return self.module.init(key, batch)["params"]  # type: ignore[return-value]
+    return self.module.init(key, batch)["params"]
 
   def apply(
     self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None
   ) -> tuple[Array, losses.Unembedding]:
     """Final hidden states [B, T or P, D] and the output layer. `noise` None: no dropout."""
-    return self.module.apply({"params": params}, dict(batch), noise)  # type: ignore[return-value]
+    made: Any = self.module.apply({"params": params}, dict(batch), noise)
+    return made
 
   def logits(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Array:
     """Float32 logits [B, T or P, V], ids that only pad the vocabulary at -1e30."""

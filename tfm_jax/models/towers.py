@@ -1,4 +1,4 @@
-"""The two shapes of Transformer, one tower or an encoder and a decoder; a family is a preset and a head on one of them."""
+"""The two shapes of Transformer: one tower, or an encoder and a decoder. A family is a preset and a head on one."""
 
 from typing import Any
 
@@ -6,11 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.layers import FINAL, Context, Embed, Head, Layer, Norm, stack
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.losses import Unembedding
 from tfm_jax.ops.masks import attention_mask
 from tfm_jax.ops.positions import relative_bias
+from tfm_jax.sharding.placement import Placement
 
 Batch = dict[str, Array]
 RELATIVE_BUCKETS = 32
@@ -25,11 +27,82 @@ class RelativeBias(Layer):
     return relative_bias(table, queries, keys, bidirectional)
 
 
-class Tower(Layer):
+def tower(
+  c: ModelConfig,
+  st: Placement,
+  x_BTD: Array,
+  segments_BT: Array | None,
+  positions_BT: Array | None,
+  noise: Noise | None,
+  *,
+  causal: bool,
+  depth: int,
+  first: int = 0,
+  memory: tuple[Array, Array | None] | None = None,
+) -> Array:
   """Blocks over embeddings, with the stack's mask and positions, and the last norm of pre-norm families.
 
-  `causal`: queries see only what stands before them. `first`: number of the first layer (for dropout's bits).
+  To be called in a compact module, to which its parameters then belong.
+
+  Args:
+    c, st: as of a `Layer`.
+    x_BTD: embeddings.
+    segments_BT, positions_BT: of the tokens; None: one segment, 0, 1, ...
+    noise: of dropout; None: no dropout.
+    causal: queries see only what stands before them.
+    depth: number of blocks.
+    first: number of the first block, so that two towers differ in their dropout.
+    memory: the encoder's output [B, S, D] and its segments, for blocks with cross-attention.
   """
+  T = x_BTD.shape[1]
+  bias_HTS = None
+  if c.positions == "relative":
+    bias_HTS = RelativeBias(c, st, name="relative")(T, T, not causal)
+  memory_mask = None
+  if memory is not None:
+    memory_mask = attention_mask(segments_BT, memory[1], False, T, memory[0].shape[1])
+  ctx = Context(
+    mask_BTS=attention_mask(segments_BT, segments_BT, causal, T, T),
+    bias_HTS=bias_HTS,
+    positions_BT=positions_BT,
+    memory_BSD=memory[0] if memory else None,
+    memory_mask_BTS=memory_mask,
+    noise=noise,
+  )
+  x_BTD = stack(c, st, x_BTD, ctx, depth, first, cross=memory is not None)
+  if c.norm_order == "pre":
+    x_BTD = Norm(c, st, name="final_norm")(x_BTD)
+  if c.inner_dropout:
+    x_BTD = dropout(x_BTD, c.dropout, noise, first + depth, FINAL)
+  return x_BTD
+
+
+class Single(Layer):
+  """One tower with its embeddings and its head: BERT (bidirectional, `transform`) and GPT (`causal`).
+
+  Batch: `inputs` [B, T], and where there are any `segment_ids`, `positions`, `token_types` [B, T]; with `mlm_positions`
+  [B, P] only these positions go through the head.
+  """
+
+  vocab_size: int = 0
+  causal: bool = False
+  transform: bool = False
+
+  @nn.compact
+  def __call__(self, batch: Batch, noise: Noise | None = None) -> tuple[Array, Unembedding]:
+    c, st = self.cfg, self.st
+    positions = default_positions(batch.get("positions"), batch["inputs"])
+    embed = Embed(c, st, self.vocab_size, name="embed")
+    x_BTD, table = embed(batch["inputs"], positions, batch.get("token_types"), noise, c.num_layers)
+    segments = batch.get("segment_ids")
+    h_BTD = tower(c, st, x_BTD, segments, positions, noise, causal=self.causal, depth=c.num_layers)
+    if "mlm_positions" in batch:
+      h_BTD = pick(h_BTD, batch["mlm_positions"])
+    return Head(c, st, self.vocab_size, self.transform, name="head")(h_BTD, table if c.tied else None)
+
+
+class Tower(Layer):
+  """`tower` as a module of its own: one side of an encoder-decoder."""
 
   causal: bool = False
   depth: int = 0
@@ -44,50 +117,8 @@ class Tower(Layer):
     noise: Noise | None,
     memory: tuple[Array, Array | None] | None = None,
   ) -> Array:
-    c = self.cfg
-    T = x_BTD.shape[1]
-    bias_HTS = None
-    if c.positions == "relative":
-      bias_HTS = RelativeBias(c, self.st, name="relative")(T, T, not self.causal)
-    memory_mask = None
-    if memory is not None:
-      memory_mask = attention_mask(segments_BT, memory[1], False, T, memory[0].shape[1])
-    ctx = Context(
-      mask_BTS=attention_mask(segments_BT, segments_BT, self.causal, T, T),
-      bias_HTS=bias_HTS,
-      positions_BT=positions_BT,
-      memory_BSD=memory[0] if memory else None,
-      memory_mask_BTS=memory_mask,
-      noise=noise,
-    )
-    x_BTD = stack(c, self.st, x_BTD, ctx, self.depth, self.first, cross=memory is not None)
-    if c.norm_order == "pre":
-      x_BTD = Norm(c, self.st, name="final_norm")(x_BTD)
-    if c.inner_dropout:
-      x_BTD = dropout(x_BTD, c.dropout, noise, self.first + self.depth, FINAL)  # type: ignore[arg-type]
-    return x_BTD
-
-
-class Single(Tower):
-  """One tower with its embeddings and its head: BERT (bidirectional, `transform`) and GPT (`causal`).
-
-  Batch: `inputs` [B, T], and where there are any `segment_ids`, `positions`, `token_types` [B, T]; with `mlm_positions`
-  [B, P] only these positions go through the head.
-  """
-
-  vocab_size: int = 0
-  transform: bool = False
-
-  @nn.compact
-  def __call__(self, batch: Batch, noise: Noise | None = None) -> tuple[Array, Unembedding]:
-    c, st = self.cfg, self.st
-    positions = default_positions(batch.get("positions"), batch["inputs"])
-    embed = Embed(c, st, self.vocab_size, name="embed")
-    x_BTD, table = embed(batch["inputs"], positions, batch.get("token_types"), noise, self.depth)
-    h_BTD = super().__call__(x_BTD, batch.get("segment_ids"), positions, noise)
-    if "mlm_positions" in batch:
-      h_BTD = pick(h_BTD, batch["mlm_positions"])
-    return Head(c, st, self.vocab_size, self.transform, name="head")(h_BTD, table if c.tied else None)
+    kind: Any = {"causal": self.causal, "depth": self.depth, "first": self.first, "memory": memory}
+    return tower(self.cfg, self.st, x_BTD, segments_BT, positions_BT, noise, **kind)
 
 
 class EncoderDecoder(Layer):

@@ -53,18 +53,14 @@ class Draws:
     """int64 [R, count] in [0, high), high <= 2**31; the bias is below high / 2**32."""
     return ((self.bits(site, count) >> np.uint64(32)) * np.uint64(high) >> np.uint64(32)).astype(np.int64)
 
-  def choose(
-    self, site: int, candidates: np.ndarray, counts: np.ndarray, slots: int
-  ) -> tuple[np.ndarray, np.ndarray]:
+  def choose(self, site: int, candidates: np.ndarray, counts: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
     """A uniform choice of counts[r] different positions among the candidates of each row.
 
     candidates: bool [R, N]. counts: [R], at most the row's candidates. slots: bound of counts, at most N.
     Returns positions int32 [R, slots], rising, 0 in unused slots; and used, bool [R, slots].
     """
     length = candidates.shape[1]
-    low = np.uint64(
-      (1 << length.bit_length()) - 1
-    )  # the low bits of a key hold its position: one sort gives both
+    low = np.uint64((1 << length.bit_length()) - 1)  # the low bits of a key hold its position: one sort gives both
     keys = (self.bits(site, length) & ~low) | np.arange(length, dtype=np.uint64)
     keys[~candidates] = np.uint64(_WORD)
     smallest = np.sort(keys, axis=1)[:, :slots]

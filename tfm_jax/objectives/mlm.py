@@ -45,9 +45,7 @@ class MaskedLanguageModel(Objective):
   def check(self) -> None:
     self.vocabulary.require("mask", "mlm")
     if not len(self._ordinary):
-      raise UserError(
-        "objective.name=mlm: the vocabulary has only special tokens; raise tokenizer.vocab_size"
-      )
+      raise UserError("objective.name=mlm: the vocabulary has only special tokens; raise tokenizer.vocab_size")
 
   def make(self, draws: Draws, source: Rows, target: Rows | None = None) -> dict[str, np.ndarray]:
     candidates = (source.segment_ids > 0) & ~self._special[source.tokens]
@@ -58,9 +56,7 @@ class MaskedLanguageModel(Objective):
     action = draws.uniform(_ACTION, self.predictions)
     random = self._ordinary[draws.integers(_TOKEN, self.predictions, len(self._ordinary))]
     keep, replace = self.config.keep_rate, self.config.keep_rate + self.config.random_rate
-    written = np.where(
-      action < keep, targets, np.where(action < replace, random, np.int32(self.vocabulary.mask_id))
-    )
+    written = np.where(action < keep, targets, np.where(action < replace, random, np.int32(self.vocabulary.mask_id)))
     inputs = source.tokens.copy()
     row, _ = np.nonzero(used)
     inputs[row, positions[used]] = written[used]

@@ -104,9 +104,7 @@ def row_fields(names: Mapping[str, int], **others: tuple[tuple[int, ...], np.dty
   return {**{name: ((length,), INT) for name, length in names.items()}, **others, "rows": ((), INT)}
 
 
-def shift_right(
-  targets: np.ndarray, positions: np.ndarray, valid: np.ndarray, first: int, pad: int
-) -> np.ndarray:
+def shift_right(targets: np.ndarray, positions: np.ndarray, valid: np.ndarray, first: int, pad: int) -> np.ndarray:
   """Decoder inputs: the targets one place later, `first` where a segment starts, `pad` where not valid."""
   shifted = np.empty_like(targets)
   shifted[:, 0] = first

@@ -34,9 +34,7 @@ class SpanCorruption(Objective):
     noise, spans = self.noise_counts(lengths)
     fits = (lengths - noise + spans + 1 <= seq_len) & ((target_len == 0) | (noise + spans + 1 <= target_len))
     if not fits.any():
-      raise UserError(
-        f"data.seq_len={seq_len} with data.target_len={target_len} is too short for span corruption"
-      )
+      raise UserError(f"data.seq_len={seq_len} with data.target_len={target_len} is too short for span corruption")
     longest = int(np.flatnonzero(fits)[-1])
     self.row_tokens, self.noise, self.spans = int(lengths[longest]), int(noise[longest]), int(spans[longest])
     self.target_len = target_len or self.noise + self.spans + 1

@@ -15,9 +15,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def make_objective(
-  config: ObjectiveConfig, vocabulary: Vocabulary, seq_len: int, target_len: int = 0
-) -> Objective:
+def make_objective(config: ObjectiveConfig, vocabulary: Vocabulary, seq_len: int, target_len: int = 0) -> Objective:
   """The objective that the config names. Raises UserError for an unknown name or an impossible setting."""
   if config.name not in OBJECTIVES:
     raise UserError(f"objective.name={config.name!r} is unknown: choose one of {', '.join(OBJECTIVES)}")

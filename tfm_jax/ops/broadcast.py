@@ -1,4 +1,4 @@
-"""Explicit broadcasting: the project runs with `jax_numpy_rank_promotion="raise"`, so that no rank differs by accident."""
+"""Explicit broadcasting: `jax_numpy_rank_promotion="raise"` holds in the tests, so that no rank differs by accident."""
 
 from jax import Array
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ class Placement:
 
   @property
   def platform(self) -> str:
-    """"cpu", "gpu" or "tpu": what the mesh's devices are, also when they are only described (compiling ahead)."""
+    """ "cpu", "gpu" or "tpu": what the mesh's devices are, also when they are only described (compiling ahead)."""
     return self.mesh.devices.flat[0].platform
 
   def spec(self, axes: Axes) -> PartitionSpec:
@@ -73,14 +74,16 @@ class Placement:
     return _gather(w, NamedSharding(self.mesh, stored), NamedSharding(self.mesh, gathered), jnp.dtype(dtype))
 
 
-def _without_batch(part):
+def _without_batch(part: Any) -> Any:
+  """A part of a PartitionSpec without the mesh axes that split the batch."""
   axes = (part,) if isinstance(part, str) else part or ()
   kept = tuple(axis for axis in axes if axis not in BATCH_AXES)
   return kept[0] if len(kept) == 1 else kept or None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather(w, stored, gathered, dtype):
+def _gather(w: Array, stored: NamedSharding, gathered: NamedSharding, dtype: jnp.dtype) -> Array:
+  """w in the compute dtype, in its gathered layout."""
   w = jax.lax.with_sharding_constraint(w.astype(dtype), stored)
   return jax.lax.with_sharding_constraint(w, gathered)
 

@@ -101,7 +101,9 @@ def mesh_sizes(config: ShardingConfig, devices: int, admits: Mapping[str, Sequen
       continue
     most = -1 if axis == "data" else preset.get(axis, 1)
     most = rest if most < 0 else min(most, max(rest // 2, 1))
-    sizes[axis] = max(n for n in range(1, rest + 1) if rest % n == 0 and n <= most and not any(m % n for m in lengths[axis]))
+    sizes[axis] = max(
+      n for n in range(1, rest + 1) if rest % n == 0 and n <= most and not any(m % n for m in lengths[axis])
+    )
     rest //= sizes[axis]
   if rest > 1 and "replica" in explicit:
     raise UserError(f"the mesh of {config.strategy} leaves {rest} times too many devices: set sharding.replica to 0")

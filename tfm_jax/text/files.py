@@ -95,9 +95,7 @@ def text_corpus(
     if part == "train" and not kept:
       raise UserError(f"data.path={path}: no text to train on")
 
-  description = (
-    f"text corpus: {_described(parts, path, eval_path)}, a document is a {document} (data.document)"
-  )
+  description = f"text corpus: {_described(parts, path, eval_path)}, a document is a {document} (data.document)"
   return Corpus("text", description, _fingerprint(["text", document, errors], parts, parts.files), read)
 
 
@@ -121,9 +119,7 @@ def parallel_corpus(
   if bool(eval_path) != bool(eval_target_path):
     raise UserError("data.eval_path and data.eval_target_path: give both or neither")
   parts = _parts("data.path", path, "data.eval_path", eval_path, eval_fraction, errors)
-  pairs = eval_pairs = _pairs(
-    parts.files, _expand(target_path, "data.target_path"), "data.path", "data.target_path"
-  )
+  pairs = eval_pairs = _pairs(parts.files, _expand(target_path, "data.target_path"), "data.path", "data.target_path")
   if eval_path:
     eval_targets = _expand(eval_target_path, "data.eval_target_path")
     eval_pairs = _pairs(parts.eval_files, eval_targets, "data.eval_path", "data.eval_target_path")

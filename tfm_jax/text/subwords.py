@@ -51,9 +51,7 @@ class SentencePieceTokenizer(Tokenizer):
       spm.bos_id(),
       spm.eos_id(),
     )
-    self.mask_id = next(
-      (spm.piece_to_id(m) for m in ("<mask>", "[MASK]") if spm.piece_to_id(m) != self.unk_id), -1
-    )
+    self.mask_id = next((spm.piece_to_id(m) for m in ("<mask>", "[MASK]") if spm.piece_to_id(m) != self.unk_id), -1)
     special = {id for id in ids if spm.is_control(id) or spm.is_unknown(id)} | set(self.sentinel_ids.tolist())
     self.special_ids = np.array(sorted(special | ({self.mask_id} - {-1})), np.int32)
     self._space_bytes = self._bytes_of_the_space_sign()
@@ -136,9 +134,7 @@ def _train(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
     except RuntimeError as error:
       if config.algorithm != "unigram" or not _limit(error):
         raise
-      log.info(
-        "vocabulary of %d: letting pieces mix letters and punctuation, to find enough", config.vocab_size
-      )
+      log.info("vocabulary of %d: letting pieces mix letters and punctuation, to find enough", config.vocab_size)
       return _fit(config, lines, _LOOSE)
   except RuntimeError as error:
     raise UserError(_complaint(config, error)) from error
@@ -215,9 +211,7 @@ def _complaint(config: TokenizerConfig, error: RuntimeError) -> str:
   """The trainer's error in one line."""
   setting = f"tokenizer.vocab_size={config.vocab_size}"
   if limit := _limit(error):
-    return (
-      f"{setting}: this text has pieces for {limit + config.sentinels} at most; lower it, or bring more text"
-    )
+    return f"{setting}: this text has pieces for {limit + config.sentinels} at most; lower it, or bring more text"
   if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
     least = int(match[1]) + config.sentinels
     return f"{setting}: at least {least} are needed for characters, bytes and special ids"

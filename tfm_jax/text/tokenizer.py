@@ -20,15 +20,9 @@ SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 class TokenizerConfig:
   kind: str = "sentencepiece"  # sentencepiece, char or byte
   algorithm: str = "unigram"  # of sentencepiece: unigram or bpe
-  vocab_size: int = (
-    0  # with special ids, 256 byte pieces and sentinels; 0 for char and byte, which find theirs
-  )
-  path: str = (
-    ""  # a sentencepiece .model file or a saved tokenizer's directory; empty: train one on the training text
-  )
-  sentinels: int = (
-    0  # ids reserved at the top of the vocabulary for span corruption; <extra_id_0> is the highest
-  )
+  vocab_size: int = 0  # with special ids, 256 byte pieces and sentinels; 0 for char and byte, which find theirs
+  path: str = ""  # a sentencepiece .model file or a saved tokenizer's directory; empty: train one on the training text
+  sentinels: int = 0  # ids reserved at the top of the vocabulary for span corruption; <extra_id_0> is the highest
 
 
 class Tokenizer(abc.ABC):

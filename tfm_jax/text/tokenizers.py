@@ -47,9 +47,7 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
       case "sentencepiece":
         tokenizer = SentencePieceTokenizer((path / MODEL_FILE).read_bytes(), content["sentinels"])
       case kind:
-        raise UserError(
-          f"{path / JSON_FILE}: unknown kind of tokenizer {kind!r}, expected one of {', '.join(KINDS)}"
-        )
+        raise UserError(f"{path / JSON_FILE}: unknown kind of tokenizer {kind!r}, expected one of {', '.join(KINDS)}")
   except FileNotFoundError as error:
     raise UserError(f"no tokenizer at {path}: {JSON_FILE} or {MODEL_FILE} is missing") from error
   except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -81,9 +79,7 @@ def from_path(config: TokenizerConfig) -> Tokenizer:
       f"tokenizer.path={config.path} holds a {tokenizer.kind} tokenizer: set tokenizer.kind={tokenizer.kind}"
     )
   if len(tokenizer.sentinel_ids) < config.sentinels:
-    raise UserError(
-      f"tokenizer.sentinels={config.sentinels}: {config.path} has only {len(tokenizer.sentinel_ids)}"
-    )
+    raise UserError(f"tokenizer.sentinels={config.sentinels}: {config.path} has only {len(tokenizer.sentinel_ids)}")
   return tokenizer
 
 

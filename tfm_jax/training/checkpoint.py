@@ -66,9 +66,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps of complete checkpoints, ascending."""
-    return sorted(
-      int(path.name) for path in self._folders() if path.name.isdigit() and (path / COMMIT).exists()
-    )
+    return sorted(int(path.name) for path in self._folders() if path.name.isdigit() and (path / COMMIT).exists())
 
   def latest(self) -> int | None:
     """The last complete step, None if there is none: as process 0 sees it, for all of them."""
@@ -112,9 +110,7 @@ class Checkpoints:
     items = {name: stored for name, tree in trees.items() if (stored := _stored(tree))}
     try:
       with _context():
-        response = ocp.save_checkpointables_async(
-          self.directory / str(step), items, custom_metadata=dict(meta or {})
-        )
+        response = ocp.save_checkpointables_async(self.directory / str(step), items, custom_metadata=dict(meta or {}))
     except Exception as error:
       raise self._unsaved(step, error) from error
     self._pending = step, self._worker.submit(self._after, step, response)
@@ -261,9 +257,7 @@ class Checkpoints:
       with _context():
         return ocp.checkpointables_metadata(folder)
     except Exception as error:
-      raise UserError(
-        f"{folder} cannot be read: {_reason(error)}; delete it to use the one before"
-      ) from error
+      raise UserError(f"{folder} cannot be read: {_reason(error)}; delete it to use the one before") from error
 
   @staticmethod
   def _check(where: str, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> None:

@@ -105,4 +105,3 @@ def set_up_logging() -> None:
   root.setLevel(logging.WARNING)
   logging.getLogger("absl").setLevel(logging.WARNING)
   logging.getLogger("tfm_jax").setLevel(logging.INFO)
-

@@ -114,7 +114,9 @@ def _build(cls: type, values: Any, prefix: str) -> Any:
   for key, value in values.items():
     kind = hints[key]
     made[key] = (
-      _build(kind, value, f"{prefix}{key}.") if dataclasses.is_dataclass(kind) else _typed(kind, value, prefix + key)
+      _build(typing.cast(type, kind), value, f"{prefix}{key}.")
+      if dataclasses.is_dataclass(kind)
+      else _typed(kind, value, prefix + key)
     )
   return cls(**made)
 

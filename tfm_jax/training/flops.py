@@ -50,7 +50,9 @@ def row_flops(config: ModelConfig, vocab_size: int, fields: Fields, transform: b
     return Flops(linear + square, linear + causal)
   (S,), (T,) = fields["encoder_inputs"][0], fields["decoder_inputs"][0]
   N, M = c.num_layers, c.decoder_depth
-  linear = 6 * (N * (attention + mlp) * S + M * ((attention + mlp + attention // 2) * T + attention // 2 * S) + head * T)
+  linear = 6 * (
+    N * (attention + mlp) * S + M * ((attention + mlp + attention // 2) * T + attention // 2 * S) + head * T
+  )
   others = N * dots(S, S) + M * dots(T, S)
   return Flops(linear + others + M * dots(T, T), linear + others + M * dots(T, T) / 2)
 

@@ -60,9 +60,8 @@ def fit(config: Config, workdir: epath.PathLike, task: Task | None = None) -> di
   use_compilation_cache()
   with leaving_nothing_half_made(run), run.locked():
     check_resumable(run, config)
-    task = task or Pretraining(config, stored_tokenizer(run, config))
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
-      return _Start(config, run, task, checkpoints).fit()
+      return _Start(config, run, task or Pretraining(config, stored_tokenizer(run, config)), checkpoints).fit()
 
 
 class _Start:

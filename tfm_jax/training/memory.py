@@ -140,7 +140,9 @@ def choose_microbatches(
           "microbatches: %d of %d rows a device (%s; compiled: %s)", count, rows // count, said, human_bytes(peak)
         )
         return count, compiled
-    log.info("microbatches: %d do not fit (%s)", count, f"compiled: {human_bytes(peak)}" if peak else "the compiler says")
+    log.info(
+      "microbatches: %d do not fit (%s)", count, f"compiled: {human_bytes(peak)}" if peak else "the compiler says"
+    )
   raise UserError(
     f"not even one row of this model fits a device: {said}; choose a smaller model or data.seq_len, model.remat=full, "
     f"or a strategy that shards the parameters (sharding.strategy=fsdp) on more devices"

@@ -109,7 +109,7 @@ def per_matrix(tx: optax.GradientTransformation, axes: Any) -> optax.GradientTra
   """
   is_axes = lambda a: isinstance(a, Axes)
   flat_axes = jax.tree.leaves(axes, is_leaf=is_axes)
-  structure = jax.tree.structure(axes, is_leaf=is_axes)
+  structure: Any = jax.tree.structure(axes, is_leaf=is_axes)
 
   def matrices(tree: Any) -> list[Array]:
     leaves = structure.flatten_up_to(tree)
@@ -131,7 +131,7 @@ def per_matrix(tx: optax.GradientTransformation, axes: Any) -> optax.GradientTra
     )
     return updates, structure.unflatten(s for _, s in results)
 
-  return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+  return optax.GradientTransformation(init, update)
 
 
 def state_shardings(model: Model, opt_state: Any) -> Any:

@@ -69,9 +69,7 @@ class RunDirectory:
       probe.unlink()
     except OSError as error:
       reason = error.strerror or str(error)
-      raise UserError(
-        f"cannot write to the work directory {self.path}: {reason}; choose another --workdir"
-      ) from error
+      raise UserError(f"cannot write to the work directory {self.path}: {reason}; choose another --workdir") from error
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
@@ -206,9 +204,7 @@ class RunDirectory:
         row = json.loads(line)
         rows.append({"step": int(row["step"]), **row})
       except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-          f"{self._metrics}, line {number} is not a row of metrics; remove that line"
-        ) from error
+        raise UserError(f"{self._metrics}, line {number} is not a row of metrics; remove that line") from error
     return rows
 
 

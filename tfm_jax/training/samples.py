@@ -36,7 +36,9 @@ def _fill_masks(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[
       at = places[j]
       left = tokenizer.decode(inputs[max(at - _CONTEXT, 0) : at])
       right = tokenizer.decode(inputs[at + 1 : at + 1 + _CONTEXT])
-      guesses = ", ".join(f"{tokenizer.token(int(i))!r} {p:.0%}" for i, p in zip(ids[row, j], shares[row, j], strict=True))
+      guesses = ", ".join(
+        f"{tokenizer.token(int(i))!r} {p:.0%}" for i, p in zip(ids[row, j], shares[row, j], strict=True)
+      )
       truth = tokenizer.token(int(batch["targets"][row, j]))
       lines.append(f"  {_line(left)} [MASK] {_line(right)}   {truth!r} -> {guesses}")
   return lines

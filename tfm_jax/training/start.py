@@ -35,7 +35,7 @@ def use_compilation_cache() -> None:
 
 @contextlib.contextmanager
 def leaving_nothing_half_made(run: RunDirectory) -> Iterator[None]:
-  """A mistake that is found before the run exists leaves no work directory behind, if there was none before."""
+  """A mistake that is found before the run exists leaves no new work directory behind."""
   new = run.writes and not run.path.exists()
   try:
     yield
@@ -52,7 +52,7 @@ def check_resumable(run: RunDirectory, config: Config) -> None:
     changed = changed_keys(stored, asked)
     if changed:
       raise UserError(
-        f"{run.path} holds a run with other settings of {', '.join(changed)}: set them back, or choose another --workdir"
+        f"{run.path} holds a run with other settings of {', '.join(changed)}: set them back, or choose --workdir"
       )
 
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 
 from tfm_jax.models.model import Model
 from tfm_jax.training.optimizer import state_shardings
@@ -21,8 +20,8 @@ class TrainState(NamedTuple):
     opt_state: Optax state.
   """
 
-  step: Array
-  skipped: Array
+  step: Any
+  skipped: Any
   params: Any
   opt_state: Any
 

@@ -69,7 +69,7 @@ def make_train_step(
 def _accumulate(
   gradient: Callable, params: Any, batch: Batch, microbatches: int, placement: Placement
 ) -> tuple[Any, LossSums]:
-  """Gradient and sums of the batch, added up in float32 over microbatches; number j takes rows j::k, which are local."""
+  """Gradient and sums of the batch, in float32 over microbatches; number j takes rows j::k, which are local."""
   if microbatches == 1:
     return gradient(params, batch)
 
@@ -82,7 +82,7 @@ def _accumulate(
 
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[:: microbatches], dict(batch))),
+    jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[::microbatches], dict(batch))),
   )
   return jax.lax.scan(add, zeros, jax.tree.map(split, dict(batch)))[0]
 

@@ -16,9 +16,17 @@ Batch = Mapping[str, np.ndarray]
 class Task(Protocol):
   """A batch is a dictionary of arrays [rows, ...] with the task's `fields`; `rows` selects rows of the global batch."""
 
-  tokenizer: Tokenizer
-  fields: Fields  # name -> (shape of one row, dtype)
-  fingerprints: Mapping[str, str]  # of what decides the batches; a run is not resumed on others
+  @property
+  def tokenizer(self) -> Tokenizer:
+    """Text <-> ids; stored with the run."""
+
+  @property
+  def fields(self) -> Fields:
+    """name -> (shape of one row, dtype)."""
+
+  @property
+  def fingerprints(self) -> Mapping[str, str]:
+    """Of what decides the batches: a run is not resumed on others."""
 
   def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
     """(step, batch) for the steps from start to stop - 1: a pure function of the step."""

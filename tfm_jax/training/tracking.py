@@ -113,9 +113,7 @@ class Console:
     clock: seconds, monotonic.
   """
 
-  def __init__(
-    self, total_steps: int, start_step: int = 0, clock: Callable[[], float] = time.monotonic
-  ) -> None:
+  def __init__(self, total_steps: int, start_step: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
     self._total, self._clock = total_steps, clock
     self._last: tuple[float, int] | None = None  # when the last training line was printed, and its step
     # disable=None: no bar where stderr is not a terminal.
@@ -151,9 +149,7 @@ class Console:
 def _shown(metrics: Mapping[str, float]) -> dict[str, str]:
   """What of a row the console shows."""
   shown = {
-    name: f"{metrics[name]:.4g}"
-    for name in ("loss", "accuracy", "perplexity", "bits_per_byte")
-    if name in metrics
+    name: f"{metrics[name]:.4g}" for name in ("loss", "accuracy", "perplexity", "bits_per_byte") if name in metrics
   }
   if "tokens_per_second" in metrics:
     shown["tokens/s"] = human_count(metrics["tokens_per_second"])
@@ -181,9 +177,7 @@ def parameter_table(rows: Iterable[ParameterRow]) -> str:
   elements = sum(math.prod(row.shape) for row in rows)
   cells.append(("total", human_count(elements), "", "", human_bytes(sum(row.bytes for row in rows))))
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  lines = [
-    "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-  ]
+  lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
   rule = "-" * max(map(len, lines))
   return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
