@@ -72,10 +72,10 @@ class _Start:
     self.model = build_model(config, task.tokenizer.vocab_size)
     self.tx = build_optimizer(config, self.model)
     self.loss = task.loss(self.model)
-    self.eval_step = jax.jit(make_eval_step(self.loss))
     self.abstract = abstract_state(self.model, self.tx)
     self.batch_sharding = self.model.placement.sharding(("batch",))
     self.rows = rows_here(self.batch_sharding, config.train.batch_size)
+    self.eval_step: Any = None  # made with the number of microbatches, where there is something to train
     self.result: dict[str, float] = {}
 
   def fit(self) -> dict[str, float]:
@@ -89,6 +89,7 @@ class _Start:
     if latest is None or latest < config.train.steps:
       chosen = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
       microbatches, train_step = self._compile(chosen)
+      self.eval_step = jax.jit(make_eval_step(self.loss, self.model.placement, microbatches))
     state = self._state(latest)
     if not run.exists:
       if run.writes:
@@ -172,8 +173,9 @@ class _Start:
       meter.resume()
       while step < config.train.steps:
         asked = time.perf_counter()
-        batch = self._put(next(batches)[1])
+        batch = next(batches)[1]
         waited = time.perf_counter() - asked
+        batch = self._put(batch)
         profiler.before(step)
         state, metrics = train_step(state, batch)
         profiler.after(step, metrics["loss"])
@@ -197,6 +199,8 @@ class _Start:
 
   def _put(self, batch: Batch) -> dict[str, Array]:
     """The batch on the devices; each process brings its own rows."""
+    if self.rows is None:
+      return jax.device_put(dict(batch), self.batch_sharding)
     size = self.config.train.batch_size
     return {
       name: jax.make_array_from_process_local_data(self.batch_sharding, x, (size, *x.shape[1:]))

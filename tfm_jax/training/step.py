@@ -40,7 +40,8 @@ def make_train_step(
       sums = loss(params, part, noise)
       return sums.loss / weight, sums
 
-    grads, sums = _accumulate(jax.grad(mean_loss, has_aux=True), state.params, batch, microbatches, placement)
+    gradient = jax.grad(mean_loss, has_aux=True)
+    grads, sums = _sum_over_parts(lambda part: gradient(state.params, part), batch, microbatches, placement)
     grad_norm = optax.global_norm(grads)
     rate = learning_rate(state.step)
     direction, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -66,27 +67,30 @@ def make_train_step(
   return train_step
 
 
-def _accumulate(
-  gradient: Callable, params: Any, batch: Batch, microbatches: int, placement: Placement
-) -> tuple[Any, LossSums]:
-  """Gradient and sums of the batch, in float32 over microbatches; number j takes rows j::k, which are local."""
-  if microbatches == 1:
-    return gradient(params, batch)
+def _sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, placement: Placement) -> Any:
+  """function(batch), summed over parts of the batch, one after the other; part j has the rows j::parts.
+
+  These rows are spread over devices like the batch is, so nothing moves.
+  """
+  if parts == 1:
+    return function(batch)
 
   def split(x: Array) -> Array:
-    x = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
+    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
     return placement.constrain(jnp.moveaxis(x, 1, 0), (None, "batch") + (None,) * (x.ndim - 2))
 
   def add(total: Any, part: Batch) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, gradient(params, part)), None
+    return jax.tree.map(jnp.add, total, function(part)), None
 
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[::microbatches], dict(batch))),
-  )
+  one = jax.eval_shape(function, jax.tree.map(lambda x: x[::parts], dict(batch)))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
   return jax.lax.scan(add, zeros, jax.tree.map(split, dict(batch)))[0]
 
 
-def make_eval_step(loss: LossFunction) -> Callable[[Any, Batch], LossSums]:
-  """The function (params, batch) -> sums over the batch, without dropout."""
-  return lambda params, batch: loss(params, batch, None)
+def make_eval_step(loss: LossFunction, placement: Placement, microbatches: int) -> Callable[[Any, Batch], LossSums]:
+  """The function (params, batch) -> sums over the batch, without dropout, in as many parts as the train step."""
+
+  def eval_step(params: Any, batch: Batch) -> LossSums:
+    return _sum_over_parts(lambda part: loss(params, part, None), batch, microbatches, placement)
+
+  return eval_step

@@ -1,0 +1,94 @@
+"""Seconds of one training step of a config on the devices at hand, on random rows of its objective's shapes.
+
+  python benchmarks/step_time.py --config=configs/shakespeare_char.py [--config.KEY=VALUE ...]
+
+Prints the median, the range, tokens and FLOP/s, and what the compiler says of the memory. Machines are shared: compare
+figures of one session only.
+"""
+
+import statistics
+import sys
+import time
+
+import numpy as np
+
+from tfm_jax.errors import UserError
+from tfm_jax.training.command import Flags, run_command
+
+
+def main(flags: Flags) -> None:
+  """Compiles the step, runs it for some seconds, prints the figures."""
+  import jax
+
+  from tfm_jax.data.prepare import objective_fields
+  from tfm_jax.objectives.objective import Vocabulary
+  from tfm_jax.training import flops
+  from tfm_jax.training.build import build_model, build_optimizer
+  from tfm_jax.training.config import load, resolve
+  from tfm_jax.training.loss import pretraining_loss
+  from tfm_jax.training.optimizer import schedule
+  from tfm_jax.training.state import init_state
+  from tfm_jax.training.step import make_train_step
+  from tfm_jax.training.tracking import human_bytes, human_count
+
+  config = resolve(load(flags.require("config"), flags.overrides))
+  vocab_size = config.tokenizer.vocab_size or {"char": 70, "byte": 261}[config.tokenizer.kind]
+  fields = objective_fields(config.objective, config.data, Vocabulary(vocab_size))
+  model = build_model(config, vocab_size)
+  tx = build_optimizer(config, model)
+  state = init_state(model, tx, config.seed)
+  rows = config.train.batch_size
+  batch = jax.device_put(random_batch(fields, rows, vocab_size), model.placement.sharding(("batch",)))
+  rate = schedule(config.optimizer, config.train.steps)
+  microbatches = config.train.microbatches or 1
+  loss = pretraining_loss(model, config.loss)
+  step = jax.jit(make_train_step(loss, tx, rate, model.placement, microbatches, config.seed), donate_argnums=0)
+  begin = time.perf_counter()
+  compiled = step.lower(state, batch).compile()
+  print(f"compiled in {time.perf_counter() - begin:.1f} s")
+  usage = compiled.memory_analysis()
+  if usage is not None:
+    print(f"temporaries {human_bytes(usage.temp_size_in_bytes)}, state {human_bytes(usage.alias_size_in_bytes)}")
+  seconds: list[float] = []
+  for _ in range(3):
+    state, _ = compiled(state, batch)
+  jax.block_until_ready(state)
+  end = time.perf_counter() + 10
+  while time.perf_counter() < end or len(seconds) < 5:
+    begin = time.perf_counter()
+    state, _ = compiled(state, batch)
+    jax.block_until_ready(state)
+    seconds.append(time.perf_counter() - begin)
+  median = statistics.median(seconds)
+  tokens = rows * sum(shape[0] for name, (shape, _) in fields.items() if name.endswith("inputs"))
+  work = flops.row_flops(config.model, vocab_size, fields, transform=config.family == "bert").full * rows
+  print(
+    f"step: median {median * 1e3:.2f} ms, range {min(seconds) * 1e3:.2f} to {max(seconds) * 1e3:.2f} ms over "
+    f"{len(seconds)} steps; {human_count(tokens / median)} tokens/s; {human_count(work / median)}FLOP/s"
+  )
+
+
+def random_batch(fields, rows: int, vocab_size: int) -> dict[str, np.ndarray]:
+  """Arrays of the declared shapes: random ids, all weights 1, one segment a row."""
+  if vocab_size < 8:
+    raise UserError(f"tokenizer.vocab_size={vocab_size} is too small")
+  draw = np.random.default_rng(0)
+  batch = {}
+  for name, (shape, dtype) in fields.items():
+    if name == "rows":
+      made = np.arange(rows)
+    elif name.endswith(("weights", "segment_ids")):
+      made = np.ones((rows, *shape))
+    elif name == "mlm_positions":
+      length = fields["inputs"][0][0]
+      made = np.sort(draw.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, : shape[0]], axis=1)
+    elif name.endswith("positions"):
+      made = np.tile(np.arange(shape[0]), (rows, 1))
+    else:
+      made = draw.integers(5, vocab_size, (rows, *shape))
+    batch[name] = made.astype(dtype)
+  return batch
+
+
+if __name__ == "__main__":
+  sys.exit(run_command(main, __doc__, flags=("config",)))

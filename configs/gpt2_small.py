@@ -1,0 +1,13 @@
+r"""GPT-2 small (Radford et al. 2019), causal language modelling on 1,024 tokens, nanoGPT's recipe.
+
+  python train.py --config=configs/gpt2_small.py --workdir=runs/gpt2_small \
+    --config.data.source=text --config.data.path='corpus/*.txt.gz'
+
+124,439,808 parameters at 50,257 pieces. Measured: not yet run to the end.
+"""
+
+from configs import base
+
+
+def get_config():
+  return base.gpt2("small").lock()
