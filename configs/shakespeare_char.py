@@ -15,7 +15,7 @@ def get_config():
   c = base.get_config()
   c.family, c.objective.name = "gpt", "causal"
   c.model.update({"num_layers": 4, "embed_dim": 128, "num_heads": 4, "max_positions": 64})
-  c.model.update({"dropout": 0.0, "attention_dropout": 0.0})
+  c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "scan": False})
   c.tokenizer.kind = "char"
   c.data.update({"source": "text", "document": "file", "eval_fraction": 0.1, "seq_len": 64})
   c.data.path = os.path.join(os.environ.get("TFM_DATA_DIR", "."), "tinyshakespeare", "input.txt.gz")

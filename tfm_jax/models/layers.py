@@ -1,8 +1,6 @@
 """Layers: their parameters and a few einsums. B batch, T queries, S keys, D embed, H heads, K head, F mlp, V vocab."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,17 +13,12 @@ from tfm_jax.models.config import ModelConfig, pad_vocab
 from tfm_jax.models.init import initializer
 from tfm_jax.ops import attention as attend
 from tfm_jax.ops import norms, positions
+from tfm_jax.ops.activations import ACTIVATIONS, GATED
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.linear import embed, linear
 from tfm_jax.ops.losses import Unembedding
 from tfm_jax.sharding.placement import Placement
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  "gelu": partial(jax.nn.gelu, approximate=False),
-  "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-  "relu": jax.nn.relu,
-  "silu": jax.nn.silu,
-}
 # Dropout sites within a layer; each has bits of its own.
 EMBED, ATTENTION, AFTER_ATTENTION, CROSS, AFTER_CROSS, INNER, AFTER_MLP, FINAL = range(8)
 
@@ -114,14 +107,16 @@ class Mlp(Layer):
   def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> Array:
     c, st = self.cfg, self.st
     D, F = c.embed_dim, c.mlp_features
-    act = ACTIVATIONS[c.activation]
     names = "ig" if c.gated else "i"
     w_DCF = jnp.stack([self.matrix(f"w{n}", (D, F), 1, ("embed", "mlp")) for n in names], axis=1)
     b_CF = jnp.stack([self.bias(f"b{n}", (F,)) for n in names]) if c.bias else None
     h_BTCF = linear("BTD,DCF->BTCF", x_BTD, w_DCF, b_CF, st.platform)
     h_BTCF = st.constrain(h_BTCF, ("batch", "seq", None, "act_mlp"))
     # wi is what the activation sees, wg the linear gate beside it.
-    h_BTF = act(h_BTCF[:, :, 0]) * h_BTCF[:, :, 1] if c.gated else act(h_BTCF[:, :, 0])
+    if c.gated:
+      h_BTF = GATED[c.activation](h_BTCF[:, :, 0], h_BTCF[:, :, 1])
+    else:
+      h_BTF = ACTIVATIONS[c.activation](h_BTCF[:, :, 0])
     if c.inner_dropout:
       h_BTF = dropout(h_BTF, c.dropout, ctx.noise, layer, INNER)
     wo_FD = self.matrix("wo", (F, D), 1, ("mlp", "embed"))

@@ -1,6 +1,7 @@
 """`Model`: a family's pure functions `init` and `apply` for one configuration, strategy and vocabulary."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -77,7 +78,7 @@ class Model:
 
   def shapes(self) -> Params:
     """The parameters as shapes, without making any."""
-    return jax.eval_shape(self.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf, _shapes(self))
 
   def shardings(self) -> Params:
     """Where each parameter lives under the strategy."""
@@ -96,6 +97,12 @@ class Model:
       return math.prod(self.vocab_size if axis == "vocab" else n for axis, n in zip(names, leaf.shape, strict=True))
 
     return sum(jax.tree.leaves(jax.tree.map_with_path(count, self.shapes())))
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(model: Model) -> Params:
+  """Traced once a model: each start asks for them about ten times."""
+  return jax.eval_shape(model.init, jax.random.key(0))
 
 
 def admits(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:

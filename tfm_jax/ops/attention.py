@@ -1,5 +1,7 @@
 """Scaled dot-product attention (Vaswani et al. 2017)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,20 @@ def attention(
     logits_BHTS = logits_BHTS + bias_HTS[None]
   if mask_BTS is not None:
     logits_BHTS = jnp.where(mask_BTS[:, None], logits_BHTS, MASKED)
-  weights_BHTS = jax.nn.softmax(logits_BHTS, axis=-1).astype(q_BTHK.dtype)
+  weights_BHTS = softmax(logits_BHTS, q_BTHK.dtype)
   weights_BHTS = dropout(weights_BHTS, dropout_rate, noise, layer, site)
   return matmul("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK, platform).astype(q_BTHK.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def softmax(logits: Array, dtype: jnp.dtype) -> Array:
+  """Softmax over the last axis, in float32, returned and kept for the backward pass in `dtype`."""
+  return jax.nn.softmax(logits, axis=-1).astype(dtype)
+
+
+def _softmax_backward(dtype: jnp.dtype, weights: Array, d_weights: Array) -> tuple[Array]:
+  w, dw = weights.astype(jnp.float32), d_weights.astype(jnp.float32)
+  return (w * (dw - (w * dw).sum(-1, keepdims=True)),)
+
+
+softmax.defvjp(lambda logits, dtype: (softmax(logits, dtype),) * 2, _softmax_backward)

@@ -79,16 +79,25 @@ def _batched(spec: str, a: Array, b: Array, platform: str) -> Array:
   transposed in memory, the smaller of the two."""
   a_axes, b_axes, y_axes = spec.replace("->", ",").split(",")
   summed = next(axis for axis in a_axes if axis not in y_axes)
+  shared = [axis for axis in a_axes if axis in b_axes and axis != summed]
   if platform == "cpu" and a.dtype != jnp.float32:
     if b_axes[-1] == summed != a_axes[-1] or (summed not in (a_axes[-1], b_axes[-1]) and b.size < a.size):
       a_axes, b_axes, a, b = b_axes, a_axes, b, a
     if a_axes[-1] != summed:
-      shared = [axis for axis in a_axes if axis in b_axes and axis in y_axes]
       order = "".join([*shared, *(axis for axis in a_axes if axis not in shared and axis != summed), summed])
-      a = jnp.einsum(f"{a_axes}->{order}", a)
-      a_axes, a = order, with_layout_constraint(a, Layout(tuple(range(a.ndim))))
-  precision = "highest" if a.dtype == jnp.float32 else None
-  return jnp.einsum(f"{a_axes},{b_axes}->{y_axes}", a, b, precision=precision, preferred_element_type=jnp.float32)
+      a = with_layout_constraint(jnp.einsum(f"{a_axes}->{order}", a), Layout(tuple(range(a.ndim))))
+      a_axes = order
+  # Not einsum, which would choose the order of the operands itself.
+  batch = tuple(tuple(axes.index(axis) for axis in shared) for axes in (a_axes, b_axes))
+  y = jax.lax.dot_general(
+    a,
+    b,
+    (((a_axes.index(summed),), (b_axes.index(summed),)), batch),
+    precision="highest" if a.dtype == jnp.float32 else None,
+    preferred_element_type=jnp.float32,
+  )
+  free = [axis for axes in (a_axes, b_axes) for axis in axes if axis not in shared and axis != summed]
+  return jnp.einsum(f"{''.join([*shared, *free])}->{y_axes}", y)
 
 
 def _matmul_backward(spec, platform, saved, dy):

@@ -42,7 +42,7 @@ def make_train_step(
 
     gradient = jax.grad(mean_loss, has_aux=True)
     grads, sums = _sum_over_parts(lambda part: gradient(state.params, part), batch, microbatches, placement)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     rate = learning_rate(state.step)
     direction, opt_state = tx.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
