@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import jax
 import optax
 
-from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model, admits
 from tfm_jax.sharding.placement import Placement, make_mesh
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
@@ -20,12 +19,6 @@ def build_model(config: Config, vocab_size: int, devices: Sequence[jax.Device] |
   """The model of a resolved configuration, on a mesh of all devices or the given ones. Raises UserError."""
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(config.sharding, len(devices), admits(config.model, vocab_size))
-  shards = sizes["replica"] * sizes["data"]
-  if config.train.batch_size % shards:
-    raise UserError(
-      f"train.batch_size={config.train.batch_size} does not divide into the {shards} parts of the mesh "
-      f"({config.sharding.strategy}: replica {sizes['replica']} x data {sizes['data']}): choose a multiple of {shards}"
-    )
   placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices))
   log.info(
     "mesh: %d x %s, strategy %s: %s", len(devices), devices[0].device_kind, config.sharding.strategy,

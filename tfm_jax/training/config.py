@@ -3,8 +3,10 @@
 import dataclasses
 import difflib
 import importlib.util
+import math
 import re
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ from tfm_jax.sharding.strategy import ShardingConfig, find_strategy
 from tfm_jax.text.tokenizers import TokenizerConfig
 from tfm_jax.training.checkpoint import CheckpointConfig
 from tfm_jax.training.loss import LossConfig
-from tfm_jax.training.optimizer import OptimizerConfig
+from tfm_jax.training.optimizer import OptimizerConfig, find_optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,9 @@ class Config:
 
 # What may differ when a run is resumed; a section's name stands for all of its keys.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.profile_at", "eval", "checkpoint", "sharding", "data.prefetch")
+
+
+POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len")  # elsewhere 0 has a meaning
 
 
 def defaults() -> config_dict.ConfigDict:
@@ -150,6 +155,13 @@ def all_keys() -> dict[str, type]:
   return keys
 
 
+def _optional_keys() -> set[str]:
+  """The keys that may be None."""
+  tree = to_dict(Config())
+  return {f"{name}.{key}" for name, section in tree.items() if isinstance(section, dict)
+          for key, value in section.items() if value is None}  # fmt: skip
+
+
 def unknown_key(key: str) -> str:
   """One line about a key that does not exist, with the nearest that does."""
   keys = list(all_keys())
@@ -164,6 +176,8 @@ def parse_value(key: str, text: str) -> Any:
   if key not in keys:
     raise UserError(unknown_key(key))
   kind = keys[key]
+  if text.lower() in ("none", "null") and key in _optional_keys():
+    return None
   try:
     if kind is bool:
       return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -188,19 +202,35 @@ def load_file(path: str) -> config_dict.ConfigDict:
   folder = str(Path(file).resolve().parent.parent)  # experiment files say `from configs import base`
   if folder not in sys.path:
     sys.path.append(folder)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise UserError(f"{file} has no function get_config: see configs/quickstart.py")
   try:
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise UserError(f"{file} has no function get_config: see configs/quickstart.py")
     made = module.get_config(argument) if argument else module.get_config()
-  except KeyError as error:
-    raise UserError(f"{file} has no variant {argument!r} ({error})") from error
-  except AttributeError as error:
-    # ml_collections: a key that the locked tree does not have, with its nearest neighbour.
-    raise UserError(f"{file}: {str(error).splitlines()[0]}") from error
+  except UserError:
+    raise
+  except (Exception, SystemExit) as error:
+    if isinstance(error, KeyError) and argument and argument in str(error):
+      raise UserError(f"{file} has no variant {argument!r}") from error
+    raise UserError(f"{file}{_line_of(error, file)}: {_reason(error)}") from error
   if not isinstance(made, ml_collections.ConfigDict):
     raise UserError(f"{file}: get_config() must return the ConfigDict of configs/base.py")
   return made
+
+
+def _line_of(error: BaseException, file: str) -> str:
+  """", line N": where in an experiment file something went wrong."""
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+  if isinstance(error, SyntaxError):
+    lines.append(error.lineno)
+  return f", line {lines[-1]}" if lines else ""
+
+
+def _reason(error: BaseException) -> str:
+  """What an exception says, in one line; ml_collections already names the key and its nearest neighbour."""
+  said = error.msg if isinstance(error, SyntaxError) else str(error).strip('"')
+  kind = "" if isinstance(error, AttributeError) else f"{type(error).__name__}: "
+  return kind + " ".join(said.split())
 
 
 def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -226,18 +256,18 @@ def resolve(config: Config) -> Config:
   """The configuration with every empty field of the model filled from its family, checked. Raises UserError."""
   model = resolve_model(config.family, config.model)
   find_strategy(config.sharding.strategy)
+  find_optimizer(config.optimizer.name)
+  schedule(config.optimizer, config.train.steps)
   if config.data.seq_len > (model.max_positions or config.data.seq_len) and model.positions == "learned":
     raise UserError(
       f"data.seq_len={config.data.seq_len} is longer than the table of {model.max_positions} learned positions: "
       f"set model.max_positions={config.data.seq_len}"
     )
-  for key in ("train.steps", "train.batch_size", "data.seq_len"):
-    section, name = key.split(".")
-    if getattr(getattr(config, section), name) < 1:
-      raise UserError(f"{key}={getattr(getattr(config, section), name)} must be positive")
-  for key in ("train.log_every",):
-    if config.train.log_every < 1:
-      raise UserError(f"{key}={config.train.log_every} must be positive")
+  for key, value in _flat(to_dict(config)).items():
+    if isinstance(value, (int, float)) and key != "seed" and not (value >= 0 and math.isfinite(value)):
+      raise UserError(f"{key}={value} must be a number of at least 0")
+    if key in POSITIVE and not value:
+      raise UserError(f"{key}={value} must be positive")
   if config.train.microbatches and config.train.batch_size % config.train.microbatches:
     raise UserError(
       f"train.microbatches={config.train.microbatches} does not divide train.batch_size={config.train.batch_size}"
@@ -252,16 +282,17 @@ def resolve(config: Config) -> Config:
   return dataclasses.replace(config, model=model)
 
 
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """section.key -> value."""
+  keys: dict[str, Any] = {}
+  for key, value in tree.items():
+    keys |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
+  return keys
+
+
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Keys that differ between two configurations as dictionaries, except those that may change at a resume."""
-
-  def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    keys: dict[str, Any] = {}
-    for key, value in tree.items():
-      keys |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
-    return keys
-
-  a, b = flat(old), flat(new)
+  a, b = _flat(old), _flat(new)
   differing = [key for key in {**a, **b} if key not in a or key not in b or a[key] != b[key]]
   allowed = re.compile("|".join(rf"{re.escape(name)}(\.|$)" for name in MAY_CHANGE))
   return sorted(key for key in differing if not allowed.match(key))

@@ -8,6 +8,7 @@ from etils import epath
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model, Params
+from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers import Tokenizer, load_tokenizer
 from tfm_jax.training.build import build_model
 from tfm_jax.training.checkpoint import Checkpoints
@@ -40,11 +41,10 @@ def load_run(workdir: epath.PathLike, step: int | None = None, strategy: str | N
   run = RunDirectory(workdir)
   config = from_dict(run.read_config())
   tokenizer = load_tokenizer(run.tokenizer)
-  sharding = dataclasses.replace(type(config.sharding)(), strategy=strategy or "dp")
+  sharding = ShardingConfig(strategy=strategy or "dp")
   devices = jax.devices() if strategy else jax.local_devices()[:1]
-  rows = dataclasses.replace(config.train, batch_size=len(devices) * config.train.batch_size)
   config = dataclasses.replace(config, sharding=sharding)
-  model = build_model(dataclasses.replace(config, train=rows), tokenizer.vocab_size, devices)
+  model = build_model(config, tokenizer.vocab_size, devices)
   step, params = load_params(run, model, step)
   return Run(config, model, params, tokenizer, step)
 

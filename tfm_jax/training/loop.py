@@ -148,15 +148,16 @@ class _Start:
     row = flops.row_flops(config.model, self.model.vocab_size, fields, transform=config.family == "bert")
     inputs = [shape[0] for name, (shape, _) in fields.items() if name.endswith("inputs")]
     peak = flops.peak_flops(placement.mesh.devices.flat[0])
+    step, seen = (human_count(count * config.train.batch_size) for count in row)
+    total = peak and peak * placement.mesh.size
     log.info(
-      "FLOPs of a step: %s = %s; counting the half of causal attention only: %s. %s",
-      human_count(row.full * config.train.batch_size), flops.FORMULA, human_count(row.causal * config.train.batch_size),
-      f"mfu = the first / seconds / {human_count(peak * placement.mesh.size)}FLOP/s" if peak else
-      "no mfu: the peak of these devices is not known",
+      "a step takes %sFLOP: %s%s%s", step, flops.FORMULA,
+      "" if step == seen else f"; {seen}FLOP if only what causal attention sees is counted",
+      f"; mfu = {step}FLOP / seconds / {human_count(total)}FLOP/s" if total else "; no mfu, as the peak is not known",
     )  # fmt: skip
     return Meter(
       tracker, config.train.log_every, config.train.batch_size * sum(inputs), row.full * config.train.batch_size,
-      peak and peak * placement.mesh.size,
+      total,
     )  # fmt: skip
 
   def _train(self, state: TrainState, train_step: Any, tracker: Tracker) -> TrainState:
@@ -173,9 +174,9 @@ class _Start:
       meter.resume()
       while step < config.train.steps:
         asked = time.perf_counter()
-        batch = next(batches)[1]
+        rows = next(batches)[1]
         waited = time.perf_counter() - asked
-        batch = self._put(batch)
+        batch = self._put(rows)
         profiler.before(step)
         state, metrics = train_step(state, batch)
         profiler.after(step, metrics["loss"])

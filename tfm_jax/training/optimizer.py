@@ -81,6 +81,13 @@ def _adafactor(config: OptimizerConfig, axes: Any) -> optax.GradientTransformati
 OPTIMIZERS = {"adamw": _adamw, "adam": _adam, "adafactor": _adafactor, "sgd": _sgd}
 
 
+def find_optimizer(name: str) -> Callable[[OptimizerConfig, Any], optax.GradientTransformation]:
+  """The chain of that name; UserError lists the names."""
+  if name not in OPTIMIZERS:
+    raise UserError(f"optimizer.name={name!r} is not one of {', '.join(OPTIMIZERS)}")
+  return OPTIMIZERS[name]
+
+
 def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   """The chain that turns gradients into a direction; the step multiplies it by minus the learning rate.
 
@@ -88,10 +95,8 @@ def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransfor
     config: its name and numbers.
     axes: a tree like the parameters' with the `Axes` of each.
   """
-  if config.name not in OPTIMIZERS:
-    raise UserError(f"optimizer.name={config.name!r} is not one of {', '.join(OPTIMIZERS)}")
   clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
-  return optax.chain(clip, OPTIMIZERS[config.name](config, axes))
+  return optax.chain(clip, find_optimizer(config.name)(config, axes))
 
 
 def matrix_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
