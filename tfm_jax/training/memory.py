@@ -52,8 +52,8 @@ def bytes_per_device(tree: Any) -> int:
 def row_bytes(model: Model, fields: Fields) -> int:
   """An estimate of the bytes of activations that one row needs in a training step, on one device.
 
-  What is kept of a block for its backward pass, counted in values of the compute dtype, and the attention logits in
-  float32; with remat one block's worth, and the blocks' inputs. The output layer: float32 logits of one tile and
+  What is kept of all blocks for the backward pass, counted in values of the compute dtype (with remat of one block,
+  and the inputs of the others), what one block needs while it is computed, and the output layer: float32 logits and
   their gradient.
   """
   c = model.config
@@ -61,21 +61,29 @@ def row_bytes(model: Model, fields: Fields) -> int:
   lengths = {name: shape[0] for name, (shape, _) in fields.items() if shape}
   split = model.placement.mesh.shape["model"]
 
-  def block(queries: int, keys: int, crosses: int) -> float:
-    linear = queries * (12 * D + (10 * HK + (6 if c.gated else 4) * F) / split) * item
-    square = queries * keys * c.num_heads / split * (8 + 3 * item)
-    return linear + square + crosses * queries * (6 * D + 6 * HK / split) * item
+  def kept(queries: int, keys: int, attentions: int) -> float:
+    """Inputs of the norms, linears and activations, and the attention weights before and after dropout."""
+    linear = queries * (4 * D + 2 * D * attentions + (4 * HK * attentions + (3 if c.gated else 2) * F) / split) * item
+    weights = queries * keys * c.num_heads / split * item
+    return linear + weights * (2 if c.attention_dropout else 1)
+
+  def working(queries: int, keys: int) -> float:
+    """What one block needs while it is computed: float32 logits and their gradient, twice its widest layer."""
+    return queries * keys * c.num_heads / split * 12 + queries * (4 * D + 4 * F / split) * item
 
   if "inputs" in lengths:
     T, targets = lengths["inputs"], lengths["targets"]
-    stacks = [(c.num_layers, T, block(T, T, 0))]
+    stacks = [(c.num_layers, T, kept(T, T, 1), working(T, T))]
   else:
     S, T = lengths["encoder_inputs"], lengths["decoder_inputs"]
     targets = T
-    crossing = T * S * c.num_heads / split * (8 + 3 * item)
-    stacks = [(c.num_layers, S, block(S, S, 0)), (c.decoder_depth, T, block(T, T, 1) + crossing)]
-  kept = sum(n * one if c.remat == "none" else n * T * D * item + one for n, T, one in stacks)
-  return int(kept + targets * model.vocab_size / split * (4 + item))
+    crossing = T * S * c.num_heads / split * item * (2 if c.attention_dropout else 1)
+    decoder = kept(T, T, 2) + crossing
+    stacks = [(c.num_layers, S, kept(S, S, 1), working(S, S)), (c.decoder_depth, T, decoder, working(T, max(S, T)))]
+  total = max(need for *_, need in stacks)
+  for depth, length, one, _ in stacks:
+    total += depth * one if c.remat == "none" else depth * length * D * item + one
+  return int(total + targets * model.vocab_size / split * (4 + item))
 
 
 def choose_microbatches(

@@ -1,0 +1,110 @@
+"""FLOPs against published figures, and the choice of microbatches."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from tiny import make_batch, make_model, model_config
+
+from tfm_jax.errors import UserError
+from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.model import resolve_model
+from tfm_jax.training import flops, memory
+from tfm_jax.training.loss import LossConfig, pretraining_loss
+from tfm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
+from tfm_jax.training.state import abstract_state
+from tfm_jax.training.step import make_train_step
+
+INT = np.dtype(np.int32)
+
+
+def fields(**lengths):
+  return {name: ((length,), INT) for name, length in lengths.items()} | {"rows": ((), INT)}
+
+
+@pytest.mark.parametrize(("targets", "expected"), [(512, 710e6), (77, 588e6)])
+def test_bert_base(targets, expected):
+  row = flops.row_flops(resolve_model("bert", ModelConfig()), 30_522, fields(inputs=512, targets=targets), True)
+  assert row.full / 512 == pytest.approx(expected, rel=0.005)
+
+
+def test_gpt2_in_both_conventions():
+  row = flops.row_flops(resolve_model("gpt", ModelConfig()), 50_257, fields(inputs=1024, targets=1024), False)
+  assert row.full / 1024 == pytest.approx(855e6, rel=0.005) and row.causal / 1024 == pytest.approx(798e6, rel=0.005)
+
+
+def test_t5_base_1_1():
+  config = resolve_model("t5", ModelConfig(mlp_dim=2048, gated=True, tied=False))
+  row = flops.row_flops(config, 32_128, fields(encoder_inputs=512, decoder_inputs=114, decoder_targets=114), False)
+  assert row.full == pytest.approx(425e9, rel=0.02)
+
+
+def test_peaks_are_found_by_the_longest_name():
+  peak = lambda kind: flops.peak_flops(SimpleNamespace(device_kind=kind))
+  assert peak("NVIDIA H200") == 989e12 and peak("TPU v5 lite") == 197e12 and peak("TPU v5p") == 459e12
+  assert peak("NVIDIA A100-SXM4-40GB") == 312e12 and peak("cpu") is None
+
+
+def compiler(model, rows, variant="bert", length=16):
+  axes = jax.tree.map_with_path(lambda path, _: model.axes(path), model.shapes())
+  config = OptimizerConfig()
+  tx = make_optimizer(config, axes)
+  state = abstract_state(model, tx)
+  example = make_batch(variant, rows=rows, length=length)
+  batch = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=model.placement.sharding(("batch",)))
+    for name, x in example.items()
+  }
+  loss = pretraining_loss(model, LossConfig())
+
+  def compile_with(count):
+    step = make_train_step(loss, tx, schedule(config, 10), model.placement, count, 0)
+    out = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
+    return jax.jit(step, donate_argnums=0, out_shardings=out).lower(state, batch).compile()
+
+  return state, {name: (x.shape[1:], x.dtype) for name, x in example.items()}, compile_with
+
+
+@pytest.mark.parametrize("variant", ["bert", "gpt", "t5"])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_estimate_of_a_row_is_near_what_the_compiler_needs(variant, remat):
+  """Within half: the compiler has the last word."""
+  changes = {"num_layers": 4, "embed_dim": 128, "mlp_dim": 512, "dtype": "bfloat16", "remat": remat}
+  model = make_model(variant, **changes, dropout=0.1, attention_dropout=0.1, max_positions=128)
+  temporaries = []
+  for rows in (16, 48):
+    _, shapes, compile_with = compiler(model, rows, variant, length=128)
+    temporaries.append(compile_with(1).memory_analysis().temp_size_in_bytes)
+  needed = (temporaries[1] - temporaries[0]) / 32
+  print(variant, remat, memory.row_bytes(model, shapes) / needed)
+  assert 0.67 < memory.row_bytes(model, shapes) / needed < 1.5, (memory.row_bytes(model, shapes), needed)
+
+
+def test_fewer_rows_at_once_where_memory_is_short(monkeypatch):
+  model = make_model("bert")
+  state, shapes, compile_with = compiler(model, 16)
+  choose = lambda asked=0: memory.choose_microbatches(model, state, shapes, 16, asked, compile_with)[0]
+  assert choose() == 1
+  assert choose(asked=4) == 4
+  usage = compile_with(4).memory_analysis()
+  needed = usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
+  monkeypatch.setattr(memory, "device_limit", lambda device: needed + usage.temp_size_in_bytes)
+  assert choose() in (4, 8)  # not fewer: these need more
+  monkeypatch.setattr(memory, "device_limit", lambda device: 1000)
+  with pytest.raises(UserError, match=r"not even one row .* a device, .* a row"):
+    choose()
+  with pytest.raises(UserError, match=r"train\.microbatches=3"):
+    choose(asked=3)
+
+
+def test_memory_is_split_among_the_emulated_devices():
+  limits = {memory.device_limit(device) for device in jax.local_devices()}
+  assert 0 < max(limits) * len(jax.local_devices()) < 2**44
+
+
+def test_bytes_per_device_count_shards():
+  state, _, _ = compiler(make_model("gpt"), 16, "gpt")
+  total = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+  assert memory.bytes_per_device(state) == total
+  assert model_config().embed_dim == 32

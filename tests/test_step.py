@@ -1,0 +1,173 @@
+"""The train step: the invariance contract under every strategy, accumulation, the guard, remat."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from tiny import VARIANTS, make_batch, make_model, placement
+
+from tfm_jax.models.model import FAMILIES
+from tfm_jax.sharding.strategy import STRATEGIES
+from tfm_jax.training.loss import LossConfig, pretraining_loss
+from tfm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
+from tfm_jax.training.state import abstract_state, init_state
+from tfm_jax.training.step import make_eval_step, make_train_step
+
+STEPS = 10
+DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
+
+
+def optimizer(model, name="adamw", **keys):
+  config = OptimizerConfig(name, **({"learning_rate": 1e-2, "warmup_steps": 3, "weight_decay": 0.01} | keys))
+  return make_optimizer(config, jax.tree.map_with_path(lambda path, _: model.axes(path), model.shapes())), config
+
+
+def train(variant, strategy="dp", devices=1, microbatches=1, steps=STEPS, name="adamw", **changes):
+  """(initial parameters, losses, gradient norms, last state) of a run with dropout, label smoothing and z-loss."""
+  st = placement(strategy, devices)
+  model = make_model(variant, st, **(DROPOUT | changes))
+  tx, config = optimizer(model, name)
+  state = init_state(model, tx, seed=0)
+  first = jax.tree.map(np.asarray, state.params)
+  loss = pretraining_loss(model, LossConfig(label_smoothing=0.1, z_loss=1e-3))
+  step = make_train_step(loss, tx, schedule(config, STEPS), st, microbatches, seed=5)
+  batches = [make_batch(variant, seed) for seed in range(steps)]
+  stacked = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *batches), st.sharding((None, "batch")))
+  layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, tx))
+  state, metrics = jax.jit(lambda s, b: jax.lax.scan(step, s, b), out_shardings=(layout, None))(state, stacked)
+  return first, np.asarray(metrics["objective"]), np.asarray(metrics["grad_norm"]), state
+
+
+@functools.cache
+def alone(variant, name="adamw"):
+  return train(variant, name=name)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_every_strategy_trains_like_one_device(variant, strategy):
+  first, losses, norms, _ = alone(variant)
+  first_8, losses_8, norms_8, state = train(variant, strategy, devices=8, microbatches=2)
+  jax.tree.map(np.testing.assert_array_equal, first, first_8)
+  np.testing.assert_allclose(losses_8, losses, rtol=1e-5)
+  np.testing.assert_allclose(norms_8, norms, rtol=1e-4)
+  assert np.ptp(losses) > 0.1  # it moved
+  if strategy != "dp":  # what is to be cut is cut, in the optimizer's state too
+    for tree in (state.params, state.opt_state[1][0].mu):
+      side = tree.get("encoder", tree)
+      assert not side["blocks"]["mlp"]["wi"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_tp"])
+def test_adafactor_trains_alike_with_sharded_moments(strategy):
+  _, losses, norms, _ = alone("t5", "adafactor")
+  _, losses_8, norms_8, _ = train("t5", strategy, devices=8, name="adafactor")
+  np.testing.assert_allclose(losses_8, losses, rtol=1e-5)
+  np.testing.assert_allclose(norms_8, norms, rtol=1e-4)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4, 16])
+def test_accumulation_equals_the_full_batch_with_dropout_on(microbatches):
+  _, losses, norms, _ = alone("gpt")
+  _, losses_k, norms_k, _ = train("gpt", microbatches=microbatches)
+  np.testing.assert_allclose(losses_k, losses, rtol=1e-5)
+  np.testing.assert_allclose(norms_k, norms, rtol=1e-4)
+
+
+def test_dropout_is_on_in_these_runs():
+  _, losses, _, _ = alone("gpt")
+  _, without, _, _ = train("gpt", steps=2, dropout=0.0, attention_dropout=0.0)
+  assert abs(losses[0] - without[0]) > 1e-3
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("variant", ["bert", "t5_1_1"])
+def test_remat_changes_no_result(variant, remat):
+  _, losses, norms, _ = train(variant, steps=3)
+  _, losses_r, norms_r, _ = train(variant, steps=3, remat=remat)
+  np.testing.assert_allclose(losses_r, losses, rtol=1e-6)
+  np.testing.assert_allclose(norms_r, norms, rtol=1e-5)
+
+
+@functools.cache
+def compiled(remat, variant="gpt", dtype="bfloat16"):
+  model = make_model(variant, num_layers=6, remat=remat, dtype=dtype)
+  tx, config = optimizer(model)
+  step = make_train_step(pretraining_loss(model, LossConfig()), tx, schedule(config, STEPS), model.placement, 1, seed=0)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_batch(variant, rows=64))
+  return jax.jit(step, donate_argnums=0).lower(abstract_state(model, tx), batch).compile()
+
+
+def test_remat_saves_memory_in_the_order_of_its_names():
+  sizes = [compiled(remat).memory_analysis().temp_size_in_bytes for remat in ("none", "dots", "full")]
+  assert sizes[0] > 1.2 * sizes[1] > 1.2 * sizes[2], sizes
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_steps_run_on_cpu(variant):
+  """XLA:CPU lacks some bfloat16 dots; every one that is used must exist."""
+  _, losses, norms, _ = train(variant, steps=2, dtype="bfloat16")
+  _, exact, _, _ = train(variant, steps=2)
+  assert np.isfinite(norms).all()
+  np.testing.assert_allclose(losses, exact, rtol=5e-2)
+
+
+def test_no_strategy_moves_activations_it_need_not(capfd):
+  for variant in ("bert", "t5"):
+    train(variant, "fsdp_tp", devices=8, microbatches=2, steps=1, dropout=0.05)
+  assert "rematerialization" not in capfd.readouterr().err
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
+  model = make_model("gpt", **DROPOUT)
+  tx, config = optimizer(model)
+  step = jax.jit(
+    make_train_step(pretraining_loss(model, LossConfig()), tx, schedule(config, 9), model.placement, 1, seed=0)
+  )
+  good, bad = make_batch("gpt"), make_batch("gpt")
+  bad["weights"] = bad["weights"].copy()
+  bad["weights"][0, 0] = np.inf
+  state, _ = step(init_state(model, tx, 0), good)
+  kept = jax.tree.map(np.asarray, (state.params, state.opt_state))
+  for count in (1, 2):
+    state, metrics = step(state, bad)
+    assert int(state.skipped) == int(metrics["skipped"]) == count
+    jax.tree.map(np.testing.assert_array_equal, kept, jax.tree.map(np.asarray, (state.params, state.opt_state)))
+  assert int(state.step) == 3
+  state, metrics = step(state, good)
+  assert int(metrics["skipped"]) == 0
+  assert not np.array_equal(state.params["embed"]["token"], kept[0]["embed"]["token"])
+
+
+def test_the_loss_is_a_mean_over_the_global_batch_not_over_microbatches():
+  """Half of the rows have a single target: their weight must not grow when they come in a microbatch of their own."""
+  model = make_model("gpt")
+  batch = make_batch("gpt")
+  batch["weights"] = batch["weights"] * 0
+  batch["weights"][0::2, :3] = 1
+  batch["weights"][1::2, 0] = 1
+  tx, config = optimizer(model)
+  results = []
+  for microbatches in (1, 2):
+    step = make_train_step(
+      pretraining_loss(model, LossConfig()), tx, schedule(config, 9), model.placement, microbatches, seed=0
+    )
+    _, metrics = jax.jit(step)(init_state(model, tx, 0), batch)
+    results.append((float(metrics["loss"]), float(metrics["grad_norm"]), float(metrics["accuracy"])))
+  np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
+  logits = np.asarray(model.logits(init_state(model, tx, 0).params, batch), np.float64)
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  nll = -np.take_along_axis(log_p, batch["targets"][:, :, None], -1)[..., 0]
+  assert results[0][0] == pytest.approx((nll * batch["weights"]).sum() / batch["weights"].sum(), rel=1e-5)
+
+
+def test_evaluation_is_without_dropout_and_extras_and_the_same_in_parts():
+  model = make_model("gpt", **DROPOUT)
+  loss = pretraining_loss(model, LossConfig(label_smoothing=0.1, z_loss=1e-2))
+  params = jax.jit(model.init)(jax.random.key(0))
+  batch = make_batch("gpt")
+  whole, parts = (jax.jit(make_eval_step(loss, model.placement, n))(params, batch) for n in (1, 4))
+  np.testing.assert_allclose(whole, parts, rtol=1e-6)
+  assert float(whole.loss) == float(whole.nll)
+  assert float(whole.weight) == batch["weights"].sum()

@@ -1,0 +1,73 @@
+"""Strategies as data: mesh sizes, specs, and what is refused."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from tiny import model_config, placement
+
+from tfm_jax.errors import UserError
+from tfm_jax.models.model import admits
+from tfm_jax.sharding.strategy import AXES, STRATEGIES, ShardingConfig, find_strategy, mesh_sizes
+
+BERT = admits(model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 30_522)
+
+
+@pytest.mark.parametrize(
+  ("strategy", "devices", "expected"),
+  [
+    ("dp", 8, {"data": 8}), ("fsdp", 8, {"data": 8}), ("tp", 8, {"data": 2, "model": 4}),
+    ("fsdp_tp", 8, {"data": 2, "model": 4}), ("fsdp_tp", 4, {"data": 2, "model": 2}), ("tp", 3, {"data": 3}),
+    ("fsdp", 5, {"replica": 5}), ("fsdp", 512, {"data": 256, "replica": 2}), ("tp", 1, {}),
+  ],
+)  # fmt: skip
+def test_free_sizes_are_the_largest_that_the_model_admits(strategy, devices, expected):
+  sizes = mesh_sizes(ShardingConfig(strategy), devices, BERT)
+  assert sizes == dict.fromkeys(AXES, 1) | expected
+
+
+@given(
+  some.sampled_from(list(STRATEGIES)), some.integers(1, 600), some.sampled_from([1, 3, 8, 12]), some.integers(1, 40)
+)
+def test_sizes_always_multiply_to_the_devices_and_divide_the_model(strategy, devices, heads, width):
+  limits = admits(model_config(embed_dim=width * heads, num_heads=heads, mlp_dim=64), 1000)
+  sizes = mesh_sizes(ShardingConfig(strategy), devices, limits)
+  assert math.prod(sizes.values()) == devices and tuple(sizes) == AXES
+  for name, axes in STRATEGIES[strategy].rules:
+    for length in limits.get(name, ()):
+      assert length % math.prod(sizes[axis] for axis in axes) == 0
+
+
+@pytest.mark.parametrize(
+  ("config", "names"),
+  [
+    (ShardingConfig("tp", model=5), "sharding.model=5"), (ShardingConfig("fsdp", data=3), "8 devices"),
+    (ShardingConfig("fsdp", data=5), "sharding.data=5"), (ShardingConfig("tp", model=-1), "sharding.model=-1"),
+    (ShardingConfig("dp", data=2, replica=2), "too many"), (ShardingConfig("zero"), "sharding.strategy='zero'"),
+  ],
+)  # fmt: skip
+def test_impossible_sizes_are_refused_by_name(config, names):
+  with pytest.raises(UserError, match=names):
+    mesh_sizes(config, 8, BERT)
+
+
+def test_explicit_sizes_are_taken():
+  sizes = mesh_sizes(ShardingConfig("fsdp_tp", model=2, data=2), 8, BERT)
+  assert (sizes["model"], sizes["data"], sizes["replica"]) == (2, 2, 2)
+
+
+def test_specs_name_mesh_axes_once():
+  st = placement("fsdp_tp", 8)
+  assert tuple(st.spec(("layers", "embed", "heads", None))) == (None, "data", "model", None)
+  assert tuple(st.spec(("batch", "seq", "act_mlp"))) == (("replica", "data"), None, "model")
+  assert tuple(st.spec(("vocab", "heads"))) == ("model", None)
+
+
+def test_strategies_share_their_axes_and_split_the_batch_alike():
+  for name, strategy in STRATEGIES.items():
+    assert find_strategy(name) is strategy
+    assert strategy.mesh_axes("batch") == ("replica", "data")
+    assert all(set(axes) <= set(AXES) for _, axes in strategy.rules)
+    parameters = {axis for axis, _ in strategy.rules if axis != "batch" and not axis.startswith("act_")}
+    assert parameters <= {"embed", "heads", "mlp", "vocab"}
