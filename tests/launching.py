@@ -19,9 +19,18 @@ from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[1]
-EXACT = ("loss", "objective", "accuracy", "perplexity", "bits_per_byte", "unigram_entropy", "grad_norm", "learning_rate")
+EXACT = (
+  "loss",
+  "objective",
+  "accuracy",
+  "perplexity",
+  "bits_per_byte",
+  "unigram_entropy",
+  "grad_norm",
+  "learning_rate",
+)
 
-EXPERIMENT = '''
+EXPERIMENT = """
 from configs import base
 
 FAMILIES = {"bert": "mlm", "gpt": "causal", "t5": "span_corruption", "transformer": "seq2seq"}
@@ -40,9 +49,31 @@ def get_config(family="gpt"):
   c.eval.update({"every": 4, "batches": 2})
   c.checkpoint.every = 5
   return c.lock()
-'''
+"""
 
-WORDS = "the cat sat on a mat and saw that all the dogs of the town ran after one small grey bird".split()
+WORDS = [
+  "the",
+  "cat",
+  "sat",
+  "on",
+  "a",
+  "mat",
+  "and",
+  "saw",
+  "that",
+  "all",
+  "the",
+  "dogs",
+  "of",
+  "the",
+  "town",
+  "ran",
+  "after",
+  "one",
+  "small",
+  "grey",
+  "bird",
+]
 
 
 def write_text(path: Path, lines: int = 400, seed: int = 0) -> Path:

@@ -32,7 +32,7 @@ def row_keys(noise: Noise, layer: Array | int, site: int) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dropout(x, key_B, rate):
+def _dropout(x: Array, key_B: Array, rate: float) -> Array:
   keys = key_B.reshape((-1,) + (1,) * (x.ndim - 1))
   keep = hashing.bits(hashing.positions(x.shape, 1), keys) >= np.uint32(round(rate * 2**32))
   return jnp.where(keep, x * np.asarray(1 / (1 - rate), x.dtype), np.zeros((), x.dtype))

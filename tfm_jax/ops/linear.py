@@ -9,6 +9,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from tfm_jax.ops.broadcast import to_rank
 
+Saved = tuple[Array, Array, Array | None]  # x, w, b
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 4))
 def linear(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> Array:
@@ -38,11 +40,11 @@ def einsum(spec: str, x: Array, w: Array, platform: str) -> Array:
   return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32 if platform == "cpu" else x.dtype)
 
 
-def _forward(spec, x, w, b, platform):
+def _forward(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> tuple[Array, Saved]:
   return linear(spec, x, w, b, platform), (x, w, b)
 
 
-def _backward(spec, platform, saved, dy):
+def _backward(spec: str, platform: str, saved: Saved, dy: Array) -> tuple[Array, Array, Array | None]:
   x, w, b = saved
   x_axes, w_axes, y_axes = spec.replace("->", ",").split(",")
   dx = einsum(f"{y_axes},{w_axes}->{x_axes}", dy, w, platform).astype(x.dtype)
@@ -88,11 +90,11 @@ def _batched(spec: str, a: Array, b: Array, platform: str) -> Array:
       a = with_layout_constraint(jnp.einsum(f"{a_axes}->{order}", a), Layout(tuple(range(a.ndim))))
       a_axes = order
   # Not einsum, which would choose the order of the operands itself.
-  batch = tuple(tuple(axes.index(axis) for axis in shared) for axes in (a_axes, b_axes))
+  batch_a, batch_b = (tuple(axes.index(axis) for axis in shared) for axes in (a_axes, b_axes))
   y = jax.lax.dot_general(
     a,
     b,
-    (((a_axes.index(summed),), (b_axes.index(summed),)), batch),
+    (((a_axes.index(summed),), (b_axes.index(summed),)), (batch_a, batch_b)),
     precision="highest" if a.dtype == jnp.float32 else None,
     preferred_element_type=jnp.float32,
   )
@@ -100,7 +102,7 @@ def _batched(spec: str, a: Array, b: Array, platform: str) -> Array:
   return jnp.einsum(f"{''.join([*shared, *free])}->{y_axes}", y)
 
 
-def _matmul_backward(spec, platform, saved, dy):
+def _matmul_backward(spec: str, platform: str, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
   a, b = saved
   a_axes, b_axes, y_axes = spec.replace("->", ",").split(",")
   dy = dy.astype(a.dtype)
@@ -121,7 +123,7 @@ def embed(table_VD: Array, ids: Array) -> Array:
   return table_VD.at[ids].get(mode="promise_in_bounds")
 
 
-def _embed_backward(saved, dy):
+def _embed_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
   table, ids = saved
   zeros = jnp.zeros(table.shape, jnp.float32)
   return zeros.at[ids].add(dy.astype(jnp.float32), mode="promise_in_bounds").astype(table.dtype), None

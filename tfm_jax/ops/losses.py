@@ -29,6 +29,11 @@ class LossSums(NamedTuple):
   weight: Array
 
 
+# (vocab_size, label_smoothing, z_loss, tiles, platform), static.
+Settings = tuple[int, float, float, int, str]
+Sums = tuple[Array, Array, Array]  # loss, nll, correct
+
+
 def logits(h: Array, out: Unembedding, vocab_size: int, platform: str) -> Array:
   """Float32 logits [..., V] of hidden states h [..., D]; ids from `vocab_size` on, which only pad, get -1e30."""
   letters = "ABCEFG"[: h.ndim - 1]
@@ -74,15 +79,18 @@ def cross_entropy(
     platform: see `linear`.
   """
   settings = (vocab_size, label_smoothing, z_loss, tiles, platform)
-  return LossSums(*_cross_entropy(h_BTD, out, targets_BT, weights_BT, settings), weights_BT.sum())
+  loss, nll, correct = _cross_entropy(h_BTD, out, targets_BT, weights_BT, settings)
+  return LossSums(loss, nll, correct, weights_BT.sum())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _cross_entropy(h, out, targets, weights, settings):
+def _cross_entropy(h: Array, out: Unembedding, targets: Array, weights: Array, settings: Settings) -> Sums:
   return _over_tiles(h, out, targets, weights, settings, with_gradient=False)[0]
 
 
-def _over_tiles(h, out, targets, weights, settings, with_gradient):
+def _over_tiles(
+  h: Array, out: Unembedding, targets: Array, weights: Array, settings: Settings, with_gradient: bool
+) -> tuple[Sums, Array | None]:
   """((loss, nll, correct), dlogits [B, T, V] or None)."""
   tiles = settings[3]
   one = partial(_tile, out=out, settings=settings, with_gradient=with_gradient)
@@ -90,7 +98,7 @@ def _over_tiles(h, out, targets, weights, settings, with_gradient):
     return one(h, targets, weights)
   batch, length = targets.shape
 
-  def split(x):
+  def split(x: Array) -> Array:
     return jnp.moveaxis(x.reshape(batch, tiles, length // tiles, *x.shape[2:]), 1, 0)
 
   sums, dlogits = jax.lax.map(lambda args: one(*args), (split(h), split(targets), split(weights)))
@@ -100,7 +108,9 @@ def _over_tiles(h, out, targets, weights, settings, with_gradient):
   return sums, dlogits
 
 
-def _tile(h, targets, weights, *, out, settings, with_gradient):
+def _tile(
+  h: Array, targets: Array, weights: Array, *, out: Unembedding, settings: Settings, with_gradient: bool
+) -> tuple[Sums, Array | None]:
   vocab_size, smoothing, z_loss, _, platform = settings
   y = logits(h, out, vocab_size, platform)
   top = jax.lax.stop_gradient(y.max(-1))
@@ -117,7 +127,7 @@ def _tile(h, targets, weights, *, out, settings, with_gradient):
   if z_loss:
     loss = loss + z_loss * jnp.square(log_z)
   correct = (target_logit >= top).astype(jnp.float32)
-  sums = tuple((weights * x).sum() for x in (loss, nll, correct))
+  sums = ((weights * loss).sum(), (weights * nll).sum(), (weights * correct).sum())
   if not with_gradient:
     return sums, None
   target_mass = jnp.where(hit, 1.0 - smoothing, 0.0)
@@ -128,12 +138,16 @@ def _tile(h, targets, weights, *, out, settings, with_gradient):
   return sums, (dlogits * weights[..., None]).astype(h.dtype)
 
 
-def _forward(h, out, targets, weights, settings):
+def _forward(
+  h: Array, out: Unembedding, targets: Array, weights: Array, settings: Settings
+) -> tuple[Sums, tuple[Array, Unembedding, Array | None]]:
   sums, dlogits = _over_tiles(h, out, targets, weights, settings, with_gradient=True)
   return sums, (h, out, dlogits)
 
 
-def _backward(settings, saved, cotangents):
+def _backward(
+  settings: Settings, saved: tuple[Array, Unembedding, Array], cotangents: Sums
+) -> tuple[Array, Unembedding, None, None]:
   h, out, dlogits = saved
   platform = settings[4]
   d_loss = cotangents[0]  # nll and correct are for people to read

@@ -34,7 +34,7 @@ def relative_buckets(distances: np.ndarray, bidirectional: bool, buckets: int, m
   Half of the buckets (of each sign, if bidirectional) are exact, the others grow logarithmically to `max_distance`.
   """
   n = -np.asarray(distances)
-  base = 0
+  base = np.zeros_like(n)
   if bidirectional:
     buckets //= 2
     base = (n < 0) * buckets

@@ -1,6 +1,8 @@
 """A strategy on a mesh: the one function that constrains activations, and the one that gathers weights."""
 
 import dataclasses
+import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +15,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tfm_jax.sharding.strategy import AXES, BATCH_AXES, STRATEGIES, Strategy
 
 Axes = tuple[str | None, ...]
+
+
+def _give_emulated_devices_threads() -> None:
+  """More threads for emulated CPU devices, before JAX starts its backend (later this does nothing).
+
+  A collective holds its thread until all devices have joined it, and XLA's pool has one thread a device: where a
+  program has two collectives ready at once, devices that take them in different orders wait for each other for ever.
+  """
+  flag = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+  devices = max(int(flag[1]) if flag else 1, jax.config.jax_num_cpu_devices)
+  if devices > 1:
+    os.environ.setdefault("PJRT_NPROC", str(4 * devices))
+
+
+_give_emulated_devices_threads()
 
 
 def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

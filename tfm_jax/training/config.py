@@ -19,6 +19,7 @@ from ml_collections import config_dict
 from tfm_jax.data.config import DataConfig
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.init import INITS
 from tfm_jax.models.model import resolve_model
 from tfm_jax.objectives.objective import ObjectiveConfig
 from tfm_jax.sharding.strategy import ShardingConfig, find_strategy
@@ -155,13 +156,6 @@ def all_keys() -> dict[str, type]:
   return keys
 
 
-def _optional_keys() -> set[str]:
-  """The keys that may be None."""
-  tree = to_dict(Config())
-  return {f"{name}.{key}" for name, section in tree.items() if isinstance(section, dict)
-          for key, value in section.items() if value is None}  # fmt: skip
-
-
 def unknown_key(key: str) -> str:
   """One line about a key that does not exist, with the nearest that does."""
   keys = list(all_keys())
@@ -176,7 +170,7 @@ def parse_value(key: str, text: str) -> Any:
   if key not in keys:
     raise UserError(unknown_key(key))
   kind = keys[key]
-  if text.lower() in ("none", "null") and key in _optional_keys():
+  if text.lower() in ("none", "null") and _flat(to_dict(Config()))[key] is None:
     return None
   try:
     if kind is bool:
@@ -219,7 +213,7 @@ def load_file(path: str) -> config_dict.ConfigDict:
 
 
 def _line_of(error: BaseException, file: str) -> str:
-  """", line N": where in an experiment file something went wrong."""
+  """ ", line N": where in an experiment file something went wrong."""
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
   if isinstance(error, SyntaxError):
     lines.append(error.lineno)
@@ -258,6 +252,8 @@ def resolve(config: Config) -> Config:
   find_strategy(config.sharding.strategy)
   find_optimizer(config.optimizer.name)
   schedule(config.optimizer, config.train.steps)
+  if model.init not in INITS:
+    raise UserError(f"model.init={model.init!r} is not one of {', '.join(INITS)}")
   if config.data.seq_len > (model.max_positions or config.data.seq_len) and model.positions == "learned":
     raise UserError(
       f"data.seq_len={config.data.seq_len} is longer than the table of {model.max_positions} learned positions: "

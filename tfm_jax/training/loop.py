@@ -125,7 +125,8 @@ class _Start:
       return jax.jit(step, donate_argnums=0, out_shardings=out).lower(self.abstract, batch).compile()
 
     begin = time.monotonic()
-    asked = config.train.microbatches or chosen
+    divides = chosen and size // placement.batch_shards % chosen == 0  # else the mesh has changed since
+    asked = config.train.microbatches or (chosen if divides else 0)
     made = choose_microbatches(self.model, self.abstract, self.task.fields, size, asked, compile_with)
     log.info("train step: compiled in %.1f s, microbatches %d", time.monotonic() - begin, made[0])
     return made

@@ -1,0 +1,326 @@
+"""A run that is killed anywhere and started again ends as if nothing had happened, bit for bit."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from launching import ROOT, assert_same_state, environment, exact_rows, rows, state, tiny, train, write_experiment
+
+from tfm_jax.training import tracking
+from tfm_jax.training.build import build_model, build_optimizer
+from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.config import from_dict
+from tfm_jax.training.interruption import Interrupted
+from tfm_jax.training.loop import fit
+from tfm_jax.training.run_directory import RunDirectory
+from tfm_jax.training.state import abstract_state
+
+# Runs train.py and kills itself, without a chance to clean up, at the n-th event of a kind that names a text: events
+# are Python's audit events ("open", with a path), and "row", with a split and a step, before the row is written.
+SUICIDE = """
+import os, runpy, signal, sys
+sys.path.insert(0, os.getcwd())
+from tfm_jax.training.tracking import Tracker
+
+event, text, count = sys.argv[1:4]
+left = int(count)
+
+def hook(name, arguments):
+  global left
+  if name == event and text in str(arguments[0]):
+    left -= 1
+    if left == 0:
+      os.kill(os.getpid(), signal.SIGKILL)
+
+write = Tracker.log
+def log(self, split, step, metrics):
+  sys.audit("row", f"{split} {step}.")
+  write(self, split, step, metrics)
+
+Tracker.log = log
+sys.addaudithook(hook)
+sys.argv = ["train.py", *sys.argv[4:]]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+# Steps 1 to 12, evaluation at 0, 4, 8 and 12, checkpoints at 5, 10 and 12. Each entry kills another start of one run.
+PLACES = (
+  ("open", "run/tokenizer/", 1),  # nothing but a lock is there
+  ("open", "run/config.json.", 1),  # the run does not exist yet
+  ("open", "run/run.json.", 1),  # it exists, but not one start is noted
+  ("row", "eval 0.", 1),
+  ("row", "train 3.", 1),  # before the first checkpoint
+  ("open", "commit_success", 1),  # during the first save
+  ("open", "manifest.sha256.tmp", 1),  # after its commit, before its checksums
+  ("open", "run/metrics.jsonl.", 1),  # going on from 5: while later rows are cut
+  ("row", "train 8.", 1),  # between checkpoints
+  ("row", "eval 8.", 1),
+  ("open", "commit_success", 1),  # during the save of step 10
+  ("row", "train 12.", 1),
+  ("row", "eval 12.", 1),
+  ("open", "commit_success", 3),  # of those since 5 or since 10, at the latest during the last save
+)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+  return write_experiment(tmp_path_factory.mktemp("resume") / "experiment")
+
+
+@pytest.fixture(scope="module")
+def whole(experiment, tmp_path_factory):
+  """An uninterrupted run in a process of its own, on one device."""
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  done = train(f"--config={experiment}", f"--workdir={workdir}")
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def same(workdir, reference):
+  """Rows and final state are those of an uninterrupted run."""
+  found, wanted = exact_rows(workdir), exact_rows(reference)
+  assert list(found) == list(wanted)
+  assert found == wanted
+  assert_same_state(state(workdir), state(reference))
+
+
+def test_the_reference_is_complete(whole):
+  evaluated = [("eval", step) for step in (0, 4, 8, 12)]
+  assert sorted(exact_rows(whole)) == sorted(evaluated + [("train", step) for step in range(1, 13)])
+
+
+def test_killed_at_every_kind_of_place_in_a_row(experiment, whole, tmp_path):
+  workdir = tmp_path / "run"
+  flags = (f"--config={experiment}", f"--workdir={workdir}")
+  wanted = exact_rows(whole)
+  for event, text, count in PLACES:
+    command = [sys.executable, "-c", SUICIDE, event, text, str(count), *flags]
+    killed = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    place = f"{event} {text} {count}: {killed.stderr[-2000:]}"
+    if (event, text, count) == PLACES[-1] and killed.returncode == 0:
+      continue
+    assert killed.returncode == -signal.SIGKILL, place
+    stored = Checkpoints(workdir / "checkpoints").latest() or 0
+    lines = (workdir / "metrics.jsonl").read_text().splitlines() if (workdir / "metrics.jsonl").exists() else []
+    found = {(row["split"], row["step"]): row for row in map(json.loads, lines)}
+    for key in wanted:
+      if 0 < key[1] <= stored:
+        assert key in found, f"{place}: the checkpoint of step {stored} stands, but the row {key} does not"
+  last = train(*flags)
+  assert last.returncode == 0, last.stderr
+  same(workdir, whole)
+
+
+def start(*arguments, devices=1):
+  command = [sys.executable, "train.py", *arguments]
+  return subprocess.Popen(
+    command, cwd=ROOT, env=environment(devices), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+  )
+
+
+def signal_when(process, pattern, number):
+  """Sends a signal once a line of the process's log matches; returns (exit status, the rest of the log)."""
+  for line in process.stderr:
+    if re.search(pattern, line):
+      process.send_signal(number)
+      break
+  return process, process.stderr.read(), process.wait(300)
+
+
+def test_killed_from_outside_on_eight_devices(experiment, tmp_path):
+  flags = [f"--config={experiment}:bert", "--config.sharding.strategy=fsdp_tp", "--config.train.microbatches=2"]
+  flags += ["--config.checkpoint.every=3"]
+  done = train(*flags, f"--workdir={tmp_path / 'whole'}", devices=8)
+  assert done.returncode == 0, done.stderr
+  workdir = tmp_path / "run"
+  for pattern in ("eval step 4/", "checkpoint 6 is complete", "going on from"):
+    _, log, status = signal_when(start(*flags, f"--workdir={workdir}", devices=8), pattern, signal.SIGKILL)
+    assert status == -signal.SIGKILL, log
+  done = train(*flags, f"--workdir={workdir}", devices=8)
+  assert done.returncode == 0, done.stderr
+  assert "going on from the checkpoint" in done.stderr
+  same(workdir, tmp_path / "whole")
+
+
+def test_sigterm_saves_and_exits_143(experiment, whole, tmp_path):
+  flags = (f"--config={experiment}", f"--workdir={tmp_path / 'run'}", "--config.checkpoint.every=0")
+  _, log, status = signal_when(start(*flags), "train step 1/", signal.SIGTERM)
+  assert status == 128 + signal.SIGTERM, log
+  assert "Traceback" not in log
+  assert log.splitlines()[-1].startswith("SIGTERM after step ")
+  step = int(re.search(r"SIGTERM after step (\d+)", log)[1])
+  assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [step]
+  assert rows(tmp_path / "run")[-1]["step"] == step
+  done = train(*flags)
+  assert done.returncode == 0, done.stderr
+  same(tmp_path / "run", whole)
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+  """interrupt("train", 6): this process receives SIGTERM when that row is written, once."""
+
+  def at(split, step):
+    write = tracking.Tracker.log
+
+    def log(self, *row):
+      write(self, *row)
+      if row[:2] == (split, step):
+        monkeypatch.setattr(tracking.Tracker, "log", write)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(tracking.Tracker, "log", log)
+
+  return at
+
+
+VARIANTS = {
+  "bert": {"train__microbatches": 2, "sharding__strategy": "tp", "sharding__model": 4, "optimizer__schedule": "cosine"},
+  "gpt": {
+    "sharding__strategy": "fsdp_tp",
+    "optimizer__name": "adam",
+    "model__dtype": "bfloat16",
+    "model__remat": "full",
+  },
+  "t5": {"sharding__strategy": "fsdp", "optimizer__name": "adafactor", "optimizer__schedule": "rsqrt"},
+  "transformer": {
+    "sharding__strategy": "dp",
+    "optimizer__name": "sgd",
+    "loss__label_smoothing": 0.1,
+    "model__scan": False,
+  },
+}
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_every_family_and_strategy_resumes_bit_for_bit(family, experiment, interrupt, tmp_path):
+  config = tiny(experiment, family, **VARIANTS[family])
+  fit(config, tmp_path / "whole")
+  for split, step in (("train", 2), ("eval", 8)):
+    interrupt(split, step)
+    with pytest.raises(Interrupted) as stopped:
+      fit(config, tmp_path / "run")
+    assert stopped.value.number == signal.SIGTERM
+  fit(config, tmp_path / "run")
+  same(tmp_path / "run", tmp_path / "whole")
+
+
+def close(workdir, reference, rtol):
+  found, wanted = exact_rows(workdir), exact_rows(reference)
+  assert list(found) == list(wanted)
+  for key in wanted:
+    for name, value in wanted[key].items():
+      if name not in ("accuracy",):  # a tie may go the other way
+        assert found[key][name] == pytest.approx(value, rel=rtol), (key, name)
+
+
+def test_resumes_under_another_strategy_and_device_count(experiment, interrupt, tmp_path):
+  config = tiny(experiment, "t5", optimizer__name="adafactor", sharding__strategy="fsdp_tp", sharding__model=2)
+  fit(config, tmp_path / "whole")
+  interrupt("train", 5)
+  with pytest.raises(Interrupted):
+    fit(config, tmp_path / "run")
+  stored = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+  before = state(tmp_path / "run")
+
+  for strategy, devices in (("tp", 4), ("fsdp", 8), ("dp", 1), ("fsdp_tp", 4)):
+    sharding = dataclasses.replace(type(config.sharding)(), strategy=strategy)
+    resolved = dataclasses.replace(from_dict(RunDirectory(tmp_path / "run").read_config()), sharding=sharding)
+    model = build_model(resolved, 256 + 5 + 10, jax.devices()[:devices])
+    abstract = abstract_state(model, build_optimizer(resolved, model))
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+      restored = checkpoints.restore(stored, abstract._asdict())
+    for array, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract._asdict()), strict=True):
+      assert array.sharding == wanted.sharding
+    assert_same_state(jax.device_get(restored), before)
+
+  for strategy, devices in (("tp", 2), ("dp", 1)):
+    workdir = tmp_path / f"{strategy}{devices}"
+    shutil.copytree(tmp_path / "run", workdir)
+    changes = [
+      f"--config.sharding.strategy={strategy}",
+      "--config.sharding.model=0",
+      "--config.optimizer.name=adafactor",
+    ]
+    done = train(f"--config={experiment}:t5", f"--workdir={workdir}", *changes, devices=devices)
+    assert done.returncode == 0, done.stderr
+    assert f"going on from the checkpoint of step {stored}" in done.stderr
+    close(workdir, tmp_path / "whole", 1e-4)
+    starts = json.loads((workdir / "run.json").read_text())
+    assert [start["devices"]["count"] for start in starts] == [8, devices]
+    assert starts[-1]["mesh"]["model"] == (devices if strategy == "tp" else 1)
+
+
+def test_rows_are_on_disk_before_a_checkpoint_is_saved(experiment, tmp_path, monkeypatch):
+  synced = {}
+  sync = os.fsync
+
+  def fsync(file):
+    sync(file)
+    synced[os.readlink(f"/proc/self/fd/{file}")] = os.fstat(file).st_size
+
+  save, seen = Checkpoints.save, []
+
+  def watched(self, step, trees, meta=None):
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert rows(metrics.parent)[-1]["step"] == step
+    assert synced[str(metrics)] == metrics.stat().st_size
+    seen.append(step)
+    save(self, step, trees, meta)
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  monkeypatch.setattr(Checkpoints, "save", watched)
+  fit(tiny(experiment), tmp_path / "run")
+  assert seen == [5, 10, 12]
+
+
+def test_dropout_is_on_and_drawn_anew_each_step(experiment, tmp_path):
+  """With neither learning rate nor new rows, only dropout can change the loss: between steps, and against none."""
+  one = write_experiment(tmp_path / "one")
+  (one.parent / "text.txt").write_text("abcdefgh " * 3)
+  still = {"optimizer__learning_rate": 0.0, "data__eval_fraction": 0.0, "train__batch_size": 8}
+  fit(tiny(one, **still), tmp_path / "run")
+  losses = [row["loss"] for row in rows(tmp_path / "run")]
+  assert len(set(losses)) == len(losses) > 1
+  fit(tiny(one, **still, model__dropout=0.0, model__attention_dropout=0.0), tmp_path / "none")
+  assert np.ptp([row["loss"] for row in rows(tmp_path / "none")]) < 1e-6
+
+
+def test_a_finished_run_prints_its_result_again(experiment, whole, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(whole, workdir)
+  flags = (f"--config={experiment}", f"--workdir={workdir}")
+  again = train(*flags)
+  assert again.returncode == 0, again.stderr
+  assert "this run is finished: 12 steps are done" in again.stderr
+  loss = exact_rows(whole)["eval", 12]["loss"]
+  assert f"held-out loss: {loss:.3f} nats" in again.stderr
+  same(workdir, whole)
+  assert len(json.loads((workdir / "run.json").read_text())) == 2
+
+
+def test_a_finished_run_goes_on_with_more_steps(experiment, whole, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(whole, workdir)
+  fit(tiny(experiment, train__steps=14, checkpoint__keep=0), workdir)
+  assert [row["step"] for row in rows(workdir) if row["split"] == "train"] == list(range(1, 15))
+  assert Checkpoints(workdir / "checkpoints").steps() == [5, 10, 12, 14]
+
+
+def test_a_torn_last_row_is_cut(experiment, whole, interrupt, tmp_path):
+  config = tiny(experiment, sharding__strategy="dp")
+  interrupt("train", 7)
+  with pytest.raises(Interrupted):
+    fit(config, tmp_path / "run")
+  with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+    file.write('{"step": 9, "split": "train", "loss": 1.0}\n{"step": 10, "spl')
+  fit(config, tmp_path / "run")
+  close(tmp_path / "run", whole, 1e-4)
