@@ -62,9 +62,10 @@ class Pretraining:
     batch = None
     if metrics and self._eval is not None:
       loss, entropy = metrics["loss"], metrics["unigram_entropy"]
+      side = "below" if loss < entropy else "above"
       lines += [
         f"unigram entropy: {entropy:.3f} nats",
-        f"held-out loss: {loss:.3f} nats, {entropy - loss:+.3f} below the unigram entropy of the same tokens",
+        f"held-out loss: {loss:.3f} nats, {abs(entropy - loss):.3f} {side} the unigram entropy of the same tokens",
       ]
       batch = self._eval.batch(0)
     return lines + samples.show(model, params, self.tokenizer, batch if batch is not None else self._train.batch(0))

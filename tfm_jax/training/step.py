@@ -11,7 +11,7 @@ from jax import Array
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossSums
 from tfm_jax.sharding.placement import Placement
-from tfm_jax.training.loss import LossFunction, weights_of
+from tfm_jax.training.loss import LossFunction
 from tfm_jax.training.state import TrainState
 
 Batch = Mapping[str, Array]
@@ -33,15 +33,16 @@ def make_train_step(
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    weight = jnp.maximum(weights_of(batch).sum(), 1e-9)
+    def total_loss(params: Any, part: Batch) -> tuple[Array, LossSums]:
+      sums = loss(params, part, Noise(jnp.uint32(seed % 2**32), state.step, part["rows"]))
+      return sums.loss, sums
 
-    def mean_loss(params: Any, part: Batch) -> tuple[Array, LossSums]:
-      noise = Noise(jnp.uint32(seed % 2**32), state.step, part["rows"])
-      sums = loss(params, part, noise)
-      return sums.loss / weight, sums
-
-    gradient = jax.grad(mean_loss, has_aux=True)
+    gradient = jax.grad(total_loss, has_aux=True)
     grads, sums = _sum_over_parts(lambda part: gradient(state.params, part), batch, microbatches, placement)
+    # Divided at the end, where XLA joins the sum of the weights to others. Beforehand it would be a collective that
+    # waits for nothing: of emulated CPU devices some take it first and others the first gathered weight, for ever.
+    weight = jnp.maximum(sums.weight, 1e-9)
+    grads = jax.tree.map(lambda g: g / weight, grads)
     grad_norm = optax.tree.norm(grads)
     rate = learning_rate(state.step)
     direction, opt_state = tx.update(grads, state.opt_state, state.params)
