@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from launching import quick_fit
 
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.text.tokenizers import load_tokenizer
-from tfm_jax.training.config import defaults, from_dict, resolve
-from tfm_jax.training.loop import fit
-from tfm_jax.training.pretraining import Pretraining
+from tfm_jax.training.config import defaults, from_dict
 
 DATA = os.environ.get("TFM_DATA_DIR", "")
 pytestmark = pytest.mark.skipif(not DATA, reason="TFM_DATA_DIR does not name the folder with the real data sets")
@@ -40,18 +39,10 @@ def config(family, strategy):
   return from_dict(c.to_dict())
 
 
-class WithoutSamples(Pretraining):
-  """Pre-training; the samples at the end would only cost time here."""
-
-  def report(self, model, params, metrics):
-    return []
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("family", OBJECTIVES)
 def test_held_out_loss_falls_well_below_a_uniform_guess(family, strategy, tmp_path):
-  resolved = resolve(config(family, strategy))
-  result = fit(resolved, tmp_path / "run", WithoutSamples(resolved))
+  result = quick_fit(config(family, strategy), tmp_path / "run")
   uniform = math.log(load_tokenizer(tmp_path / "run" / "tokenizer").vocab_size)
   assert uniform == pytest.approx(math.log(VOCABULARY))
   assert result["loss"] < uniform - MARGIN, f"unigram entropy {result['unigram_entropy']:.3f}"

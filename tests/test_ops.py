@@ -166,6 +166,9 @@ def test_masks_as_matrices():
   causal = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
   np.testing.assert_array_equal(attention_mask(segments, segments, True, 4, 4)[0], np.array(causal, bool))
   np.testing.assert_array_equal(attention_mask(None, None, True, 3, 3)[0], np.tri(3, dtype=bool))
+  keys = jnp.array([[1, 2, 2, 0, 0]])  # of an encoder, which the decoder's queries see
+  cross = [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
+  np.testing.assert_array_equal(attention_mask(segments, keys, False, 4, 5)[0], np.array(cross, bool))
   assert attention_mask(None, None, False, 3, 5) is None
 
 

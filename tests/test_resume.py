@@ -10,16 +10,25 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
-from launching import ROOT, assert_same_state, environment, exact_rows, rows, state, tiny, train, write_experiment
+from launching import (
+  ROOT,
+  assert_same_state,
+  environment,
+  exact_rows,
+  quick_fit,
+  rows,
+  state,
+  tiny,
+  train,
+  write_experiment,
+)
 
 from tfm_jax.training import tracking
 from tfm_jax.training.build import build_model, build_optimizer
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import from_dict
 from tfm_jax.training.interruption import Interrupted
-from tfm_jax.training.loop import fit
 from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.state import abstract_state
 
@@ -56,17 +65,15 @@ PLACES = (
   ("open", "run/tokenizer/", 1),  # nothing but a lock is there
   ("open", "run/config.json.", 1),  # the run does not exist yet
   ("open", "run/run.json.", 1),  # it exists, but not one start is noted
-  ("row", "eval 0.", 1),
   ("row", "train 3.", 1),  # before the first checkpoint
   ("open", "commit_success", 1),  # during the first save
   ("open", "manifest.sha256.tmp", 1),  # after its commit, before its checksums
   ("open", "run/metrics.jsonl.", 1),  # going on from 5: while later rows are cut
   ("row", "train 8.", 1),  # between checkpoints
-  ("row", "eval 8.", 1),
+  ("row", "eval 8.", 1),  # in an evaluation
   ("open", "commit_success", 1),  # during the save of step 10
-  ("row", "train 12.", 1),
-  ("row", "eval 12.", 1),
-  ("open", "commit_success", 3),  # of those since 5 or since 10, at the latest during the last save
+  ("row", "eval 12.", 1),  # in the last evaluation
+  ("open", "commit_success", 1),  # during the last save, or that of step 10
 )
 
 
@@ -105,58 +112,47 @@ def test_killed_at_every_kind_of_place_in_a_row(experiment, whole, tmp_path):
     command = [sys.executable, "-c", SUICIDE, event, text, str(count), *flags]
     killed = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     place = f"{event} {text} {count}: {killed.stderr[-2000:]}"
-    if (event, text, count) == PLACES[-1] and killed.returncode == 0:
-      continue
     assert killed.returncode == -signal.SIGKILL, place
     stored = Checkpoints(workdir / "checkpoints").latest() or 0
-    lines = (workdir / "metrics.jsonl").read_text().splitlines() if (workdir / "metrics.jsonl").exists() else []
-    found = {(row["split"], row["step"]): row for row in map(json.loads, lines)}
-    for key in wanted:
-      if 0 < key[1] <= stored:
-        assert key in found, f"{place}: the checkpoint of step {stored} stands, but the row {key} does not"
+    found = RunDirectory(workdir).read_metrics()
+    kept = {(row["split"], row["step"]) for row in found if 0 < row["step"] <= stored}
+    assert kept == {key for key in wanted if 0 < key[1] <= stored}, f"checkpoint {stored}, {place}"
   last = train(*flags)
   assert last.returncode == 0, last.stderr
   same(workdir, whole)
 
 
-def start(*arguments, devices=1):
+def signalled(pattern, number, *arguments):
+  """train.py gets a signal once a line of its log matches; (exit status, log)."""
   command = [sys.executable, "train.py", *arguments]
-  return subprocess.Popen(
-    command, cwd=ROOT, env=environment(devices), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-  )
+  log = []
+  with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+    for line in process.stderr:
+      log.append(line)
+      if re.search(pattern, line):
+        process.send_signal(number)
+        break
+    log += process.stderr
+    return process.wait(300), "".join(log)
 
 
-def signal_when(process, pattern, number):
-  """Sends a signal once a line of the process's log matches; returns (exit status, the rest of the log)."""
-  for line in process.stderr:
-    if re.search(pattern, line):
-      process.send_signal(number)
-      break
-  return process, process.stderr.read(), process.wait(300)
-
-
-def test_killed_from_outside_on_eight_devices(experiment, tmp_path):
-  flags = [f"--config={experiment}:bert", "--config.sharding.strategy=fsdp_tp", "--config.train.microbatches=2"]
-  flags += ["--config.checkpoint.every=3"]
-  done = train(*flags, f"--workdir={tmp_path / 'whole'}", devices=8)
-  assert done.returncode == 0, done.stderr
-  workdir = tmp_path / "run"
-  for pattern in ("eval step 4/", "checkpoint 6 is complete", "going on from"):
-    _, log, status = signal_when(start(*flags, f"--workdir={workdir}", devices=8), pattern, signal.SIGKILL)
+def test_killed_from_outside(experiment, whole, tmp_path):
+  flags = (f"--config={experiment}", f"--workdir={tmp_path / 'run'}")
+  for pattern in ("checkpoint 5 is complete", "going on from"):
+    status, log = signalled(pattern, signal.SIGKILL, *flags)
     assert status == -signal.SIGKILL, log
-  done = train(*flags, f"--workdir={workdir}", devices=8)
+  done = train(*flags)
   assert done.returncode == 0, done.stderr
   assert "going on from the checkpoint" in done.stderr
-  same(workdir, tmp_path / "whole")
+  same(tmp_path / "run", whole)
 
 
 def test_sigterm_saves_and_exits_143(experiment, whole, tmp_path):
   flags = (f"--config={experiment}", f"--workdir={tmp_path / 'run'}", "--config.checkpoint.every=0")
-  _, log, status = signal_when(start(*flags), "train step 1/", signal.SIGTERM)
+  status, log = signalled("train step 1/", signal.SIGTERM, *flags)
   assert status == 128 + signal.SIGTERM, log
   assert "Traceback" not in log
-  assert log.splitlines()[-1].startswith("SIGTERM after step ")
-  step = int(re.search(r"SIGTERM after step (\d+)", log)[1])
+  step = int(re.fullmatch(r"SIGTERM after step (\d+): .*", log.splitlines()[-1])[1])
   assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [step]
   assert rows(tmp_path / "run")[-1]["step"] == step
   done = train(*flags)
@@ -164,26 +160,24 @@ def test_sigterm_saves_and_exits_143(experiment, whole, tmp_path):
   same(tmp_path / "run", whole)
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-  """interrupt("train", 6): this process receives SIGTERM when that row is written, once."""
+def interrupted(config, workdir, split, step):
+  """`fit`, in which this process receives SIGTERM when that row is written. The step that it saved."""
+  write = tracking.Tracker.log
 
-  def at(split, step):
-    write = tracking.Tracker.log
+  def log(self, *row):
+    write(self, *row)
+    if row[:2] == (split, step):
+      os.kill(os.getpid(), signal.SIGTERM)
 
-    def log(self, *row):
-      write(self, *row)
-      if row[:2] == (split, step):
-        monkeypatch.setattr(tracking.Tracker, "log", write)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(tracking.Tracker, "log", log)
-
-  return at
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as stopped:
+    patch.setattr(tracking.Tracker, "log", log)
+    quick_fit(config, workdir)
+  assert stopped.value.number == signal.SIGTERM
+  return Checkpoints(workdir / "checkpoints").latest()
 
 
 VARIANTS = {
-  "bert": {"train__microbatches": 2, "sharding__strategy": "tp", "sharding__model": 4, "optimizer__schedule": "cosine"},
+  "bert": {"train__microbatches": 2, "sharding__strategy": "tp", "sharding__model": 2},
   "gpt": {
     "sharding__strategy": "fsdp_tp",
     "optimizer__name": "adam",
@@ -191,26 +185,33 @@ VARIANTS = {
     "model__remat": "full",
   },
   "t5": {"sharding__strategy": "fsdp", "optimizer__name": "adafactor", "optimizer__schedule": "rsqrt"},
-  "transformer": {
-    "sharding__strategy": "dp",
-    "optimizer__name": "sgd",
-    "loss__label_smoothing": 0.1,
-    "model__scan": False,
-  },
+  "transformer": {"sharding__strategy": "dp", "optimizer__name": "sgd", "loss__label_smoothing": 0.1},
 }
 
 
+@pytest.fixture(scope="module")
+def variant(experiment, tmp_path_factory):
+  """variant(family) -> (config, directory of an uninterrupted run), on eight devices."""
+  made = {}
+
+  def get(family):
+    if family not in made:
+      config = tiny(experiment, family, **VARIANTS[family])
+      made[family] = config, tmp_path_factory.mktemp(family) / "run"
+      quick_fit(*made[family])
+    return made[family]
+
+  return get
+
+
 @pytest.mark.parametrize("family", VARIANTS)
-def test_every_family_and_strategy_resumes_bit_for_bit(family, experiment, interrupt, tmp_path):
-  config = tiny(experiment, family, **VARIANTS[family])
-  fit(config, tmp_path / "whole")
-  for split, step in (("train", 2), ("eval", 8)):
-    interrupt(split, step)
-    with pytest.raises(Interrupted) as stopped:
-      fit(config, tmp_path / "run")
-    assert stopped.value.number == signal.SIGTERM
-  fit(config, tmp_path / "run")
-  same(tmp_path / "run", tmp_path / "whole")
+def test_every_family_and_strategy_resumes_bit_for_bit(family, variant, tmp_path):
+  config, reference = variant(family)
+  stored = interrupted(config, tmp_path / "run", "train", 6)
+  with open(tmp_path / "run" / "metrics.jsonl", "a") as file:  # rows that no checkpoint knows of, and a torn one
+    file.write(f'{{"step": {stored + 1}, "split": "train", "loss": 1.0}}\n{{"step": {stored + 2}, "spl')
+  quick_fit(config, tmp_path / "run")
+  same(tmp_path / "run", reference)
 
 
 def close(workdir, reference, rtol):
@@ -222,39 +223,38 @@ def close(workdir, reference, rtol):
         assert found[key][name] == pytest.approx(value, rel=rtol), (key, name)
 
 
-def test_resumes_under_another_strategy_and_device_count(experiment, interrupt, tmp_path):
-  config = tiny(experiment, "t5", optimizer__name="adafactor", sharding__strategy="fsdp_tp", sharding__model=2)
-  fit(config, tmp_path / "whole")
-  interrupt("train", 5)
-  with pytest.raises(Interrupted):
-    fit(config, tmp_path / "run")
-  stored = Checkpoints(tmp_path / "run" / "checkpoints").latest()
-  before = state(tmp_path / "run")
+def test_resumes_under_another_strategy_and_device_count(experiment, variant, tmp_path):
+  config, reference = variant("t5")
+  workdir = tmp_path / "run"
+  stored = interrupted(config, workdir, "train", 5)
+  before = state(workdir)
 
   for strategy, devices in (("tp", 4), ("fsdp", 8), ("dp", 1), ("fsdp_tp", 4)):
     sharding = dataclasses.replace(type(config.sharding)(), strategy=strategy)
-    resolved = dataclasses.replace(from_dict(RunDirectory(tmp_path / "run").read_config()), sharding=sharding)
+    resolved = dataclasses.replace(from_dict(RunDirectory(workdir).read_config()), sharding=sharding)
     model = build_model(resolved, 256 + 5 + 10, jax.devices()[:devices])
-    abstract = abstract_state(model, build_optimizer(resolved, model))
-    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-      restored = checkpoints.restore(stored, abstract._asdict())
-    for array, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract._asdict()), strict=True):
+    abstract = abstract_state(model, build_optimizer(resolved, model))._asdict()
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+      restored = checkpoints.restore(stored, abstract)
+    for array, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
       assert array.sharding == wanted.sharding
     assert_same_state(jax.device_get(restored), before)
 
+  flags = [f"--config={experiment}:t5", "--config.optimizer.name=adafactor", "--config.optimizer.schedule=rsqrt"]
   for strategy, devices in (("tp", 2), ("dp", 1)):
-    workdir = tmp_path / f"{strategy}{devices}"
-    shutil.copytree(tmp_path / "run", workdir)
-    changes = [
+    copy = tmp_path / f"{strategy}{devices}"
+    shutil.copytree(workdir, copy)
+    done = train(
+      f"--config={experiment}:t5",
+      f"--workdir={copy}",
       f"--config.sharding.strategy={strategy}",
-      "--config.sharding.model=0",
-      "--config.optimizer.name=adafactor",
-    ]
-    done = train(f"--config={experiment}:t5", f"--workdir={workdir}", *changes, devices=devices)
+      *flags,
+      devices=devices,
+    )
     assert done.returncode == 0, done.stderr
     assert f"going on from the checkpoint of step {stored}" in done.stderr
-    close(workdir, tmp_path / "whole", 1e-4)
-    starts = json.loads((workdir / "run.json").read_text())
+    close(copy, reference, 1e-4)
+    starts = json.loads((copy / "run.json").read_text())
     assert [start["devices"]["count"] for start in starts] == [8, devices]
     assert starts[-1]["mesh"]["model"] == (devices if strategy == "tp" else 1)
 
@@ -278,20 +278,19 @@ def test_rows_are_on_disk_before_a_checkpoint_is_saved(experiment, tmp_path, mon
 
   monkeypatch.setattr(os, "fsync", fsync)
   monkeypatch.setattr(Checkpoints, "save", watched)
-  fit(tiny(experiment), tmp_path / "run")
+  quick_fit(tiny(experiment), tmp_path / "run")
   assert seen == [5, 10, 12]
 
 
-def test_dropout_is_on_and_drawn_anew_each_step(experiment, tmp_path):
-  """With neither learning rate nor new rows, only dropout can change the loss: between steps, and against none."""
+def test_dropout_is_drawn_anew_each_step(experiment, tmp_path):
+  """The batch and the parameters stay the same, so that only dropout can change the loss."""
   one = write_experiment(tmp_path / "one")
-  (one.parent / "text.txt").write_text("abcdefgh " * 3)
-  still = {"optimizer__learning_rate": 0.0, "data__eval_fraction": 0.0, "train__batch_size": 8}
-  fit(tiny(one, **still), tmp_path / "run")
-  losses = [row["loss"] for row in rows(tmp_path / "run")]
-  assert len(set(losses)) == len(losses) > 1
-  fit(tiny(one, **still, model__dropout=0.0, model__attention_dropout=0.0), tmp_path / "none")
-  assert np.ptp([row["loss"] for row in rows(tmp_path / "none")]) < 1e-6
+  (one.parent / "text.txt").write_text("abcdefgh")
+  still = {"optimizer__learning_rate": 0.0, "data__eval_fraction": 0.0, "train__steps": 3}
+  quick_fit(tiny(one, **still), tmp_path / "run")
+  assert len({row["loss"] for row in rows(tmp_path / "run")}) == 3
+  quick_fit(tiny(one, **still, model__dropout=0.0, model__attention_dropout=0.0), tmp_path / "none")
+  assert len({row["loss"] for row in rows(tmp_path / "none")}) == 1
 
 
 def test_a_finished_run_prints_its_result_again(experiment, whole, tmp_path):
@@ -310,17 +309,6 @@ def test_a_finished_run_prints_its_result_again(experiment, whole, tmp_path):
 def test_a_finished_run_goes_on_with_more_steps(experiment, whole, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(whole, workdir)
-  fit(tiny(experiment, train__steps=14, checkpoint__keep=0), workdir)
+  quick_fit(tiny(experiment, train__steps=14, checkpoint__keep=0), workdir)
   assert [row["step"] for row in rows(workdir) if row["split"] == "train"] == list(range(1, 15))
   assert Checkpoints(workdir / "checkpoints").steps() == [5, 10, 12, 14]
-
-
-def test_a_torn_last_row_is_cut(experiment, whole, interrupt, tmp_path):
-  config = tiny(experiment, sharding__strategy="dp")
-  interrupt("train", 7)
-  with pytest.raises(Interrupted):
-    fit(config, tmp_path / "run")
-  with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
-    file.write('{"step": 9, "split": "train", "loss": 1.0}\n{"step": 10, "spl')
-  fit(config, tmp_path / "run")
-  close(tmp_path / "run", whole, 1e-4)

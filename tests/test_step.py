@@ -1,6 +1,7 @@
 """The train step: the invariance contract under every strategy, accumulation, the guard, remat."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -73,6 +74,17 @@ def test_accumulation_equals_the_full_batch_with_dropout_on(microbatches):
   _, losses_k, norms_k, _ = train("gpt", microbatches=microbatches)
   np.testing.assert_allclose(losses_k, losses, rtol=1e-5)
   np.testing.assert_allclose(norms_k, norms, rtol=1e-4)
+
+
+def test_parts_of_a_batch_are_rows_that_a_device_has_already():
+  """Part j has the rows j::k, and nothing but sums passes between devices."""
+  st = placement("dp", 8)
+  square_of_sum = lambda params, part, noise: params * part["x"].sum() ** 2
+  rows = jax.device_put({"x": np.arange(32, dtype=np.float32)}, st.sharding(("batch",)))
+  program = jax.jit(make_eval_step(square_of_sum, st, 4)).lower(np.float32(1), rows).compile()
+  assert float(program(np.float32(1), rows)) == sum(np.arange(j, 32, 4).sum() ** 2 for j in range(4))
+  moves = re.findall(r"all-gather|all-to-all|collective-permute|all-reduce", program.as_text())
+  assert set(moves) == {"all-reduce"}
 
 
 def test_dropout_is_on_in_these_runs():
