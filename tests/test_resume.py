@@ -244,13 +244,7 @@ def test_resumes_under_another_strategy_and_device_count(experiment, variant, tm
   for strategy, devices in (("tp", 2), ("dp", 1)):
     copy = tmp_path / f"{strategy}{devices}"
     shutil.copytree(workdir, copy)
-    done = train(
-      f"--config={experiment}:t5",
-      f"--workdir={copy}",
-      f"--config.sharding.strategy={strategy}",
-      *flags,
-      devices=devices,
-    )
+    done = train(f"--workdir={copy}", f"--config.sharding.strategy={strategy}", *flags, devices=devices)
     assert done.returncode == 0, done.stderr
     assert f"going on from the checkpoint of step {stored}" in done.stderr
     close(copy, reference, 1e-4)

@@ -228,7 +228,7 @@ def test_init_from_resumes_without_its_source(experiment, finished, tmp_path):
   ("overrides", "named"),
   [
     ({"model__num_layers": 1}, r"blocks/\S+ has shape \(2, "),
-    ({"family": "bert", "objective__name": "mlm"}, "has no embed_norm"),
+    ({"family": "bert", "objective__name": "mlm"}, "has no embed/norm"),
   ],
 )
 def test_init_from_another_model_is_refused(experiment, finished, overrides, named, tmp_path):
