@@ -246,3 +246,10 @@ def test_a_lock_that_was_taken_away_is_not_released(run):
   with run.locked():
     (run.path / "lock").write_text(other)
   assert (run.path / "lock").read_text() == other
+
+
+def test_a_relative_path_is_made_absolute(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  run = RunDirectory("runs/mine")
+  assert str(run.path) == str(tmp_path / "runs" / "mine") and run.checkpoints.is_absolute()
+  assert str(RunDirectory("gs://bucket/run").path) == "gs://bucket/run"

@@ -38,6 +38,8 @@ class RunDirectory:
 
   def __init__(self, path: epath.PathLike) -> None:
     self.path = epath.Path(path).expanduser()
+    if self.is_local:  # Orbax takes absolute paths only
+      self.path = epath.Path(os.path.abspath(self.path))
     self.tokenizer = self.path / "tokenizer"
     self.tensorboard = self.path / "tensorboard"
     self.checkpoints = self.path / "checkpoints"
