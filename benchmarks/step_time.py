@@ -28,7 +28,7 @@ def main(flags: Flags) -> None:
   from tfm_jax.training.loss import pretraining_loss
   from tfm_jax.training.optimizer import schedule
   from tfm_jax.training.state import init_state
-  from tfm_jax.training.step import make_train_step
+  from tfm_jax.training.step import compile_train_step, make_train_step
   from tfm_jax.training.tracking import human_bytes, human_count
 
   config = resolve(load(flags.require("config"), flags.overrides))
@@ -42,9 +42,9 @@ def main(flags: Flags) -> None:
   rate = schedule(config.optimizer, config.train.steps)
   microbatches = config.train.microbatches or 1
   loss = pretraining_loss(model, config.loss)
-  step = jax.jit(make_train_step(loss, tx, rate, model.placement, microbatches, config.seed), donate_argnums=0)
+  step = make_train_step(loss, tx, rate, model.placement, microbatches, config.seed)
   begin = time.perf_counter()
-  compiled = step.lower(state, batch).compile()
+  compiled = compile_train_step(step, state, batch, model.placement)
   print(f"compiled in {time.perf_counter() - begin:.1f} s")
   usage = compiled.memory_analysis()
   if usage is not None:

@@ -2,7 +2,7 @@ r"""A small BERT that learns visibly on two CPU cores in a few minutes, on the e
 
   make train        or: python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Measured: held-out loss 4.140 nats after 3,000 steps, 1.41 below the unigram entropy of the same tokens.
+Measured: held-out loss 3.831 nats after 3,000 steps, 1.72 below the unigram entropy of the same tokens; 2.5 minutes.
 """
 
 from configs import base
@@ -12,7 +12,7 @@ def get_config():
   c = base.get_config()
   c.family, c.objective.name = "bert", "mlm"
   c.model.update({"num_layers": 4, "embed_dim": 128, "num_heads": 4, "mlp_dim": 512, "positions": "rotary"})
-  c.model.update({"norm_order": "pre", "embed_norm": False, "dropout": 0.0, "attention_dropout": 0.0, "scan": False})
+  c.model.update({"norm_order": "pre", "embed_norm": False, "dropout": 0.0, "attention_dropout": 0.0})
   c.tokenizer.vocab_size = 2048
   c.data.seq_len = 64
   c.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 200, "weight_decay": 0.01, "beta2": 0.98})

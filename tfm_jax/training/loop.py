@@ -33,7 +33,7 @@ from tfm_jax.training.start import (
   use_compilation_cache,
 )
 from tfm_jax.training.state import TrainState, abstract_state, init_state
-from tfm_jax.training.step import make_eval_step, make_train_step
+from tfm_jax.training.step import compile_train_step, make_eval_step, make_train_step
 from tfm_jax.training.task import Batch, Task
 from tfm_jax.training.tracking import Tracker, human_count
 
@@ -121,8 +121,7 @@ class _Start:
 
     def compile_with(microbatches: int) -> Any:
       step = make_train_step(self.loss, self.tx, rate, placement, microbatches, config.seed)
-      out = (jax.tree.map(lambda leaf: leaf.sharding, self.abstract), placement.replicated)
-      return jax.jit(step, donate_argnums=0, out_shardings=out).lower(self.abstract, batch).compile()
+      return compile_train_step(step, self.abstract, batch, placement)
 
     begin = time.monotonic()
     divides = chosen and size // placement.batch_shards % chosen == 0  # else the mesh has changed since
