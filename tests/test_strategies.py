@@ -18,6 +18,7 @@ BERT = admits(model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 30_522)
   ("strategy", "devices", "expected"),
   [
     ("dp", 8, {"data": 8}), ("fsdp", 8, {"data": 8}), ("tp", 8, {"data": 2, "model": 4}),
+    ("hsdp", 8, {"replica": 2, "data": 4}), ("hsdp", 5, {"replica": 5}), ("fsdp_tp_stream", 8, {"data": 2, "model": 4}),
     ("fsdp_tp", 8, {"data": 2, "model": 4}), ("fsdp_tp", 4, {"data": 2, "model": 2}), ("tp", 3, {"data": 3}),
     ("fsdp", 5, {"replica": 5}), ("fsdp", 512, {"data": 256, "replica": 2}), ("tp", 1, {}),
   ],
@@ -57,6 +58,11 @@ def test_explicit_sizes_are_taken():
   assert (sizes["model"], sizes["data"], sizes["replica"]) == (2, 2, 2)
 
 
+def test_hsdp_replicates_across_slices():
+  sizes = mesh_sizes(ShardingConfig("hsdp"), 32, BERT, slices=4)
+  assert (sizes["replica"], sizes["data"]) == (4, 8)
+
+
 def test_specs_name_mesh_axes_once():
   st = placement("fsdp_tp", 8)
   assert tuple(st.spec(("layers", "embed", "heads", None))) == (None, "data", "model", None)
@@ -70,4 +76,4 @@ def test_strategies_share_their_axes_and_split_the_batch_alike():
     assert strategy.mesh_axes("batch") == ("replica", "data")
     assert all(set(axes) <= set(AXES) for _, axes in strategy.rules)
     parameters = {axis for axis, _ in strategy.rules if axis != "batch" and not axis.startswith("act_")}
-    assert parameters <= {"embed", "heads", "mlp", "vocab"}
+    assert parameters <= {"embed", "heads", "kv_heads", "mlp", "vocab"}

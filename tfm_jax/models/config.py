@@ -19,11 +19,13 @@ class ModelConfig:
   decoder_layers: int = 0  # blocks of the decoder in encoder-decoder families; 0: num_layers
   embed_dim: int = 768  # width of the residual stream
   num_heads: int = 12  # attention heads
+  num_kv_heads: int = 0  # heads of keys and values, each shared by a group of query heads; 0: num_heads
   head_dim: int = 0  # features of a head; 0: embed_dim / num_heads
   mlp_dim: int = 0  # hidden features of the feed-forward layer; 0: 4 * embed_dim
   max_positions: int | None = None  # rows of the table of learned positions
   dropout: float | None = None  # rate after embeddings and sub-layers
   attention_dropout: float | None = None  # rate on the attention weights
+  attention: str = "auto"  # auto (the fastest that can do it), xla, or splash (TPU; without dropout and bias)
   dtype: str = "bfloat16"  # compute dtype: bfloat16 or float32; parameters are float32
   remat: str = (
     "none"  # kept for the backward pass: none (everything), dots (outputs of linears), full (inputs of blocks)
@@ -51,6 +53,11 @@ class ModelConfig:
     return self.head_dim or self.embed_dim // self.num_heads
 
   @property
+  def kv_heads(self) -> int:
+    """G: heads of keys and values."""
+    return self.num_kv_heads or self.num_heads
+
+  @property
   def mlp_features(self) -> int:
     """F: hidden features of the feed-forward layer."""
     return self.mlp_dim or 4 * self.embed_dim
@@ -67,6 +74,7 @@ class ModelConfig:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
+  "attention": ("auto", "xla", "splash"),
   "dtype": ("bfloat16", "float32"),
   "remat": ("none", "dots", "full"),
   "positions": ("learned", "sinusoidal", "relative", "rotary", "none"),
@@ -92,8 +100,20 @@ def resolve(config: ModelConfig, preset: dict[str, Any]) -> ModelConfig:
     raise UserError(
       f"model.num_heads={config.num_heads} does not divide model.embed_dim={config.embed_dim}: set model.head_dim"
     )
+  if config.num_heads % config.kv_heads:
+    raise UserError(
+      f"model.num_kv_heads={config.num_kv_heads} does not divide model.num_heads={config.num_heads}: "
+      f"each head of keys and values serves as many query heads as the others"
+    )
   if config.positions == "rotary" and config.head_features % 2:
     raise UserError(f"rotary positions need an even head dimension, not {config.head_features}: set model.head_dim")
+  if config.attention == "splash" and config.attention_dropout:
+    raise UserError(
+      f"model.attention=splash has no dropout, but model.attention_dropout={config.attention_dropout:g}: "
+      f"set that to 0, or model.attention=auto"
+    )
+  if config.attention == "splash" and config.positions == "relative":
+    raise UserError("model.attention=splash has no bias for model.positions=relative: set model.attention=auto")
   return config
 
 
@@ -119,8 +139,10 @@ class Axes(NamedTuple):
 # Path (from its end) -> input axes -> output axes, of one layer; "." is an axis that is never split. Public, like the
 # paths: strategies name these axes.
 PARAM_AXES = (
-  (r"w[qkv]", "embed -> heads ."),
-  (r"b[qkv]", "heads ."),
+  (r"wq", "embed -> heads ."),
+  (r"w[kv]", "embed -> kv_heads ."),
+  (r"bq", "heads ."),
+  (r"b[kv]", "kv_heads ."),
   (r"attn/wo|cross/wo", "heads . -> embed"),
   (r"mlp/w[ig]", "embed -> mlp"),
   (r"mlp/b[ig]", "mlp"),

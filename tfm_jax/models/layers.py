@@ -1,5 +1,6 @@
 """Layers: their parameters and a few einsums. B batch, T queries, S keys, D embed, H heads, K head, F mlp, V vocab."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -17,30 +18,39 @@ from tfm_jax.ops import norms, positions
 from tfm_jax.ops.activations import ACTIVATIONS, GATED
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.linear import embed
-from tfm_jax.ops.linear import linear as linear_op
 from tfm_jax.ops.losses import Unembedding
+from tfm_jax.ops.splash import fits as splash_fits
+from tfm_jax.ops.splash import splash_attention
+from tfm_jax.sharding.linear import linear as linear_op
 from tfm_jax.sharding.placement import Placement
 
 # Dropout sites within a layer; each has bits of its own.
 EMBED, ATTENTION, AFTER_ATTENTION, CROSS, AFTER_CROSS, INNER, AFTER_MLP, FINAL = range(8)
 
 
+STREAM = ("batch", "seq", "act_embed")  # axes of the residual stream
 _LINEAR = "linear"
+_LOOKED_UP = ("token", "position", "type")
 
 
-def linear(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> Array:
-  """`ops.linear`, named, so that `model.remat=dots` can keep its output (the dots inside a custom VJP stay unseen)."""
-  return checkpoint_name(linear_op(spec, x, w, b, platform), _LINEAR)
+def linear(spec: str, x: Array, w: Array, b: Array | None, axes: tuple, st: Placement) -> Array:
+  """The linear of a stored weight with these logical axes.
+
+  It has a name, so that `model.remat=dots` can keep its output (the dots inside a custom VJP stay unseen).
+  """
+  return checkpoint_name(linear_op(spec, x, w, b, axes, st), _LINEAR)
 
 
 class Context(NamedTuple):
   """What every block of a stack sees beside its input."""
 
   mask_BTS: Array | None = None
+  segments_BT: Array | None = None
   bias_HTS: Array | None = None
   positions_BT: Array | None = None  # for rotary positions
   memory_BSD: Array | None = None  # the encoder's output
   memory_mask_BTS: Array | None = None
+  memory_segments_BS: Array | None = None
   noise: Noise | None = None
 
 
@@ -50,11 +60,15 @@ class Layer(nn.Module):
   cfg: ModelConfig
   st: Placement
 
-  def matrix(self, name: str, shape: tuple[int, ...], inputs: int, axes: tuple, kind: str = "") -> Array:
-    """A weight whose first `inputs` axes are inputs: stored in float32, returned gathered in the compute dtype."""
+  def stored(self, name: str, shape: tuple[int, ...], inputs: int, kind: str = "") -> Array:
+    """A weight whose first `inputs` axes are inputs, as it is stored: in float32, where the strategy puts it."""
     fan_in, fan_out = math.prod(shape[:inputs]), math.prod(shape[inputs:])
-    init = initializer(kind or f"{self.name}/{name}", self.cfg, fan_in, fan_out)
-    return self.st.weight(self.param(name, init, shape), axes, self.cfg.compute_dtype)
+    return self.param(name, initializer(kind or f"{self.name}/{name}", self.cfg, fan_in, fan_out), shape)
+
+  def matrix(self, name: str, shape: tuple[int, ...], inputs: int, axes: tuple, kind: str = "") -> Array:
+    """A weight, gathered in the compute dtype."""
+    w = self.stored(name, shape, inputs, kind)
+    return self.st.weight(w, axes, self.cfg.compute_dtype, looked_up=kind in _LOOKED_UP)
 
   def bias(self, name: str, shape: tuple[int, ...]) -> Array | None:
     """A bias of zeros, float32, or None in a model without biases."""
@@ -74,40 +88,73 @@ class Norm(Layer):
 
 
 class Attention(Layer):
-  """Multi-head attention of x over itself, or over the encoder's output (`cross`)."""
+  """Multi-head attention of x over itself (what stands before, if `causal`), or over the encoder's output (`cross`).
 
+  Heads of queries may share heads of keys and values (Ainslie et al. 2023): G groups of R query heads each.
+  """
+
+  causal: bool = False
   cross: bool = False
 
   @nn.compact
   def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> Array:
     c, st = self.cfg, self.st
-    D, H, K = c.embed_dim, c.num_heads, c.head_features
+    D, H, G, K = c.embed_dim, c.num_heads, c.kv_heads, c.head_features
 
     def projections(x: Array, names: str) -> list[Array]:
-      """Linears that share an input are one dot, and so share one dX."""
-      w_DCHK = jnp.stack([self.matrix(f"w{n}", (D, H, K), 1, ("embed", "heads", None)) for n in names], axis=1)
-      b_CHK = jnp.stack([self.bias(f"b{n}", (H, K)) for n in names]) if c.bias else None
-      y_BTCHK = linear("BTD,DCHK->BTCHK", x, w_DCHK, b_CHK, st.platform)
-      y_BTCHK = st.constrain(y_BTCHK, ("batch", "seq", None, "act_heads", None))
-      return [y_BTCHK[:, :, i] for i in range(len(names))]
+      """Linears that share an input are one dot: they share one dX, one gathering of weights, one scattering of dW.
+
+      A group is its query heads, its key and its value.
+      """
+      sizes = {"q": H // G, "k": 1, "v": 1}
+      ws = [self.stored(f"w{n}", (D, G * sizes[n], K), 1).reshape(D, G, sizes[n], K) for n in names]
+      w_DGRK = jnp.concatenate(ws, axis=2)
+      bs = [b.reshape(G, sizes[n], K) for n in names if (b := self.bias(f"b{n}", (G * sizes[n], K))) is not None]
+      b_GRK = jnp.concatenate(bs, axis=1) if bs else None
+      y_BTGRK = linear("BTD,DGRK->BTGRK", x, w_DGRK, b_GRK, ("embed", "kv_heads", None, None), st)
+      y_BTGRK = st.constrain(y_BTGRK, ("batch", "seq", "act_heads", None, None))
+      ends = np.cumsum([sizes[n] for n in names])[:-1]
+      return [y.reshape(*y.shape[:2], -1, K) for y in jnp.split(y_BTGRK, ends, axis=3)]
 
     if self.cross:
-      (q_BTHK,), (k_BSHK, v_BSHK) = projections(x_BTD, "q"), projections(ctx.memory_BSD, "kv")
+      (q_BTHK,), (k_BSGK, v_BSGK) = projections(x_BTD, "q"), projections(ctx.memory_BSD, "kv")
     else:
-      q_BTHK, k_BSHK, v_BSHK = projections(x_BTD, "qkv")
+      q_BTHK, k_BSGK, v_BSGK = projections(x_BTD, "qkv")
     if c.positions == "rotary" and not self.cross:
-      q_BTHK, k_BSHK = (positions.rotate(x, ctx.positions_BT) for x in (q_BTHK, k_BSHK))
-    y_BTHK = attend.attention(
+      q_BTHK, k_BSGK = (positions.rotate(x, ctx.positions_BT) for x in (q_BTHK, k_BSGK))
+    y_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, layer, ctx)
+    y_BTHK = st.constrain(y_BTHK, ("batch", "seq", "act_heads", None))
+    wo_HKD = self.stored("wo", (H, K, D), 2)
+    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, self.bias("bo", (D,)), ("heads", None, "embed"), st)
+
+  def attend(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, layer: Array, ctx: Context) -> Array:
+    """The attention itself, by the kernel that the config, or else the platform, wants."""
+    c, st = self.cfg, self.st
+    scale = c.head_features**-0.5 if c.scale_attention else 1.0
+    if splash_serves(c, st, q_BTHK.shape[1], k_BSGK.shape[1], ctx.noise is not None):
+      kernel = functools.partial(splash_attention, causal=self.causal, scale=scale, interpret=st.platform != "tpu")
+      segments = (ctx.segments_BT, ctx.memory_segments_BS if self.cross else ctx.segments_BT)
+      axes = ("batch", "seq", "act_heads", None)
+      places = [("batch", "seq")] * 2 if all(x is not None for x in segments) else [None, None]
+      return st.local(kernel, (axes,) * 3 + tuple(places), axes)(q_BTHK, k_BSGK, v_BSGK, *segments)
+    groups = c.num_heads // c.kv_heads
+    k_BSHK, v_BSHK = (jnp.repeat(x, groups, axis=2) if groups > 1 else x for x in (k_BSGK, v_BSGK))
+    return attend.attention(
       q_BTHK, k_BSHK, v_BSHK,
       mask_BTS=ctx.memory_mask_BTS if self.cross else ctx.mask_BTS,
       bias_HTS=None if self.cross else ctx.bias_HTS,
-      scale=K**-0.5 if c.scale_attention else 1.0,
+      scale=scale,
       platform=st.platform,
       dropout_rate=c.attention_dropout, noise=ctx.noise, layer=layer, site=CROSS if self.cross else ATTENTION,
     )  # fmt: skip
-    y_BTHK = st.constrain(y_BTHK, ("batch", "seq", "act_heads", None))
-    wo_HKD = self.matrix("wo", (H, K, D), 2, ("heads", None, "embed"))
-    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, self.bias("bo", (D,)), st.platform)
+
+
+def splash_serves(c: ModelConfig, st: Placement, queries: int, keys: int, training: bool) -> bool:
+  """Whether attention runs as splash attention: asked for, or on a TPU where it can do what the config wants."""
+  if not splash_fits(queries, keys):  # initialisation has a short row, whatever the config wants
+    return False
+  able = c.positions != "relative" and not (training and c.attention_dropout)
+  return c.attention == "splash" or (c.attention == "auto" and st.platform == "tpu" and able)
 
 
 class Mlp(Layer):
@@ -118,24 +165,25 @@ class Mlp(Layer):
     c, st = self.cfg, self.st
     D, F = c.embed_dim, c.mlp_features
     names = "ig" if c.gated else "i"
-    w_DCF = jnp.stack([self.matrix(f"w{n}", (D, F), 1, ("embed", "mlp")) for n in names], axis=1)
+    w_DCF = jnp.stack([self.stored(f"w{n}", (D, F), 1) for n in names], axis=1)
     b_CF = jnp.stack([self.bias(f"b{n}", (F,)) for n in names]) if c.bias else None
-    h_BTCF = linear("BTD,DCF->BTCF", x_BTD, w_DCF, b_CF, st.platform)
-    h_BTCF = st.constrain(h_BTCF, ("batch", "seq", None, "act_mlp"))
+    h_CBTF = linear("BTD,DCF->CBTF", x_BTD, w_DCF, b_CF, ("embed", None, "mlp"), st)
+    h_CBTF = st.constrain(h_CBTF, (None, "batch", "seq", "act_mlp"))
     # wi is what the activation sees, wg the linear gate beside it.
     if c.gated:
-      h_BTF = GATED[c.activation](h_BTCF[:, :, 0], h_BTCF[:, :, 1])
+      h_BTF = GATED[c.activation](h_CBTF[0], h_CBTF[1])
     else:
-      h_BTF = ACTIVATIONS[c.activation](h_BTCF[:, :, 0])
+      h_BTF = ACTIVATIONS[c.activation](h_CBTF[0])
     if c.inner_dropout:
       h_BTF = dropout(h_BTF, c.dropout, ctx.noise, layer, INNER)
-    wo_FD = self.matrix("wo", (F, D), 1, ("mlp", "embed"))
-    return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,)), st.platform)
+    wo_FD = self.stored("wo", (F, D), 1)
+    return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,)), ("mlp", "embed"), st)
 
 
 class Block(Layer):
   """Attention, cross-attention where there is an encoder, feed-forward: each with its residual, norm and dropout."""
 
+  causal: bool = False
   cross: bool = False
 
   @nn.compact
@@ -144,12 +192,12 @@ class Block(Layer):
 
     def residual(x: Array, name: str, site: int, sublayer: Layer) -> Array:
       norm = Norm(c, st, name=f"{name}_norm")
-      y = sublayer(norm(x) if c.norm_order == "pre" else x, layer, ctx)
-      y = st.constrain(y, ("batch", "seq", None))
+      y = sublayer(st.constrain(norm(x) if c.norm_order == "pre" else x, ("batch", "seq", None)), layer, ctx)
+      y = st.constrain(y, STREAM)
       x = x + dropout(y, c.dropout, ctx.noise, layer, site)
       return x if c.norm_order == "pre" else norm(x)
 
-    x_BTD = residual(x_BTD, "attn", AFTER_ATTENTION, Attention(c, st, name="attn"))
+    x_BTD = residual(x_BTD, "attn", AFTER_ATTENTION, Attention(c, st, self.causal, name="attn"))
     if self.cross:
       x_BTD = residual(x_BTD, "cross", AFTER_CROSS, Attention(c, st, cross=True, name="cross"))
     return residual(x_BTD, "mlp", AFTER_MLP, Mlp(c, st, name="mlp"))
@@ -162,7 +210,14 @@ _KEPT = {
 
 
 def stack(
-  cfg: ModelConfig, st: Placement, x_BTD: Array, ctx: Context, depth: int, first: int = 0, cross: bool = False
+  cfg: ModelConfig,
+  st: Placement,
+  x_BTD: Array,
+  ctx: Context,
+  depth: int,
+  first: int = 0,
+  causal: bool = False,
+  cross: bool = False,
 ) -> Array:
   """`depth` blocks as one scan over stacked parameters `blocks/...` [N, ...]; `model.scan=false` unrolls it.
 
@@ -179,7 +234,7 @@ def stack(
     unroll=1 if cfg.scan else depth,
   )
   layers = jnp.arange(first, first + depth, dtype=jnp.int32)
-  return run(block(cfg, st, cross=cross, name="blocks"), x_BTD, layers)[0]
+  return run(block(cfg, st, causal, cross, name="blocks"), x_BTD, layers)[0]
 
 
 class Embed(Layer):
@@ -207,7 +262,7 @@ class Embed(Layer):
     if c.token_types:
       table = self.matrix("type", (c.token_types, D), 1, (None, "embed"), kind="type")
       x_BTD = x_BTD + (table[None, :1] if types_BT is None else embed(table, types_BT))
-    x_BTD = self.st.constrain(x_BTD, ("batch", "seq", None))
+    x_BTD = self.st.constrain(x_BTD, STREAM)
     if c.embed_norm:
       x_BTD = Norm(c, self.st, name="norm")(x_BTD)
     return dropout(x_BTD, c.dropout, noise, layer, EMBED), table_VD
@@ -238,6 +293,6 @@ class Dense(Layer):
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
     D = self.cfg.embed_dim
-    w_DE = self.matrix("w", (D, D), 1, ("embed", None))
-    y_BTE = linear("BTD,DE->BTE", x_BTD, w_DE, self.bias("b", (D,)), self.st.platform)
+    w_DE = self.stored("w", (D, D), 1)
+    y_BTE = linear("BTD,DE->BTE", x_BTD, w_DE, self.bias("b", (D,)), ("embed", None), self.st)
     return ACTIVATIONS[self.cfg.activation](y_BTE)

@@ -108,7 +108,8 @@ def _shapes(model: Model) -> Params:
 def admits(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
   """Logical axis -> its lengths in the model, which the size of a mesh axis on which it lies must divide."""
   heads, mlp, vocab = (config.num_heads,), (config.mlp_features,), (pad_vocab(vocab_size),)
+  kv_heads = (config.kv_heads,)
   return {
-    "embed": (config.embed_dim,), "heads": heads, "act_heads": heads, "mlp": mlp, "act_mlp": mlp, "vocab": vocab,
-    "act_vocab": vocab,
+    "embed": (config.embed_dim,), "act_embed": (config.embed_dim,), "heads": heads, "act_heads": kv_heads,
+    "kv_heads": kv_heads, "mlp": mlp, "act_mlp": mlp, "vocab": vocab, "act_vocab": vocab,
   }  # fmt: skip

@@ -63,13 +63,15 @@ def tower(
     memory_mask = attention_mask(segments_BT, memory[1], False, T, memory[0].shape[1])
   ctx = Context(
     mask_BTS=attention_mask(segments_BT, segments_BT, causal, T, T),
+    segments_BT=segments_BT,
     bias_HTS=bias_HTS,
     positions_BT=positions_BT,
     memory_BSD=memory[0] if memory else None,
     memory_mask_BTS=memory_mask,
+    memory_segments_BS=memory[1] if memory else None,
     noise=noise,
   )
-  x_BTD = stack(c, st, x_BTD, ctx, depth, first, cross=memory is not None)
+  x_BTD = stack(c, st, x_BTD, ctx, depth, first, causal, cross=memory is not None)
   if c.norm_order == "pre":
     x_BTD = Norm(c, st, name="final_norm")(x_BTD)
   if c.inner_dropout:

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from tfm_jax.ops.broadcast import to_rank
-
 Saved = tuple[Array, Array, Array | None]  # x, w, b
 
 
@@ -20,7 +18,7 @@ def linear(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> Arr
     spec: two operands, e.g. `"BTD,DHK->BTHK"`. A letter of an operand must stand in the output or the other operand.
     x: activations in the compute dtype.
     w: weights in the compute dtype; several that share x are stacked (as `DCHK`), so that they share one dX.
-    b: bias in float32, of the shape of the output's last axes, or None.
+    b: bias in float32, of the shape of w's output axes, or None.
     platform: "cpu", "gpu" or "tpu". XLA:CPU reaches the matrix unit (AMX) with bfloat16 operands only if the dot's
       output is float32, and in the form of dW only if the transposed operand is laid out for it. Elsewhere the
       hardware sums in float32 anyway, and an output in the compute dtype halves the bytes of what tensor
@@ -30,7 +28,15 @@ def linear(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> Arr
     The output in x's dtype.
   """
   y = einsum(spec, x, w, platform)
-  return (y if b is None else y + to_rank(b, y.ndim)).astype(x.dtype)
+  if b is not None:
+    y = y + b.reshape([n if i in _bias_axes(spec) else 1 for i, n in enumerate(y.shape)])
+  return y.astype(x.dtype)
+
+
+def _bias_axes(spec: str) -> tuple[int, ...]:
+  """The axes of the output that w brings, in the order that they have in w too."""
+  x_axes, w_axes, y_axes = spec.replace("->", ",").split(",")
+  return tuple(i for i, axis in enumerate(y_axes) if axis in w_axes and axis not in x_axes)
 
 
 def einsum(spec: str, x: Array, w: Array, platform: str) -> Array:
@@ -46,18 +52,31 @@ def _forward(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> t
 
 def _backward(spec: str, platform: str, saved: Saved, dy: Array) -> tuple[Array, Array, Array | None]:
   x, w, b = saved
-  x_axes, w_axes, y_axes = spec.replace("->", ",").split(",")
-  dx = einsum(f"{y_axes},{w_axes}->{x_axes}", dy, w, platform).astype(x.dtype)
-  dw = _weight_gradient(x_axes, y_axes, w_axes, x, dy, platform).astype(w.dtype)
-  db = None if b is None else dy.astype(jnp.float32).sum(range(dy.ndim - b.ndim))
-  return dx, dw, db
+  dw = weight_gradient(spec, x, dy, platform).astype(w.dtype)
+  return input_gradient(spec, dy, w, platform), dw, bias_gradient(spec, b, dy)
 
 
 linear.defvjp(_forward, _backward)
 
 
-def _weight_gradient(x_axes: str, y_axes: str, w_axes: str, x: Array, dy: Array, platform: str) -> Array:
-  """dW. On CPU the operand that holds W's first axis is transposed in memory first: two to six times faster."""
+def input_gradient(spec: str, dy: Array, w: Array, platform: str) -> Array:
+  """dX of `linear`, in the compute dtype."""
+  x_axes, w_axes, y_axes = spec.replace("->", ",").split(",")
+  return einsum(f"{y_axes},{w_axes}->{x_axes}", dy, w, platform).astype(dy.dtype)
+
+
+def bias_gradient(spec: str, b: Array | None, dy: Array) -> Array | None:
+  """db of `linear`, float32."""
+  summed = tuple(i for i in range(dy.ndim) if i not in _bias_axes(spec))
+  return None if b is None else dy.astype(jnp.float32).sum(summed)
+
+
+def weight_gradient(spec: str, x: Array, dy: Array, platform: str) -> Array:
+  """dW of `linear`, as `einsum` gives it.
+
+  On CPU the operand that holds W's first axis is transposed in memory first: two to six times faster.
+  """
+  x_axes, w_axes, y_axes = spec.replace("->", ",").split(",")
   if platform != "cpu" or x.dtype == jnp.float32:
     return einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy, platform)
   first, a_axes, a, b_axes, b = (

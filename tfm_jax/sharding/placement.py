@@ -1,15 +1,18 @@
 """A strategy on a mesh: the one function that constrains activations, and the one that gathers weights."""
 
 import dataclasses
+import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.extend.backend import register_backend_factory
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tfm_jax.sharding.strategy import AXES, BATCH_AXES, STRATEGIES, Strategy
@@ -32,10 +35,45 @@ def _give_emulated_devices_threads() -> None:
 _give_emulated_devices_threads()
 
 
+def _leave_the_tpu_library_alone() -> None:
+  """Where there are no TPU chips, JAX does not start the TPU library to find that out, before JAX starts its backends.
+
+  The library is there for its compiler, which forecasts use: described devices need no backend, and are not touched
+  by this. Started without chips it writes several lines of errors on stderr, and takes a lock of the whole machine.
+  """
+  # On import JAX looks for chips on the PCI bus, and notes that there are none. Those of later generations than it
+  # knows have their device files all the same.
+  chips = "TPU_SKIP_MDS_QUERY" not in os.environ or glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
+  if not chips and "JAX_FORCE_TPU_INIT" not in os.environ:
+    register_backend_factory("tpu", _no_chips, priority=300, fail_quietly=True)  # JAX's own priority
+
+
+def _no_chips() -> None:
+  """A backend that is not there."""
+  raise RuntimeError("this machine has no TPU chips")
+
+
+_leave_the_tpu_library_alone()
+
+
 def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A mesh with all of `AXES`, GSPMD (Auto) axes, over all devices or the given ones."""
   shape = tuple(sizes[axis] for axis in AXES)
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  auto = (AxisType.Auto,) * len(AXES)
+  devices = jax.devices() if devices is None else devices
+  slices = slice_count(devices)
+  # The outermost axis that can goes between slices, where the network is slow: replica, else data, ...
+  between = next((i for i, size in enumerate(shape) if size % slices == 0), None)
+  if slices == 1 or between is None:
+    return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+  across = tuple(slices if i == between else 1 for i in range(len(shape)))
+  within = tuple(size // n for size, n in zip(shape, across, strict=True))
+  return Mesh(create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True), AXES, axis_types=auto)
+
+
+def slice_count(devices: Sequence[jax.Device]) -> int:
+  """Groups of devices that only a network joins: TPU slices, or hosts of GPUs."""
+  return len({getattr(device, "slice_index", None) or 0 for device in devices})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +116,29 @@ class Placement:
     """x with the layout of these logical axes."""
     return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, self.sharding(axes))
 
-  def weight(self, w: Array, axes: Axes, dtype: jnp.dtype | str) -> Array:
+  def local(self, f: Callable[..., Array], in_axes: tuple[Axes | None, ...], out_axes: Axes) -> Callable[..., Array]:
+    """f, applied on each device to its own part of the arguments: for kernels that XLA cannot split.
+
+    `in_axes` are the logical axes of the arguments; None for an argument that is None.
+    """
+    if self.mesh.size == 1:
+      return f
+    specs = tuple(PartitionSpec() if axes is None else self.spec(axes) for axes in in_axes)
+    return jax.shard_map(f, mesh=self.mesh, in_specs=specs, out_specs=self.spec(out_axes), check_vma=False)
+
+  def weight(self, w: Array, axes: Axes, dtype: jnp.dtype | str, looked_up: bool = False) -> Array:
     """A stored weight, ready for use: cast to the compute dtype, then gathered over the batch's mesh axes.
 
     Its gradient goes the other way: scattered to where the weight is stored (which makes the sum over devices a
-    reduce-scatter), then cast to the weight's own dtype.
+    reduce-scatter, in step with the matrix product on TPUs), then cast to the weight's own dtype. The gradient of a
+    table of embeddings (`looked_up`) is summed whole first: asked for a part of it, XLA may move the activations of
+    all devices instead.
     """
     if self.mesh.size == 1:
       return w.astype(dtype)
     stored = self.spec(axes)
     gathered = PartitionSpec(*(_without_batch(part) for part in stored))
-    return _gather(w, NamedSharding(self.mesh, stored), NamedSharding(self.mesh, gathered), jnp.dtype(dtype))
+    return _gather(w, NamedSharding(self.mesh, stored), NamedSharding(self.mesh, gathered), jnp.dtype(dtype), looked_up)
 
 
 def _without_batch(part: Any) -> Any:
@@ -98,21 +148,23 @@ def _without_batch(part: Any) -> Any:
   return kept[0] if len(kept) == 1 else kept or None
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather(w: Array, stored: NamedSharding, gathered: NamedSharding, dtype: jnp.dtype) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gather(w: Array, stored: NamedSharding, gathered: NamedSharding, dtype: jnp.dtype, looked_up: bool) -> Array:
   """w in the compute dtype, in its gathered layout."""
   w = jax.lax.with_sharding_constraint(w.astype(dtype), stored)
   return jax.lax.with_sharding_constraint(w, gathered)
 
 
-_gather.defvjp(
-  lambda w, stored, gathered, dtype: (_gather(w, stored, gathered, dtype), jnp.zeros((), w.dtype)),
-  # Summed over devices first, then cut: XLA makes one reduce-scatter of the two. Asked for the cut alone, it may move
-  # activations instead (an "involuntary full rematerialization" for embeddings).
-  lambda stored, gathered, dtype, like, dw: (
-    jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(dw, gathered), stored).astype(like.dtype),
-  ),
-)
+def _scatter(
+  stored: NamedSharding, gathered: NamedSharding, dtype: jnp.dtype, looked_up: bool, like: Array, dw: Array
+) -> tuple[Array]:
+  """The gradient of the stored weight."""
+  if looked_up:
+    dw = jax.lax.with_sharding_constraint(dw, gathered)
+  return (jax.lax.with_sharding_constraint(dw, stored).astype(like.dtype),)
+
+
+_gather.defvjp(lambda w, *static: (_gather(w, *static), jnp.zeros((), w.dtype)), _scatter)
 
 
 def single_device(device: jax.Device | None = None) -> Placement:

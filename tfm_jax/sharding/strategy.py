@@ -38,13 +38,17 @@ _BATCH = (("batch", BATCH_AXES),)
 # Parameters and their optimizer state are cut along `embed`; they are gathered where they are used.
 _FSDP = (*_BATCH, ("embed", ("data",)))
 # Heads, mlp features and vocabulary are cut, for parameters and activations alike (Megatron-LM).
-_TP = tuple((axis, ("model",)) for axis in ("heads", "mlp", "vocab", "act_heads", "act_mlp", "act_vocab"))
+_TP = tuple((axis, ("model",)) for axis in ("heads", "kv_heads", "mlp", "vocab", "act_heads", "act_mlp", "act_vocab"))
 
 STRATEGIES = {
   "dp": Strategy(_BATCH),
   "fsdp": Strategy(_FSDP),
   "tp": Strategy(_BATCH + _TP, preset=(("model", -1),)),
   "fsdp_tp": Strategy(_FSDP + _TP, preset=(("model", 4),)),
+  # The residual stream between the parts of tp is cut too, along its features (GSPMD's 2D layout, Xu et al. 2021).
+  "fsdp_tp_stream": Strategy(_FSDP + _TP + (("act_embed", ("model",)),), preset=(("model", 4),)),
+  # fsdp within a slice, whose chips are closely joined; between slices (or halves, where there is one) gradients only.
+  "hsdp": Strategy(_FSDP, preset=(("replica", 2),)),
 }
 
 
@@ -67,13 +71,16 @@ def find_strategy(name: str) -> Strategy:
   return STRATEGIES[name]
 
 
-def mesh_sizes(config: ShardingConfig, devices: int, admits: Mapping[str, Sequence[int]]) -> dict[str, int]:
+def mesh_sizes(
+  config: ShardingConfig, devices: int, admits: Mapping[str, Sequence[int]], slices: int = 1
+) -> dict[str, int]:
   """Sizes of all mesh axes, in the order of `AXES`; their product is `devices`.
 
   Args:
     config: the strategy and explicit sizes.
     devices: number of devices.
     admits: logical axis -> lengths of that axis in the model; a mesh axis on which it lies must divide them all.
+    slices: groups of devices that are joined by a network only; a preset of `replica` takes that many.
 
   Raises:
     UserError: an explicit size that the model or the device count does not admit.
@@ -83,6 +90,8 @@ def mesh_sizes(config: ShardingConfig, devices: int, admits: Mapping[str, Sequen
     axis: sorted({n for name, axes in strategy.rules if axis in axes for n in admits.get(name, ())}) for axis in AXES
   }
   preset = dict(strategy.preset)
+  if "replica" in preset and slices > 1:
+    preset["replica"] = slices
   explicit = {axis: getattr(config, axis) for axis in AXES if getattr(config, axis) != 0}
   for axis, size in explicit.items():
     bad = [n for n in lengths[axis] if n % size] if size > 0 else [size]
@@ -96,8 +105,8 @@ def mesh_sizes(config: ShardingConfig, devices: int, admits: Mapping[str, Sequen
   if remainder:
     asked = ", ".join(f"sharding.{axis}={size}" for axis, size in explicit.items())
     raise UserError(f"{asked} does not divide the {devices} devices")
-  for axis in ("model", "context", "stage", "data"):
-    if axis in explicit:
+  for axis in ("replica", "model", "context", "stage", "data"):
+    if axis in explicit or (axis == "replica" and axis not in preset):
       continue
     most = -1 if axis == "data" else preset.get(axis, 1)
     most = rest if most < 0 else min(most, max(rest // 2, 1))
@@ -108,5 +117,5 @@ def mesh_sizes(config: ShardingConfig, devices: int, admits: Mapping[str, Sequen
   if rest > 1 and "replica" in explicit:
     raise UserError(f"the mesh of {config.strategy} leaves {rest} times too many devices: set sharding.replica to 0")
   if "replica" not in explicit:
-    sizes["replica"] = rest
+    sizes["replica"] *= rest
   return sizes

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import jax
 import optax
 
+from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model, admits
-from tfm_jax.sharding.placement import Placement, make_mesh
+from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.config import Config
 from tfm_jax.training.optimizer import make_optimizer
@@ -18,7 +19,9 @@ log = logging.getLogger(__name__)
 def build_model(config: Config, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Model:
   """The model of a resolved configuration, on a mesh of all devices or the given ones. Raises UserError."""
   devices = jax.devices() if devices is None else devices
-  sizes = mesh_sizes(config.sharding, len(devices), admits(config.model, vocab_size))
+  if config.model.attention == "splash" and devices[0].platform != "tpu":
+    raise UserError(f"model.attention=splash needs a TPU, not a {devices[0].platform}: set model.attention=auto")
+  sizes = mesh_sizes(config.sharding, len(devices), admits(config.model, vocab_size), slice_count(devices))
   placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices))
   log.info(
     "mesh: %d x %s, strategy %s: %s", len(devices), devices[0].device_kind, config.sharding.strategy,

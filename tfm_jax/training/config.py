@@ -21,7 +21,9 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.init import INITS
 from tfm_jax.models.model import resolve_model
-from tfm_jax.objectives.objective import ObjectiveConfig
+from tfm_jax.objectives.objective import ObjectiveConfig, Vocabulary
+from tfm_jax.objectives.table import make_objective
+from tfm_jax.ops.splash import LANES
 from tfm_jax.sharding.strategy import ShardingConfig, find_strategy
 from tfm_jax.text.tokenizers import TokenizerConfig
 from tfm_jax.training.checkpoint import CheckpointConfig
@@ -275,7 +277,23 @@ def resolve(config: Config) -> Config:
       f"objective.name={config.objective.name!r} does not fit family={config.family}: "
       f"choose {' or '.join(wanted[config.family])}"
     )
+  if model.attention == "splash":
+    _check_tiles(config)
   return dataclasses.replace(config, model=model)
+
+
+def _check_tiles(config: Config) -> None:
+  """Raises UserError where a side's length is not made of the kernel's whole tiles."""
+  data = config.data
+  fields = make_objective(config.objective, Vocabulary(1 << 16), data.seq_len, data.target_len).fields
+  for name, key in (("inputs", "seq_len"), ("encoder_inputs", "seq_len"), ("decoder_inputs", "target_len")):
+    length = fields[name][0][0] if name in fields else LANES
+    if length % LANES:
+      natural = "" if getattr(data, key) else " (the objective's own length)"
+      raise UserError(
+        f"data.{key}={length}{natural} is no multiple of {LANES}, which model.attention=splash needs: "
+        f"set data.{key}, or model.attention=auto"
+      )
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

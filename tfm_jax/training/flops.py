@@ -34,8 +34,8 @@ def row_flops(config: ModelConfig, vocab_size: int, fields: Fields, transform: b
   `transform`: a dense layer D -> D stands before the output layer (BERT).
   """
   c = config
-  D, HK, F = c.embed_dim, c.num_heads * c.head_features, c.mlp_features
-  attention, mlp = 4 * D * HK, (3 if c.gated else 2) * D * F
+  D, HK, GK, F = c.embed_dim, c.num_heads * c.head_features, c.kv_heads * c.head_features, c.mlp_features
+  attention, mlp = 2 * D * (HK + GK), (3 if c.gated else 2) * D * F
   head = D * vocab_size + transform * D * D
 
   def dots(queries: int, keys: int) -> int:
@@ -50,9 +50,7 @@ def row_flops(config: ModelConfig, vocab_size: int, fields: Fields, transform: b
     return Flops(linear + square, linear + causal)
   (S,), (T,) = fields["encoder_inputs"][0], fields["decoder_inputs"][0]
   N, M = c.num_layers, c.decoder_depth
-  linear = 6 * (
-    N * (attention + mlp) * S + M * ((attention + mlp + attention // 2) * T + attention // 2 * S) + head * T
-  )
+  linear = 6 * (N * (attention + mlp) * S + M * ((attention + mlp + 2 * D * HK) * T + 2 * D * GK * S) + head * T)
   others = N * dots(S, S) + M * dots(T, S)
   return Flops(linear + others + M * dots(T, T), linear + others + M * dots(T, T) / 2)
 
