@@ -4,9 +4,11 @@ import dataclasses
 import difflib
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from tfm_jax.errors import UserError
+from tfm_jax.training.agreement import FailedTogether, give_up, process_count, process_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,8 @@ def _unknown(name: str, names: Sequence[str]) -> str:
 def run_command(main: Callable[[Flags], None], usage: str, flags: Sequence[str]) -> int:
   """Runs a command and returns its exit status: 0; 2 for a mistake of the user's, told in one line on stderr.
 
-  An interrupted run returns 128 plus the signal's number. Other errors are ours and keep their traceback.
+  An interrupted run returns 128 plus the signal's number. Other errors are ours and keep their traceback. Of several
+  processes all end with the same status; what they all know, process 0 alone tells.
   """
   from tfm_jax.training.interruption import Interrupted
 
@@ -75,11 +78,20 @@ def run_command(main: Callable[[Flags], None], usage: str, flags: Sequence[str])
     set_up_logging()
     main(parsed)
   except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    told = f"error: {' '.join(str(error).split())}\n"
+    if not isinstance(error, FailedTogether):
+      give_up(2, str(error), told)
+    elif not error.silent:
+      print(told, end="", file=sys.stderr)
     return 2
   except Interrupted as error:
-    print(error, file=sys.stderr)
+    if process_index() == 0:
+      print(error, file=sys.stderr)
     return 128 + error.number
+  except BaseException as error:
+    if process_count() > 1:
+      give_up(1, f"{type(error).__name__}: {error}", traceback.format_exc())
+    raise
   return 0
 
 
@@ -96,12 +108,13 @@ def _help(usage: str) -> int:
   return 0
 
 
-def set_up_logging() -> None:
-  """The package's log lines on stderr; other libraries only from warnings on."""
+def set_up_logging(process: int = 0) -> None:
+  """The package's log lines on stderr; other libraries, and other processes than 0, only from warnings on."""
   handler = logging.StreamHandler(sys.stderr)
-  handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  who = f"process {process}: " if process else ""
+  handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", "%H:%M:%S"))
   root = logging.getLogger()
   root.handlers[:] = [handler]
   root.setLevel(logging.WARNING)
   logging.getLogger("absl").setLevel(logging.WARNING)
-  logging.getLogger("tfm_jax").setLevel(logging.INFO)
+  logging.getLogger("tfm_jax").setLevel(logging.WARNING if process else logging.INFO)

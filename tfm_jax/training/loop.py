@@ -7,11 +7,14 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax import Array
 
+from tfm_jax.cache import cache_dir
 from tfm_jax.ops.losses import LossSums
 from tfm_jax.training import flops
+from tfm_jax.training.agreement import SHORTLY, exchange, in_turn, together
 from tfm_jax.training.build import build_model, build_optimizer
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, resolve, to_dict
@@ -25,7 +28,9 @@ from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.start import (
   check_fingerprints,
   check_resumable,
-  leaving_nothing_half_made,
+  check_same_config,
+  check_same_data,
+  held,
   parameter_lines,
   rows_here,
   start_entry,
@@ -43,6 +48,9 @@ log = logging.getLogger(__name__)
 def fit(config: Config, workdir: epath.PathLike, task: Task | None = None) -> dict[str, float]:
   """Trains to `config.train.steps` in `workdir`; goes on where an earlier start ended.
 
+  Several processes call it alike. A mistake that one of them meets is raised in all of them, where they can still
+  agree on it; one that comes while devices work together is raised where it is met (`agreement.give_up` ends the rest).
+
   Args:
     config: the configuration; it must agree with that of the run in `workdir`, if there is one (`MAY_CHANGE` aside).
     workdir: the run directory, local or gs://.
@@ -56,12 +64,23 @@ def fit(config: Config, workdir: epath.PathLike, task: Task | None = None) -> di
     Interrupted: SIGTERM or SIGINT; a checkpoint of the last step is complete.
   """
   run = RunDirectory(workdir)
-  config = resolve(config)
+  with together():
+    config = resolve(config)
+    check_same_config(config)
   use_compilation_cache()
-  with leaving_nothing_half_made(run), run.locked():
-    check_resumable(run, config)
+  with held(run):
+    with together():  # nobody writes before all have looked
+      check_resumable(run, config)
+      starts, tokenizer = run.starts(), stored_tokenizer(run, config)
+    with in_turn(cache_dir()):
+      task = task or Pretraining(config, tokenizer)
+    with together():
+      check_same_data(task)
+      check_fingerprints(starts, task, run)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
-      return _Start(config, run, task or Pretraining(config, stored_tokenizer(run, config)), checkpoints).fit()
+      with together():
+        start = _Start(config, run, task, checkpoints)
+      return start.fit(starts)
 
 
 class _Start:
@@ -78,36 +97,42 @@ class _Start:
     self.eval_step: Any = None  # made with the number of microbatches, where there is something to train
     self.result: dict[str, float] = {}
 
-  def fit(self) -> dict[str, float]:
-    """Restores or initialises, trains, reports."""
-    config, run = self.config, self.run
-    starts = run.starts()
-    check_fingerprints(starts, self.task, run)
+  def fit(self, starts: list[dict[str, Any]]) -> dict[str, float]:
+    """Compiles, and runs what was compiled; `starts`: the earlier ones."""
+    config = self.config
     latest = self.checkpoints.latest()
     log.info("\n%s", parameter_lines(self.model, self.abstract.params))
     train_step, microbatches = None, 0
     if latest is None or latest < config.train.steps:
       chosen = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
-      microbatches, train_step = self._compile(chosen)
-      self.eval_step = jax.jit(make_eval_step(self.loss, self.model.placement, microbatches))
+      with together():
+        microbatches, train_step = self._compile(chosen)
+      eval_step = make_eval_step(self.loss, self.model.placement, microbatches)
+      self.eval_step = jax.jit(eval_step, out_shardings=self.model.placement.replicated)  # each process fetches it
+    with together(SHORTLY):
+      self._run(latest, train_step, microbatches)
+    return self.result
+
+  def _run(self, latest: int | None, train_step: Any, microbatches: int) -> None:
+    """Restores or initialises, trains, reports."""
+    run = self.run
     state = self._state(latest)
     if not run.exists:
       if run.writes:
         self.task.tokenizer.save(run.tokenizer)
-      run.write_config(to_dict(config))
+      run.write_config(to_dict(self.config))
     run.append_start(start_entry(self.model, self.task, latest or 0, microbatches))
     if train_step is None:
       log.info("this run is finished: %d steps are done", latest)
       rows = [row for row in run.read_metrics() if row.pop("split") == "eval"]
       self.result = {name: value for name, value in rows[-1].items() if name != "step"} if rows else {}
     else:
-      with Tracker(run, config.train.steps, latest) as tracker:
+      with Tracker(run, self.config.train.steps, latest) as tracker:
         state = self._train(state, train_step, tracker)
       self.checkpoints.wait()
     log.info("curves: %s, or tensorboard --logdir %s", run.path / "metrics.jsonl", run.tensorboard)
     for line in self.task.report(self.model, state.params, self.result):
       log.info("%s", line)
-    return self.result
 
   def _compile(self, chosen: int) -> tuple[int, Any]:
     """(microbatches, compiled train step); a number that an earlier start chose is kept, where it still divides."""
@@ -164,7 +189,7 @@ class _Start:
     """The loop: each step is handed to the devices before the metrics of the one before it are fetched."""
     config = self.config
     meter = self._meter(tracker)
-    profiler = Profiler(self.run.path / "profile", config.train.profile_at)
+    profiler = Profiler(self.run.path / "profile", config.train.profile_at if self.run.writes else 0)
     step = int(state.step)
     if step == 0:
       self._evaluate(state, tracker, 0)
@@ -182,7 +207,7 @@ class _Start:
         profiler.after(step, metrics["loss"])
         step += 1
         meter.add(step, metrics, waited)
-        stopped, last = interruption.signal, step == config.train.steps
+        stopped, last = interruption.after_step(), step == config.train.steps
         evaluate = last or (config.eval.every > 0 and step % config.eval.every == 0)
         save = last or stopped is not None or self.checkpoints.due(step)
         if evaluate or save:
@@ -195,18 +220,22 @@ class _Start:
           meter.resume()
         if stopped is not None and not last:
           self.checkpoints.wait()
+          exchange()  # process 0 has the checksums to write, and the others would not wait for ever at the end
           raise Interrupted(stopped, step)
     return state
 
   def _put(self, batch: Batch) -> dict[str, Array]:
     """The batch on the devices; each process brings its own rows."""
-    if self.rows is None:
+    rows, size = self.rows, self.config.train.batch_size
+    if rows is None:
       return jax.device_put(dict(batch), self.batch_sharding)
-    size = self.config.train.batch_size
-    return {
-      name: jax.make_array_from_process_local_data(self.batch_sharding, x, (size, *x.shape[1:]))
-      for name, x in batch.items()
-    }
+
+    def put(x: np.ndarray) -> Array:
+      """Whatever rows a device wants are among ours, in order."""
+      part = lambda index: x[np.searchsorted(rows, np.arange(size)[index[0]])]
+      return jax.make_array_from_callback((size, *x.shape[1:]), self.batch_sharding, part)
+
+    return {name: put(x) for name, x in batch.items()}
 
   def _evaluate(self, state: TrainState, tracker: Tracker, step: int) -> None:
     """One row of evaluation: means over all positions of the held-out batches."""

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Fields
+from tfm_jax.training.agreement import exchange
 from tfm_jax.training.tracking import human_bytes
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,23 @@ def row_bytes(model: Model, fields: Fields) -> int:
   return int(total + targets * model.vocab_size / split * (4 + item))
 
 
+def _limit_everywhere(device: jax.Device) -> int:
+  """`device_limit` of the process that has least, as all must choose the same; those of a host share its memory."""
+  mine = socket.gethostname(), device_limit(device)
+  told = exchange(mine).values()
+  hosts = [host for host, _ in told] if device.platform == "cpu" else []
+  return int(min(limit / max(hosts.count(host), 1) for host, limit in told))
+
+
+def _peak_bytes(usage: Any) -> float:
+  """What a compiled program needs of a device; 0 if the compiler does not say."""
+  if usage is None:
+    return 0
+  # State in and out share their memory (it is donated).
+  total = usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
+  return float(total + usage.temp_size_in_bytes)
+
+
 def choose_microbatches(
   model: Model,
   state: Any,
@@ -96,7 +115,8 @@ def choose_microbatches(
 ) -> tuple[int, Any]:
   """(number of microbatches, the compiled train step): the fewest that fit a device.
 
-  First by estimate, then by what the compiler says of the compiled step.
+  First by estimate, then by what the compiler says of the compiled step. Several processes choose as the one with the
+  least memory has to.
 
   Args:
     model: the model.
@@ -122,7 +142,7 @@ def choose_microbatches(
         f"train.microbatches={asked} does not divide the {rows} rows of each of the {shards} shards of the batch"
       )
     return asked, compile_with(asked)
-  limit = device_limit(model.placement.mesh.local_devices[0])
+  limit = _limit_everywhere(model.placement.mesh.local_devices[0])
   kept = bytes_per_device(state)
   fixed = kept + bytes_per_device(state.params) * 2  # the gradient, and the weights in the compute dtype
   one = row_bytes(model, fields)
@@ -130,27 +150,20 @@ def choose_microbatches(
   needed = next((n for n in choices if fixed + rows // n * one <= limit), rows)
   said = f"{human_bytes(limit)} a device, {human_bytes(fixed)} for state and gradients, {human_bytes(one)} a row"
   for count in (n for n in choices if n >= needed):
-    peak = None
+    compiled, peak = None, math.inf
     try:
       compiled = compile_with(count)
-      usage = compiled.memory_analysis()
+      peak = _peak_bytes(compiled.memory_analysis())
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
-    else:
-      if usage is None:
-        return count, compiled
-      # State in and out share their memory (it is donated).
-      peak = usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
-      peak += usage.temp_size_in_bytes
-      if peak <= limit:
-        log.info(
-          "microbatches: %d of %d rows a device (%s; compiled: %s)", count, rows // count, said, human_bytes(peak)
-        )
-        return count, compiled
-    log.info(
-      "microbatches: %d do not fit (%s)", count, f"compiled: {human_bytes(peak)}" if peak else "the compiler says"
-    )
+    peak = max(exchange(peak).values())
+    if peak <= limit:
+      shown = human_bytes(peak) if peak else "unknown"
+      log.info("microbatches: %d of %d rows a device (%s; compiled: %s)", count, rows // count, said, shown)
+      return count, compiled
+    shown = f"compiled: {human_bytes(peak)}" if math.isfinite(peak) else "the compiler says"
+    log.info("microbatches: %d do not fit (%s)", count, shown)
   raise UserError(
     f"not even one row of this model fits a device: {said}; choose a smaller model or data.seq_len, model.remat=full, "
     f"or a strategy that shards the parameters (sharding.strategy=fsdp) on more devices"

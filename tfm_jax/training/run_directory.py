@@ -20,6 +20,7 @@ import jax
 from etils import epath
 
 from tfm_jax.errors import UserError
+from tfm_jax.training.agreement import exchange
 
 try:
   import fcntl
@@ -89,6 +90,21 @@ class RunDirectory:
       yield
     finally:
       self._release()
+
+  def check_shared(self) -> None:
+    """UserError if this process does not see the directory that process 0 has locked; called by all processes.
+
+    Each would otherwise write its part of the checkpoints somewhere else, and none of them could be restored.
+    """
+    wanted = exchange([str(self.path), self._lock.read_text()] if self.writes else None)
+    if not wanted or self.writes:
+      return
+    path, holder = wanted[0]
+    if not self._lock.exists() or self._lock.read_text() != holder:
+      raise UserError(
+        f"{self.path}, as host {socket.gethostname()} sees it, is not the work directory {path} of process 0: choose a "
+        f"--workdir on gs:// or on a file system that all hosts share"
+      )
 
   def _acquire(self) -> None:
     """Writes our lock, unless a live one is there."""

@@ -1,6 +1,9 @@
-"""What a trained model makes of some text: filled masks, a continuation, or decoded targets, to be read by people."""
+"""What a trained model makes of some text: filled masks, a continuation, or decoded targets, to be read by people.
 
-from collections.abc import Mapping
+The parameters may lie on devices of several processes: all of them come here, and each gets the whole result.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,8 +29,11 @@ def show(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np
 
 def _fill_masks(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
   """One mask of each row with its surroundings, what was there, and the three likeliest tokens."""
-  logits = jax.jit(model.logits)(params, batch)
-  shares, ids = jax.device_get(jax.lax.top_k(jax.nn.softmax(logits, -1), 3))
+
+  def likeliest(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.top_k(jax.nn.softmax(model.logits(params, batch), -1), 3)
+
+  shares, ids = _run(model, likeliest, params, batch)
   lines = ["filled masks (what was there -> the likeliest):"]
   for row in range(len(batch["inputs"])):
     inputs, places = batch["inputs"][row], batch["mlm_positions"][row]
@@ -48,14 +54,16 @@ def _continue(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[st
   """A sample, at temperature 0.8, that goes on from the first half of the first row."""
   length = batch["inputs"].shape[1]
   prompt = max(length // 2, 1)
-  ids = jnp.asarray(batch["inputs"][:1])
 
-  def step(at: jax.Array, ids: jax.Array) -> jax.Array:
-    logits = model.logits(params, {"inputs": ids})[0, at - 1] / 0.8
-    drawn = jax.random.categorical(jax.random.fold_in(jax.random.key(0), at), logits)
-    return ids.at[0, at].set(drawn.astype(ids.dtype))
+  def sample(params: Any, ids: Any) -> jax.Array:
+    def step(at: jax.Array, ids: jax.Array) -> jax.Array:
+      logits = model.logits(params, {"inputs": ids})[0, at - 1] / 0.8
+      drawn = jax.random.categorical(jax.random.fold_in(jax.random.key(0), at), logits)
+      return ids.at[0, at].set(drawn.astype(ids.dtype))
 
-  made = np.asarray(jax.jit(lambda ids: jax.lax.fori_loop(prompt, length, step, ids))(ids))[0]
+    return jax.lax.fori_loop(prompt, length, step, jnp.asarray(ids))
+
+  made = _run(model, sample, params, batch["inputs"][:1])[0]
   return [
     "a sample (prompt | continuation):",
     f"  {_line(tokenizer.decode(made[:prompt]))} | {_line(tokenizer.decode(made[prompt:]))}",
@@ -65,14 +73,16 @@ def _continue(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[st
 def _decode(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
   """The likeliest target of each row, token after token, for the first segment of the row."""
   length = batch["decoder_inputs"].shape[1]
-  fields = {name: jnp.asarray(x) for name, x in batch.items()}
 
-  def step(at: jax.Array, ids: jax.Array) -> jax.Array:
-    logits = model.logits(params, fields | {"decoder_inputs": ids})[:, at - 1]
-    return ids.at[:, at].set(logits.argmax(-1).astype(ids.dtype))
+  def decode(params: Any, batch: Any) -> jax.Array:
+    def step(at: jax.Array, ids: jax.Array) -> jax.Array:
+      logits = model.logits(params, {**batch, "decoder_inputs": ids})[:, at - 1]
+      return ids.at[:, at].set(logits.argmax(-1).astype(ids.dtype))
 
-  started = fields["decoder_inputs"].at[:, 1:].set(tokenizer.pad_id)
-  made = np.asarray(jax.jit(lambda ids: jax.lax.fori_loop(1, length, step, ids))(started))
+    started = jnp.asarray(batch["decoder_inputs"]).at[:, 1:].set(tokenizer.pad_id)
+    return jax.lax.fori_loop(1, length, step, started)
+
+  made = _run(model, decode, params, batch)
   lines = ["decoded (input -> wanted | made):"]
   for row in range(len(made)):
     source = batch["encoder_inputs"][row][batch["encoder_segment_ids"][row] == 1]
@@ -83,6 +93,11 @@ def _decode(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str,
     texts = (tokenizer.decode(ids) for ids in (source, wanted, answer))
     lines.append("  {} -> {} | {}".format(*(_line(text) for text in texts)))
   return lines
+
+
+def _run(model: Model, function: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
+  """function(params, batch), compiled, as numpy arrays in every process."""
+  return jax.device_get(jax.jit(function, out_shardings=model.placement.replicated)(params, batch))
 
 
 def _line(text: str, most: int = 160) -> str:

@@ -18,6 +18,7 @@ from jax.sharding import Sharding
 from tfm_jax.cache import cache_dir
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
+from tfm_jax.training.agreement import differing, together
 from tfm_jax.training.config import Config, changed_keys, to_dict
 from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.task import Task
@@ -43,6 +44,37 @@ def leaving_nothing_half_made(run: RunDirectory) -> Iterator[None]:
     if new and not run.exists and run.path.exists():
       run.path.rmtree()
     raise
+
+
+@contextlib.contextmanager
+def held(run: RunDirectory) -> Iterator[None]:
+  """The run directory, made and locked by process 0, and seen by all of them. Raises UserError."""
+  with leaving_nothing_half_made(run), contextlib.ExitStack() as stack:
+    with together():
+      stack.enter_context(run.locked())
+    with together():
+      run.check_shared()
+    yield
+
+
+def check_same_config(config: Config) -> None:
+  """UserError if process 0 runs something else: another configuration, or other releases; called by all processes."""
+  told = {"the version of jax": jax.__version__, "the version of tfm_jax": _version("tfm_jax")}
+  for name, section in to_dict(config).items():
+    told |= {f"{name}.{key}": value for key, value in section.items()} if isinstance(section, dict) else {name: section}
+  other = differing(told)
+  if other:
+    raise UserError(f"not as on process 0: {', '.join(other)}; start all processes alike")
+
+
+def check_same_data(task: Task) -> None:
+  """UserError if process 0 has other data or another tokenizer; called by all processes."""
+  other = differing(task.fingerprints)
+  if other:
+    raise UserError(
+      f"not as on process 0: the {' and the '.join(other)}; all hosts need the same files at data.path and "
+      f"tokenizer.path, and the same installed packages"
+    )
 
 
 def check_resumable(run: RunDirectory, config: Config) -> None:

@@ -5,15 +5,20 @@ import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm import TqdmWarning, tqdm
 
 from tfm_jax.training.run_directory import RunDirectory
+
+with warnings.catch_warnings():
+  # In a notebook it misses ipywidgets, for a bar that is not ours.
+  warnings.simplefilter("ignore", TqdmWarning)
+  from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger(__name__)
 
