@@ -10,6 +10,7 @@ import pytest
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.training.command import parse
 from tfm_jax.training.config import all_keys, load, resolve
+from train import FLAGS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -27,7 +28,7 @@ COMMANDS = [
 def test_training_commands_parse_into_a_valid_configuration(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.chdir(ROOT)
   arguments = shlex.split(command.split("train.py", 1)[1])
-  flags = parse(arguments, ("config", "workdir"))
+  flags = parse(arguments, FLAGS)
   resolve(load(flags.require("config"), flags.overrides))
 
 

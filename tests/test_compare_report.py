@@ -1,0 +1,178 @@
+"""The report of a comparison: the table in the terminal, and the files."""
+
+import csv
+import dataclasses
+import json
+import math
+
+import pytest
+from comparisons import COMPARISONS, MIB, forecast, measured, with_row
+
+import tfm_jax.compare.report
+from tfm_jax.compare.columns import digits, findings, seconds_text
+from tfm_jax.compare.record import row_from_json, to_json
+from tfm_jax.compare.report import terminal_table, write_report
+from tfm_jax.errors import UserError
+
+
+def columns_of(text):
+  """The summary's columns by their place: every cell lies within the columns of its title."""
+  lines = text.split("\n\n")[1].splitlines()
+  rule = next(i for i, line in enumerate(lines) if set(line) == {"-"})
+  return lines[rule + 1 :]
+
+
+@COMPARISONS
+def test_the_table_fits_a_terminal_and_has_every_strategy(comparison):
+  text = terminal_table(comparison)
+  rows = columns_of(text)
+  assert [row.split()[0] for row in rows if not row.startswith(" ")] == [row.strategy for row in comparison.strategies]
+  assert max(map(len, rows)) <= 140
+  for row in comparison.strategies:
+    if row.reason:
+      assert f"\n{row.strategy}: {row.status.replace('_', ' ')}: {row.reason}\n" in text
+  for note in comparison.notes:
+    assert note in text
+
+
+def test_the_measured_table():
+  text = terminal_table(measured())
+  assert text.splitlines()[0] == (
+    "configs/bert_base.py on 8 x cpu (emulated): measured, batch 32 rows (4.1k tokens), 109M parameters, remat none"
+  )
+  dp, fsdp = columns_of(text)[:2]
+  assert " ".join(dp.split()) == "dp data=8 1530 1423-1851 335 9.43 1.85 GiB 1.23 GiB 735 MiB 1 3.1e-07 2.2e-06"
+  assert fsdp.split()[-4:] == ["GiB", "39", "3.1e-07", "2.2e-06"]
+  collectives = text.split("\n\n")[-1].splitlines()
+  assert collectives[2].split() == ["dp", "data", "all-reduce", "1", "735", "MiB"]
+  assert collectives[4].split() == ["reduce-scatter", "13", "367", "MiB"]
+  assert collectives[-1].split() == ["?", "all-to-all", "2", "3", "MiB"]  # what belongs to no axis is last
+
+
+def test_the_forecast_table():
+  text = terminal_table(forecast())
+  dp, fsdp, fsdp_tp, more = columns_of(text)[:4]
+  assert "+39.9 GiB" in dp
+  assert "55.9 GiB" in dp
+  assert " ".join(fsdp.split()) == "fsdp data=512 yes 5.98 GiB 590 410 / 60.0 / 120 58.8% 6.94k 40 GiB 1.04 compute"
+  assert fsdp_tp.endswith("communication over")
+  assert more.split() == ["model"]
+  assert "Calibration: Largest relative error against 14 published runs 21%, median 8%." in text
+  assert "512 x TPU v5 lite (v5e:16x32)" in text
+
+
+def test_a_minimum_without_a_collective_is_shown():
+  comparison = with_row(forecast(), collectives=(), status="ok", minimum_bytes={"data": 5.0 * MIB, "model": 0.0})
+  row = terminal_table(comparison).split("\n\n")[-1].splitlines()[2]
+  assert " ".join(row.split()) == "dp data none 0 0 B 5 MiB"
+
+
+def test_findings():
+  found = {one.title: (one.names, one.amount, one.contrast) for one in findings(forecast())}
+  assert found["Fastest"] == ("fsdp", "590 ms a step", "slowest: fsdp_tp, 840 ms a step")
+  assert found["Least memory"][0] == "fsdp_tp"  # dp does not fit: it is neither here nor the "most"
+  assert found["Least memory"][2] == "most: pp, 7.08 GiB a device"
+  too_large = with_row(forecast(), status="ok", fits=False)  # it compiles, and does not fit
+  assert findings(too_large) == findings(forecast())
+  titles = [one.title for one in findings(measured())]
+  assert titles == ["Least memory", "Sends least"]  # emulated devices: nothing on time
+  real = dataclasses.replace(measured(), devices="8 x NVIDIA H100")
+  assert findings(real)[0].names == "dp"
+  assert findings(measured())[0].names == "fsdp and fsdp_tp"
+  assert findings(dataclasses.replace(real, strategies=real.strategies[:1])) == ()  # no choice
+
+
+@pytest.mark.parametrize(
+  ("value", "text"),
+  [(1234.4, "1234"), (99.96, "100.0"), (41.23, "41.2"), (1.234, "1.23"), (0, "0.00"), (0.0123, "0.012")],
+)
+def test_digits(value, text):
+  assert digits(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(1.234, "1.23 s"), (0.0412, "41.2 ms"), (0.00085, "850 µs")])
+def test_seconds(seconds, text):
+  assert seconds_text(seconds) == text
+
+
+# The files.
+
+
+@COMPARISONS
+def test_json_is_the_record(comparison, tmp_path):
+  write_report(comparison, tmp_path / "new" / "folder")
+  text = (tmp_path / "new" / "folder" / "comparison.json").read_text()
+  values = json.loads(text)
+  assert tuple(row_from_json(row) for row in values["strategies"]) == comparison.strategies
+  assert values == json.loads(json.dumps(to_json(comparison)))
+  assert max(map(len, text.splitlines())) <= 180
+  assert len(text.splitlines()) < 300 + sum(len(row.layout.pieces) for row in comparison.strategies if row.layout)
+
+
+def test_json_has_no_nan(tmp_path):
+  comparison = with_row(measured(), loss_difference=math.nan, grad_norm_difference=math.inf)
+  write_report(comparison, tmp_path)
+
+  def refuse(name):
+    raise AssertionError(name)
+
+  row = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=refuse)["strategies"][0]
+  assert row["loss_difference"] is None
+  assert "nan" in columns_of(terminal_table(comparison))[0]  # people see it
+
+
+@COMPARISONS
+def test_csv_agrees(comparison, tmp_path):
+  write_report(comparison, tmp_path)
+  with open(tmp_path / "comparison.csv", newline="", encoding="utf-8") as file:
+    rows = list(csv.DictReader(file))
+  assert [row["strategy"] for row in rows] == [row.strategy for row in comparison.strategies]
+  for found, row in zip(rows, comparison.strategies, strict=True):
+    assert None not in found  # no cell without a title
+    assert found["status"] == row.status
+    assert found["reason"] == (row.reason or "")
+    assert found["mesh_data"] == str(row.mesh["data"])
+    assert found["peak_bytes"] == (str(row.memory_bytes.peak) if row.memory_bytes else "")
+    assert found["step_seconds"] == ("" if row.step_seconds is None else repr(row.step_seconds))
+    parts = row.forecast_step_seconds
+    assert found["forecast_hbm_seconds"] == ("" if parts is None else repr(parts.hbm))
+    if row.collectives:
+      kinds = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute")
+      assert sum(float(found[f"{kind}_bytes"]) for kind in kinds) == float(found["collective_bytes"])
+      assert float(found["collective_bytes"]) == sum(one.bytes for one in row.collectives)
+    else:
+      assert found["collective_bytes"] == ""  # unknown, not none
+
+
+def test_a_fault_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+  write_report(measured(), tmp_path)
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  assert set(before) == {"comparison.json", "comparison.csv", "report.html"}
+
+  def fail(*_, **__):
+    raise ValueError("a fault in the page")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(tfm_jax.compare.report, "html_page", fail)
+    with pytest.raises(ValueError, match="a fault in the page"):
+      write_report(forecast(), tmp_path)
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+  write = type(tmp_path).write_text
+
+  def full(path, text, **options):
+    if "report.html" in path.name:
+      write(path, text[:100], **options)
+      raise OSError(28, "No space left on device")
+    return write(path, text, **options)
+
+  monkeypatch.setattr(type(tmp_path), "write_text", full)
+  with pytest.raises(UserError, match=r"cannot write the report to .*: No space left on device"):
+    write_report(forecast(), tmp_path)
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+  (tmp_path / "out").write_text("")
+  with pytest.raises(UserError, match="cannot write the report to"):
+    write_report(measured(), tmp_path / "out")

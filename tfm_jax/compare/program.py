@@ -1,0 +1,115 @@
+"""The training step of a config as a program: built from the config alone, without a corpus, on any devices."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from tfm_jax.data.prepare import objective_fields
+from tfm_jax.errors import UserError
+from tfm_jax.models.model import Model
+from tfm_jax.objectives.objective import Fields, Vocabulary
+from tfm_jax.training.build import build_model, build_optimizer
+from tfm_jax.training.config import Config, resolve
+from tfm_jax.training.loss import pretraining_loss
+from tfm_jax.training.optimizer import schedule
+from tfm_jax.training.state import TrainState, abstract_state
+from tfm_jax.training.step import compile_train_step, make_train_step
+
+# Tokenizers whose size is that of their text, or fixed, rather than a key of the config.
+_VOCAB_SIZES = {"char": 100, "byte": 261}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """Everything that a compiled training step is made from."""
+
+  config: Config  # resolved
+  model: Model
+  tx: optax.GradientTransformation
+  fields: Fields
+  state: TrainState  # shapes with shardings
+
+  @property
+  def row_tokens(self) -> int:
+    """Tokens of one row, those of the encoder and the decoder together."""
+    return row_tokens(self.fields)
+
+  def compile(self, microbatches: int) -> Any:
+    """The compiled step, in so many parts."""
+    config, placement = self.config, self.model.placement
+    sharding = placement.sharding(("batch",))
+    batch = {
+      name: jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=sharding)
+      for name, (shape, dtype) in self.fields.items()
+    }
+    rate = schedule(config.optimizer, config.train.steps)
+    loss = pretraining_loss(self.model, config.loss)
+    step = make_train_step(loss, self.tx, rate, placement, microbatches, config.seed)
+    return compile_train_step(step, self.state, batch, placement)
+
+  def batch(self, step: int) -> dict[str, np.ndarray]:
+    """Random rows of the declared shapes, the same on every layout: one segment a row, all weights 1."""
+    return random_batch(self.fields, self.config.train.batch_size, self.model.vocab_size, step)
+
+
+def build_program(config: Config, devices: Sequence[jax.Device]) -> Program:
+  """The program of a configuration on these devices. Raises UserError where they cannot be divided so."""
+  config = resolve(config)
+  vocab_size, fields = vocabulary_size(config), fields_of(config)
+  model = build_model(config, vocab_size, devices)
+  shards = model.placement.batch_shards
+  if config.train.batch_size % shards:
+    raise UserError(
+      f"train.batch_size={config.train.batch_size} does not divide into the {shards} parts of replica x data"
+    )
+  tx = build_optimizer(config, model)
+  return Program(config, model, tx, fields, abstract_state(model, tx))
+
+
+def vocabulary_size(config: Config) -> int:
+  """The size that the config asks for, or that its kind of tokenizer has. Raises UserError."""
+  size = config.tokenizer.vocab_size or _VOCAB_SIZES.get(config.tokenizer.kind, 0)
+  if size < 16:
+    raise UserError(f"tokenizer.vocab_size={size}: compare reads no corpus, so it needs the size of a vocabulary")
+  return size
+
+
+def fields_of(config: Config) -> Fields:
+  """The arrays of a batch, as the objective declares them."""
+  vocabulary = Vocabulary(vocabulary_size(config), sentinel_ids=_SENTINELS)
+  return objective_fields(config.objective, config.data, vocabulary)
+
+
+def row_tokens(fields: Fields) -> int:
+  """Tokens of one row, those of the encoder and the decoder together."""
+  return sum(shape[0] for name, (shape, _) in fields.items() if name.endswith("inputs"))
+
+
+_SENTINELS = tuple(range(5, 10))  # only that there are some: no row is made by the objective here
+
+
+def random_batch(fields: Fields, rows: int, vocab_size: int, step: int = 0) -> dict[str, np.ndarray]:
+  """Arrays of the declared shapes with a leading axis of rows: random ids, one segment a row, all weights 1."""
+  draw = np.random.default_rng(step)
+  batch = {}
+  for name, (shape, dtype) in fields.items():
+    made: Any
+    if name == "rows":
+      made = np.arange(step * rows, (step + 1) * rows)
+    elif name.endswith(("weights", "segment_ids")):
+      made = np.ones((rows, *shape))
+    elif name == "mlm_positions":
+      length = fields["inputs"][0][0]
+      made = np.sort(draw.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, : shape[0]], axis=1)
+    elif name.endswith("positions"):
+      made = np.tile(np.arange(shape[0]), (rows, 1))
+    elif name.endswith("types"):
+      made = np.zeros((rows, *shape))
+    else:
+      made = draw.integers(10, vocab_size, (rows, *shape))
+    batch[name] = made.astype(dtype)
+  return batch

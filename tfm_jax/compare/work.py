@@ -1,0 +1,208 @@
+"""The work of one strategy in a process of its own: measured on the devices at hand, or compiled for described ones."""
+
+import dataclasses
+import math
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tfm_jax.compare import hlo
+from tfm_jax.compare.chips import Chip, topology_devices
+from tfm_jax.compare.cost import Forecast
+from tfm_jax.compare.minimum import minimum_bytes
+from tfm_jax.compare.products import executed_flops
+from tfm_jax.compare.program import Program, build_program
+from tfm_jax.compare.record import OK, OUT_OF_MEMORY, REFUSED, Layout, Memory, Piece, Row
+from tfm_jax.errors import UserError
+from tfm_jax.sharding.strategy import AXES, ShardingConfig
+from tfm_jax.training import flops
+from tfm_jax.training.config import Config
+from tfm_jax.training.memory import bytes_per_device, choose_microbatches, row_bytes
+from tfm_jax.training.state import init_state
+
+COMPARED = 3  # steps whose losses and gradient norms are compared with one device in float32
+
+
+def with_strategy(config: Config, asked: str) -> Config:
+  """The configuration under "NAME" or "NAME:AXIS=SIZE:...".
+
+  Sizes of the config belong to its own strategy; another takes its preset, or the sizes that stand behind its name.
+
+  Raises:
+    UserError: something else than sizes of mesh axes stands behind the name.
+  """
+  name, *sizes = asked.split(":")
+  own = config.sharding if name == config.sharding.strategy and not sizes else ShardingConfig(name)
+  for size in sizes:
+    axis, _, number = size.partition("=")
+    if axis not in AXES or not number.isdigit():
+      raise UserError(f"--strategies: {asked!r} is not NAME or NAME:AXIS=SIZE, with axes {', '.join(AXES)}")
+    own = dataclasses.replace(own, **{axis: int(number)})  # type: ignore[arg-type]
+  return dataclasses.replace(config, sharding=own)
+
+
+def measure(
+  config: Config, strategy: str, devices: Sequence[jax.Device], steps: int, layout: str = ""
+) -> dict[str, Any]:
+  """Compiles and times one strategy.
+
+  Args:
+    config: of the run; `train.microbatches` 0: chosen as a run would.
+    strategy: see `with_strategy`.
+    devices: to be laid out.
+    steps: that are timed, after one that is not.
+    layout: parameter whose layout is noted; empty: the largest.
+
+  Returns:
+    `row`, and of the first `COMPARED` steps the `losses` and `grad_norms`.
+
+  Raises:
+    UserError: the strategy, model and batch do not go together, or nothing fits.
+  """
+  program = build_program(with_strategy(config, strategy), devices)
+  config, placement = program.config, program.model.placement
+  begin = time.perf_counter()
+  microbatches, compiled = choose_microbatches(
+    program.model, program.state, program.fields, config.train.batch_size, config.train.microbatches, program.compile
+  )
+  row = described(program, strategy, compiled, microbatches, time.perf_counter() - begin, layout)
+  state = init_state(program.model, program.tx, config.seed)
+  seconds, losses, norms = [], [], []
+  for step in range(steps + 1):
+    batch = jax.device_put(program.batch(step), placement.sharding(("batch",)))
+    jax.block_until_ready(batch)
+    start = time.perf_counter()
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready((state, metrics))
+    seconds.append(time.perf_counter() - start)
+    if step < COMPARED:
+      losses.append(float(metrics["loss"]))
+      norms.append(float(metrics["grad_norm"]))
+  timed = seconds[1:]
+  tokens = config.train.batch_size * program.row_tokens / placement.mesh.size
+  median, span = statistics.median(timed), (min(timed), max(timed))
+  row = dataclasses.replace(
+    row, step_seconds=median, step_seconds_range=span, tokens_per_second_per_device=tokens / median,
+    tokens_per_second_per_device_range=(tokens / span[1], tokens / span[0]),
+  )  # fmt: skip
+  return {"row": row, "losses": losses, "grad_norms": norms}
+
+
+def control(config: Config) -> dict[str, Any]:
+  """`losses` and `grad_norms` of the first steps on one device in float32."""
+  config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+  made = measure(config, "dp", jax.devices()[:1], COMPARED - 1)
+  return {"losses": made["losses"], "grad_norms": made["grad_norms"]}
+
+
+def forecast(config: Config, strategy: str, topology: str, layout: str = "") -> dict[str, Any]:
+  """Compiles one strategy for described TPUs and plays its schedule through. Returns `row`. Raises UserError."""
+  chip, devices = topology_devices(topology)
+  program = build_program(with_strategy(config, strategy), devices)
+  begin = time.perf_counter()
+  over, compiled, microbatches = None, None, 0
+  for microbatches in _microbatches(program, chip):
+    try:
+      compiled = program.compile(microbatches)
+      break
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      over = " ".join(str(error).split())
+  mesh = dict(program.model.placement.mesh.shape)
+  if compiled is None:
+    needed = _gib(over or "", r"\(([\d.]+)([MGT])\) exceeds")
+    reason = f"needs {needed / 2**30:.2f} GiB of {chip.memory / 2**30:.2f} GiB" if needed else over
+    return {"row": Row(
+      strategy, mesh, OUT_OF_MEMORY, f"{reason} with {microbatches} microbatches", microbatches,
+      time.perf_counter() - begin, memory_limit=chip.memory, fits=False,
+      over_bytes=round(needed - chip.memory) if needed else None, layout=layout_of(program, layout),
+    )}  # fmt: skip
+  row = described(program, strategy, compiled, microbatches, time.perf_counter() - begin, layout)
+  mesh_of = program.model.placement.mesh
+  seconds, bound_by = Forecast(hlo.parse(compiled.as_text()), mesh_of, chip).seconds()
+  tokens = program.config.train.batch_size * program.row_tokens / mesh_of.size
+  return {"row": dataclasses.replace(
+    row, memory_limit=chip.memory, fits=True, over_bytes=0, forecast_step_seconds=seconds, bound_by=bound_by,
+    step_seconds=None, mfu=(row.model_flops or 0.0) / seconds.total / chip.peak,
+    tokens_per_second_per_device=tokens / seconds.total, minimum_bytes=minimum_bytes(program, microbatches),
+  )}  # fmt: skip
+
+
+def _gib(text: str, pattern: str) -> float:
+  """Bytes of "(30.72G)" in a message of the compiler, 0 if there are none."""
+  found = re.search(pattern, text)
+  return float(found[1]) * {"M": 2**20, "G": 2**30, "T": 2**40}[found[2]] if found else 0.0
+
+
+def _microbatches(program: Program, chip: Chip) -> list[int]:
+  """What the config says; or else the number that should fit by the model's shapes, and then the next larger ones."""
+  config = program.config
+  if config.train.microbatches:
+    return [config.train.microbatches]
+  rows = config.train.batch_size // program.model.placement.batch_shards
+  fixed = bytes_per_device(program.state) + 2 * bytes_per_device(program.state.params)
+  one = row_bytes(program.model, program.fields)
+  choices = [n for n in range(1, rows + 1) if rows % n == 0]
+  first = next((k for k, n in enumerate(choices) if fixed + rows // n * one <= chip.memory), len(choices) - 1)
+  return choices[max(first - 1, 0) :][:4]  # the estimate knows nothing of fused attention: one fewer is tried first
+
+
+def described(program: Program, strategy: str, compiled: Any, microbatches: int, seconds: float, layout: str) -> Row:
+  """What a compiled program says of itself."""
+  model = program.model
+  mesh = model.placement.mesh
+  usage = compiled.memory_analysis()
+  parameters = bytes_per_device(program.state.params)
+  optimizer = bytes_per_device(program.state.opt_state)
+  peak = (
+    usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes + usage.temp_size_in_bytes
+  )
+  rest = max(peak - parameters - optimizer, 0)
+  gradients = min(parameters, rest)
+  rows = program.config.train.batch_size // model.placement.batch_shards // microbatches
+  activations = min(rows * row_bytes(model, program.fields), rest - gradients)
+  memory = Memory(parameters, optimizer, gradients, activations, rest - gradients - activations, peak)
+  module = hlo.parse(compiled.as_text())
+  formula = flops.row_flops(model.config, model.vocab_size, program.fields, transform=model.family == "bert").full
+  return Row(
+    strategy, dict(mesh.shape), OK, microbatches=microbatches, compile_seconds=seconds, memory_bytes=memory,
+    flops=executed_flops(module), model_flops=formula * program.config.train.batch_size / mesh.size,
+    collectives=hlo.collectives(module, mesh), layout=layout_of(program, layout),
+  )  # fmt: skip
+
+
+def layout_of(program: Program, parameter: str) -> Layout:
+  """Where a parameter lies; the largest if none is named. Raises UserError for a name that the model does not have."""
+  model = program.model
+  paths = {
+    "/".join(str(key.key) for key in path): (path, leaf) for path, leaf in jax.tree.leaves_with_path(model.shapes())
+  }
+  if parameter and parameter not in paths:
+    raise UserError(f"--parameter={parameter} is none of the model's: {', '.join(paths)}")
+  blocks = [name for name in paths if "blocks/" in name] or list(paths)
+  name = parameter or max(blocks, key=lambda n: math.prod(paths[n][1].shape))
+  path, leaf = paths[name]
+  axes = model.axes(path).names
+  sharding = model.placement.sharding(axes)
+  mesh = model.placement.mesh
+  flat = {device: n for n, device in enumerate(mesh.devices.flat)}
+  pieces = []
+  for device, index in sharding.devices_indices_map(leaf.shape).items():
+    places = np.unravel_index(flat[device], mesh.devices.shape)
+    bounds = [part.indices(n) for part, n in zip(index, leaf.shape, strict=True)]
+    coordinates = {axis: int(n) for axis, n in zip(mesh.axis_names, places, strict=True)}
+    pieces.append(Piece(flat[device], coordinates, tuple(b[0] for b in bounds), tuple(b[1] for b in bounds)))
+  spec = tuple(",".join((p,) if isinstance(p, str) else p or ()) for p in model.placement.spec(axes))
+  return Layout(name, leaf.shape, axes, spec, tuple(sorted(pieces, key=lambda p: p.device)))
+
+
+def refused(strategy: str, error: UserError) -> Row:
+  """The row of a strategy that the model, the batch or the memory does not admit."""
+  text = " ".join(str(error).split())
+  return Row(strategy, {}, OUT_OF_MEMORY if "fits a device" in text else REFUSED, text)

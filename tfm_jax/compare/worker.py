@@ -1,0 +1,72 @@
+"""A process that does the work of one strategy: python -m tfm_jax.compare.worker REQUEST.json RESULT.json.
+
+In a process of its own a crash of the compiler, or a lack of memory, is one row of the comparison and not its end.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tfm_jax.errors import UserError
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+  """What a request asks for: `probe`, `describe`, `control`, `measure` or `forecast`.
+
+  A strategy that does not go with the model is a refused row; a topology that does not exist is an `error`.
+  """
+  import jax
+
+  from tfm_jax.compare import work
+  from tfm_jax.compare.record import to_json
+  from tfm_jax.training.config import from_dict
+
+  if request["task"] == "probe":
+    devices = jax.devices()
+    return {"devices": len(devices), "platform": devices[0].platform, "kind": devices[0].device_kind}
+  config = from_dict(request["config"])
+  if request["task"] == "describe":
+    return _described(config, request["topology"])
+  if request["task"] == "control":
+    return work.control(config)
+  strategy, layout = request["strategy"], request["parameter"]
+  try:
+    if request["task"] == "forecast":
+      made = work.forecast(config, strategy, request["topology"], layout)
+    else:
+      devices = jax.devices()[: request["devices"]]
+      made = work.measure(config, strategy, devices, request["steps"], layout)
+  except UserError as error:
+    made = {"row": work.refused(strategy, error)}
+  return made | {"row": to_json(made["row"])}
+
+
+def _described(config: Any, topology: str) -> dict[str, Any]:
+  """Parameters and tokens of a step; and that the topology exists."""
+  from tfm_jax.compare.chips import topology_devices
+  from tfm_jax.compare.program import fields_of, row_tokens, vocabulary_size
+  from tfm_jax.models.model import Model
+  from tfm_jax.sharding.placement import single_device
+
+  try:
+    if topology:
+      topology_devices(topology)
+    model = Model(config.family, config.model, single_device(), vocabulary_size(config))
+    return {"parameters": model.parameter_count(), "tokens": config.train.batch_size * row_tokens(fields_of(config))}
+  except UserError as error:
+    return {"error": str(error)}
+
+
+def main() -> None:
+  """Answers the request in one file with another, which stands whole or not at all."""
+  request, result = (Path(name) for name in sys.argv[1:])
+  made = answer(json.loads(request.read_text()))
+  temporary = result.with_suffix(".tmp")
+  temporary.write_text(json.dumps(made))
+  os.replace(temporary, result)
+
+
+if __name__ == "__main__":
+  main()
