@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,12 @@ def train(*arguments: str, devices: int = 1, env: dict[str, str] | None = None) 
   return subprocess.run(
     command, cwd=ROOT, env=environment(devices) | (env or {}), capture_output=True, text=True, timeout=300
   )
+
+
+def free_port() -> int:
+  """A port that nobody listens on."""
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    return server.getsockname()[1]
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:

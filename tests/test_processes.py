@@ -1,8 +1,8 @@
 """Runs of two processes with four devices each: what one process with eight makes, made once, and ended together."""
 
 import contextlib
-import http.server
 import json
+import os
 import re
 import signal
 import socket
@@ -15,11 +15,10 @@ from typing import Any
 
 import jax
 import pytest
-from launching import ROOT, environment, exact_rows, quick_fit, rows, tiny, train, write_experiment
+from launching import ROOT, environment, exact_rows, free_port, quick_fit, rows, tiny, write_experiment
 
 from tfm_jax.data.prepare import prepare
-from tfm_jax.errors import UserError
-from tfm_jax.training import memory, processes
+from tfm_jax.training import interruption, memory
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import resolve
 
@@ -47,8 +46,8 @@ def batch(self, step, rows=None):
   made = make(self, step, rows)
   if self._shuffle:
     print(json.dumps({"step": step, "asked": rows.tolist(), "made": made["rows"].tolist()}), file=notes, flush=True)
-    if step == 3 and comes.startswith("SIG"):
-      os.kill(os.getpid(), signal.Signals[comes])
+    if step == 3 and comes == "SIGTERM":
+      os.kill(os.getpid(), signal.SIGTERM)
     if step == 3 and comes == "fail":
       raise UserError("the disk is gone")
   return made
@@ -108,12 +107,6 @@ from jax._src import xla_bridge
 found["backend"] = xla_bridge.backends_are_initialized()
 print("FOUND", json.dumps(found))
 """
-
-
-def free_port() -> int:
-  """A port that nobody listens on."""
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    return server.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -220,9 +213,10 @@ def test_process_0_alone_writes(pair):
 
 def test_process_0_alone_tells(pair):
   _, first, second = pair
-  text = "\n".join(first)
-  assert "2 processes" in text and "train step 12/12" in text and "a sample" in text
-  assert all(line.startswith(("[Gloo]", "status")) or "Gloo" in line for line in second), second
+  for word in ("2 processes", "mesh:", "train step 12/12", "checkpoint 12 is complete", "a sample"):
+    assert any(word in line for line in first) and not any(word in line for line in second), word
+  told = [line for line in second if re.match(r"\d\d:\d\d:\d\d ", line)]
+  assert all(line[9:].startswith("process 1: ") for line in told), told
 
 
 def test_a_run_may_change_its_processes(experiment, tmp_path):
@@ -243,17 +237,30 @@ def test_a_run_may_change_its_processes(experiment, tmp_path):
 # How they end.
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_to_one_process_stops_both_after_the_same_step(name, experiment, tmp_path):
+def test_a_signal_to_one_process_stops_both_after_the_same_step(experiment, tmp_path):
   flags = [f"--config={experiment}", f"--workdir={tmp_path / 'run'}", "--config.data.prefetch=0"]
   flags += ["--config.train.steps=1000000", "--config.eval.every=0", "--config.checkpoint.every=0"]
-  first, second = observed(tmp_path, flags, comes=("", name))
+  first, second = observed(tmp_path, flags, comes=("", "SIGTERM"))
   assert [first[-1], second[-1]] == [f"status {128 + signal.SIGTERM}"] * 2, (first, second)
   said = re.fullmatch(r"SIGTERM after step (\d+): .*", first[-2])
   assert said, first
   assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [int(said[1])]
   assert rows(tmp_path / "run")[-1]["step"] == int(said[1])
   assert not any("after step" in line for line in second)
+
+
+def test_sigint_is_passed_on_as_sigterm(monkeypatch):
+  """JAX spreads SIGTERM only."""
+  sent = []
+  monkeypatch.setattr(interruption, "process_count", lambda: 2)
+  monkeypatch.setattr(interruption.os, "kill", lambda *call: sent.append(call))
+  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+  with interruption.Interruption():
+    signal.raise_signal(signal.SIGINT)
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+    assert signal.getsignal(signal.SIGINT) == before[0]  # the second one acts as usual
+    assert signal.getsignal(signal.SIGTERM) == before[1]  # it is JAX's
+  assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_mistake_in_the_midst_of_training_ends_both(experiment, tmp_path):
@@ -337,156 +344,3 @@ def test_what_they_agree_on(tmp_path):
     assert mine["own"] == ["made", ["made"]]
     assert mine["turn fails"] == "no text"
   assert [mine["shared"][0] for mine in found] == ["made", "found"]
-
-
-# How they find each other.
-
-
-@pytest.mark.parametrize(
-  ("flags", "said"),
-  [
-    (["--processes=2"], "--coordinator=... is missing"),
-    (["--coordinator=127.0.0.1:8476", "--process=0"], "--processes=... is missing"),
-    (["--coordinator=127.0.0.1", "--processes=2", "--process=0"], "write HOST:PORT"),
-    (["--coordinator=127.0.0.1:70000", "--processes=2", "--process=0"], "write HOST:PORT"),
-    (["--coordinator=127.0.0.1:8476", "--processes=2", "--process=2"], "from 0 to 1"),
-    (["--coordinator=127.0.0.1:8476", "--processes=two", "--process=0"], "not a whole number"),
-  ],
-)
-def test_flags_that_make_no_sense(flags, said):
-  given = dict(flag[2:].split("=", 1) for flag in flags)
-  with pytest.raises(UserError, match=re.escape(said)):
-    processes.join(**given)
-
-
-def test_the_command_tells_such_mistakes_in_one_line(experiment, tmp_path):
-  done = train(f"--config={experiment}", f"--workdir={tmp_path / 'run'}", "--processes=2")
-  assert done.returncode == 2 and errors(done.stderr.splitlines()) == done.stderr.splitlines()
-
-
-def meeting(*who: tuple[int, int]) -> list[str]:
-  """Processes (number, of how many) meet at one port, in threads: the mistake that each is told of, if any."""
-  port = free_port()
-  said = [""] * len(who)
-
-  def meet(place: int, number: int, count: int) -> None:
-    try:
-      processes._meet("127.0.0.1", port, count, number)
-    except UserError as error:
-      said[place] = str(error)
-
-  threads = [threading.Thread(target=meet, args=(place, *them)) for place, them in enumerate(who)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join(60)
-  return said
-
-
-def test_processes_meet():
-  assert meeting((0, 3), (1, 3), (2, 3)) == ["", "", ""]
-
-
-def test_one_that_does_not_come_is_named(monkeypatch):
-  monkeypatch.setattr(processes, "PATIENCE", 1)
-  first, third = meeting((0, 4), (2, 4))
-  assert re.match(r"of 4 processes 1, 3 did not come to --coordinator=127\.0\.0\.1:\d+ within 1 s", first)
-  assert third in (first, "") or "was not reached" in third
-
-
-def test_nobody_at_the_coordinator(monkeypatch):
-  monkeypatch.setattr(processes, "PATIENCE", 0.5)
-  (said,) = meeting((1, 2))
-  assert re.match(r"process 0 was not reached at --coordinator=127\.0\.0\.1:\d+ within 0\.5 s \(.*refused\)", said)
-
-
-def test_numbers_that_do_not_fit(monkeypatch):
-  monkeypatch.setattr(processes, "PATIENCE", 5)
-  said = meeting((0, 2), (1, 3))
-  assert said == ["process 1 says --processes=3, process 0 --processes=2"] * 2
-  assert set(meeting((0, 3), (1, 3), (1, 3))) == {"two processes say --process=1"}
-
-
-def test_a_port_in_use():
-  with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(UserError, match="Address already in use"):
-    processes._meet("127.0.0.1", server.getsockname()[1], 2, 0)
-
-
-def test_a_stranger_at_the_port_is_ignored():
-  port = free_port()
-  waiting = threading.Thread(target=processes._meet, args=("127.0.0.1", port, 2, 0))
-  waiting.start()
-  for said in (b"GET / HTTP/1.1\r\n\r\n", b"\xff\n", b'{"process": 7, "processes": 2}\n', b""):
-    while waiting.is_alive():
-      with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)) as stranger:
-        stranger.sendall(said)
-        break
-  assert waiting.is_alive()
-  processes._meet("127.0.0.1", port, 2, 1)
-  waiting.join(60)
-  assert not waiting.is_alive()
-
-
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
-SLURM |= {"SLURM_LOCALID": "0"}
-NO_CHIPS = {"TPU_SKIP_MDS_QUERY": "1"}
-
-
-@pytest.mark.parametrize(
-  ("variables", "found"),
-  [
-    ({}, None),
-    (SLURM | {"SLURM_STEP_NUM_TASKS": "4"}, "slurm"),
-    (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),  # the shell or the notebook of an allocation of four tasks
-    ({key: value for key, value in SLURM.items() if "STEP" not in key}, None),  # a batch script without srun
-    ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, "ompi"),
-    ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpi4py"),
-    ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
-    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
-  ],
-)
-def test_clusters_by_their_variables(variables, found, monkeypatch):
-  """On a machine without chips, where nothing is asked over the network."""
-  monkeypatch.setattr(processes, "_may_use_tpu", lambda: True)
-  monkeypatch.setattr(processes, "_metadata", lambda key: pytest.fail("the network was asked"))
-  cluster = processes.find_cluster(NO_CHIPS | variables)
-  assert (cluster and cluster[1].get("cluster_detection_method")) == found
-
-
-@pytest.mark.parametrize(
-  ("variables", "metadata", "found"),
-  [
-    ({"TPU_WORKER_HOSTNAMES": "localhost"}, {}, None),
-    ({"TPU_WORKER_HOSTNAMES": "t-0,t-1"}, {}, "gketpu"),
-    ({"TPU_WORKER_HOSTNAMES": "t-0", "MEGASCALE_NUM_SLICES": "2"}, {}, "gketpu"),
-    ({}, {"worker-network-endpoints": "a:b:10.0.0.1"}, None),
-    ({}, {"worker-network-endpoints": "a:b:10.0.0.1,c:d:10.0.0.2"}, "gcetpu"),
-    ({}, {"worker-network-endpoints": "a:b:10.0.0.1", "tpu-env": "ZONE: 'z'\nMEGASCALE_NUM_SLICES: '2'\n"}, "gcetpu"),
-    ({"TPU_SKIP_MDS_QUERY": "1"}, {"worker-network-endpoints": "a:b:10.0.0.1,c:d:10.0.0.2"}, None),
-    ({}, {}, None),
-  ],
-)
-def test_tpu_hosts(variables, metadata, found, monkeypatch):
-  """A machine with libtpu and, unless JAX noted that there are none, chips; a server stands for Google's."""
-
-  class Metadata(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-      known = metadata.get(self.path.rpartition("/")[2]) if self.headers["Metadata-Flavor"] == "Google" else None
-      self.send_response(404 if known is None else 200)
-      self.end_headers()
-      self.wfile.write((known or "").encode())
-
-    def log_message(self, *_: Any) -> None:
-      pass
-
-  monkeypatch.setattr(processes, "_may_use_tpu", lambda: True)
-  with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
-    try:
-      cluster = processes.find_cluster(variables)
-    finally:
-      server.shutdown()
-      thread.join()
-  assert (cluster and cluster[1].get("cluster_detection_method")) == found
