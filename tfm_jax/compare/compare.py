@@ -92,13 +92,13 @@ def _measure(
   request: dict[str, Any], strategies: Sequence[str], devices: int, dtype: str, progress: bool
 ) -> tuple[list[Row], str, tuple[str, ...]]:
   """(rows, the devices in words, notes)."""
-  there = _ask({"task": "probe"}, {})
+  there = _ask({"task": "probe"}, {}, must=True)
   count = devices or there["devices"]
   emulated = count > there["devices"]
   env = {}
   if emulated:
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    env = {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+    others = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
+    env = {"XLA_FLAGS": " ".join([*others, f"--xla_force_host_platform_device_count={count}"]), "JAX_PLATFORMS": "cpu"}
   cpu = emulated or there["platform"] == "cpu"
   where = f"{count} x {'cpu (emulated)' if cpu and count > 1 else there['kind']}"
   work = ["one device in float32", *strategies]

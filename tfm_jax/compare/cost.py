@@ -29,8 +29,8 @@ from tfm_jax.compare.hlo import (
   groups_of,
   payload,
   sent,
+  sent_between_slices,
   shape_bytes,
-  slice_axes,
 )
 from tfm_jax.compare.products import executed_flops, flops, splash_flops
 from tfm_jax.compare.record import Seconds
@@ -150,8 +150,8 @@ class Forecast:
     """Which way round a permutation sends: the two ways have links of their own. 0 for what uses both."""
     if i.kind != "collective-permute":
       return 0
-    source, target = groups_of(i, self.mesh.size)[0]
-    return 1 if target > source else -1
+    pairs = groups_of(i, self.mesh.size)  # all but the one that closes the ring go the same way
+    return 1 if (pairs[:, 1] > pairs[:, 0]).mean() >= 0.5 else -1
 
   @staticmethod
   def _landing(i: Instruction, where: Computation, flights: dict[str, _Flight]) -> _Flight | None:
@@ -168,14 +168,14 @@ class Forecast:
   def _communication(self, i: Instruction) -> tuple[str | None, float]:
     """(mesh axes, seconds) of a collective; (None, seconds) of a copy between memories."""
     if i.between_slices:
-      over, slices = slice_axes(self.mesh)
-      return over, sent(i.between_slices[0], shape_bytes(i.shapes[0]), slices) / self.chip.network + NETWORK_SECONDS
+      over, size = sent_between_slices(i, self.mesh)
+      return over, size / self.chip.network + NETWORK_SECONDS
     inner = i if i.kind else next((c for c, _, _ in self._inside(i) if c.kind), None)
     if inner is None:
       smallest = min((shape_bytes(s) for s in i.shapes if shape_bytes(s) > 64), default=0)
       return None, smallest / self.chip.hbm
     groups = groups_of(inner, self.mesh.size)
-    axes = axes_of(groups, self.mesh)
+    axes = axes_of(groups, self.mesh, inner.kind == "collective-permute")
     if groups.shape[1] < 2:
       return axes, 0.0
     seconds = self._collective_seconds(inner, groups, axes)

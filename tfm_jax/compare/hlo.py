@@ -93,7 +93,9 @@ class Module:
     counter = next((element for element, _ in compared if element is not None), None)
     if limit is None or counter is None:  # compared inside a fusion: its constant, counted from 0 by 1
       constants = [i for name in self._with_called(condition.name) for i in self.computations[name].instructions]
-      return max((int(i.arguments) for i in constants if re.fullmatch(r"\d+", i.arguments)), default=1)
+      return max(
+        (int(i.arguments) for i in constants if i.op == "constant" and re.fullmatch(r"\d+", i.arguments)), default=1
+      )
     start = self._initial(loop, where, counter)
     element, step = self._affine(body, body.root.operands[counter], loop, where)
     step = step if element == counter and step > 0 else 1
@@ -268,15 +270,17 @@ def groups_of(i: Instruction, devices: int) -> np.ndarray:
   return np.arange(devices)[None]
 
 
-def axes_of(groups: np.ndarray, mesh: Mesh) -> str:
-  """The mesh axes along which a group's devices differ; "?" if the groups are not all devices that do so."""
+def axes_of(groups: np.ndarray, mesh: Mesh, pairs: bool = False) -> str:
+  """The mesh axes along which a group's devices differ; "?" if the groups are not all devices that do so.
+
+  `pairs`: the groups are senders and receivers of a permutation.
+  """
   shape = tuple(mesh.shape.values())
   coordinates = np.stack(np.unravel_index(groups, shape), -1)  # [groups, size, axes]
   differ = (coordinates != coordinates[:, :1]).any((0, 1))
   whole = math.prod(size for size, varies in zip(shape, differ, strict=True) if varies)
   names = [name for name, varies in zip(mesh.axis_names, differ, strict=True) if varies]
-  is_pairs = groups.shape[1] == 2 and groups.shape[0] > 1
-  return ",".join(names) if groups.shape[1] == whole or is_pairs else "?"
+  return ",".join(names) if groups.shape[1] == whole or pairs else "?"
 
 
 def scatters(i: Instruction, where: Computation, module: Module) -> bool:
@@ -322,6 +326,16 @@ def slice_axes(mesh: Mesh) -> tuple[str, int]:
   return ",".join(names), len(np.unique(of))
 
 
+def sent_between_slices(i: Instruction, mesh: Mesh) -> tuple[str, float]:
+  """(mesh axes, bytes that one device sends over the network) of a send to the host: a part to gather, or the whole."""
+  assert i.between_slices is not None
+  kind, size = i.between_slices[0], shape_bytes(i.shapes[0])
+  axes, slices = slice_axes(mesh)
+  # `sent` wants what comes out of a gather and of a reduce-scatter.
+  whole = {"all-gather": size * slices, "reduce-scatter": size // slices}.get(kind, size)
+  return axes, sent(kind, whole, slices)
+
+
 def collectives(module: Module, mesh: Mesh) -> tuple[Collective, ...]:
   """All collectives of a step by kind and mesh axes, loops multiplied out; those of one device alone are left out.
 
@@ -330,10 +344,10 @@ def collectives(module: Module, mesh: Mesh) -> tuple[Collective, ...]:
   found: dict[tuple[str, str], tuple[int, float]] = {}
   for i, where, times in module.executed():
     if i.op == "send" and i.between_slices:
-      axes, slices = slice_axes(mesh)
+      axes, size = sent_between_slices(i, mesh)
       key = (i.between_slices[0], axes)
       count, total = found.get(key, (0, 0.0))
-      found[key] = (count + times, total + times * sent(key[0], shape_bytes(i.shapes[0]), slices))
+      found[key] = (count + times, total + times * size)
     if i.kind is None:
       continue
     groups = groups_of(i, mesh.size)
@@ -342,7 +356,7 @@ def collectives(module: Module, mesh: Mesh) -> tuple[Collective, ...]:
     kind, size = i.kind, payload(i)
     if scatters(i, where, module):
       kind, size = "reduce-scatter", size // groups.shape[1]
-    key = (kind, axes_of(groups, mesh))
+    key = (kind, axes_of(groups, mesh, kind == "collective-permute"))
     count, total = found.get(key, (0, 0.0))
     found[key] = (count + times, total + times * sent(kind, size, groups.shape[1]))
   return tuple(Collective(kind, axes, count, round(total)) for (kind, axes), (count, total) in sorted(found.items()))

@@ -8,8 +8,6 @@ import jax
 from tfm_jax.compare.program import Program
 from tfm_jax.sharding.strategy import BATCH_AXES
 
-_LOOKED_UP = ("embed/token", "embed/position", "embed/type")
-
 
 def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   """Mesh axes -> bytes that one device sends, in the compute dtype, around rings.

@@ -19,6 +19,7 @@ from tfm_jax.compare.products import executed_flops
 from tfm_jax.compare.program import Program, build_program
 from tfm_jax.compare.record import OK, OUT_OF_MEMORY, REFUSED, Layout, Memory, Piece, Row
 from tfm_jax.errors import UserError
+from tfm_jax.models.model import Model
 from tfm_jax.sharding.strategy import AXES, ShardingConfig
 from tfm_jax.training import flops
 from tfm_jax.training.config import Config
@@ -177,14 +178,20 @@ def described(program: Program, strategy: str, compiled: Any, microbatches: int,
   )  # fmt: skip
 
 
-def layout_of(program: Program, parameter: str) -> Layout:
-  """Where a parameter lies; the largest if none is named. Raises UserError for a name that the model does not have."""
-  model = program.model
+def parameter_leaves(model: Model, asked: str) -> dict[str, tuple[tuple, jax.ShapeDtypeStruct]]:
+  """Name -> (path, shape) of all parameters. Raises UserError if the one asked for is not there."""
   paths = {
     "/".join(str(key.key) for key in path): (path, leaf) for path, leaf in jax.tree.leaves_with_path(model.shapes())
   }
-  if parameter and parameter not in paths:
-    raise UserError(f"--parameter={parameter} is none of the model's: {', '.join(paths)}")
+  if asked and asked not in paths:
+    raise UserError(f"--parameter={asked} is none of the model's: {', '.join(paths)}")
+  return paths
+
+
+def layout_of(program: Program, parameter: str) -> Layout:
+  """Where a parameter lies; the largest if none is named. Raises UserError for a name that the model does not have."""
+  model = program.model
+  paths = parameter_leaves(model, parameter)
   blocks = [name for name in paths if "blocks/" in name] or list(paths)
   name = parameter or max(blocks, key=lambda n: math.prod(paths[n][1].shape))
   path, leaf = paths[name]

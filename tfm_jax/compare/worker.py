@@ -28,7 +28,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"devices": len(devices), "platform": devices[0].platform, "kind": devices[0].device_kind}
   config = from_dict(request["config"])
   if request["task"] == "describe":
-    return _described(config, request["topology"])
+    return _described(config, request["topology"], request["parameter"])
   if request["task"] == "control":
     return work.control(config)
   strategy, layout = request["strategy"], request["parameter"]
@@ -43,8 +43,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
   return made | {"row": to_json(made["row"])}
 
 
-def _described(config: Any, topology: str) -> dict[str, Any]:
-  """Parameters and tokens of a step; and that the topology exists."""
+def _described(config: Any, topology: str, parameter: str) -> dict[str, Any]:
+  """Number of parameters and tokens of a step; an error if the topology or the parameter does not exist."""
+  from tfm_jax.compare import work
   from tfm_jax.compare.chips import topology_devices
   from tfm_jax.compare.program import fields_of, row_tokens, vocabulary_size
   from tfm_jax.models.model import Model
@@ -54,6 +55,7 @@ def _described(config: Any, topology: str) -> dict[str, Any]:
     if topology:
       topology_devices(topology)
     model = Model(config.family, config.model, single_device(), vocabulary_size(config))
+    work.parameter_leaves(model, parameter)
     return {"parameters": model.parameter_count(), "tokens": config.train.batch_size * row_tokens(fields_of(config))}
   except UserError as error:
     return {"error": str(error)}
