@@ -5,6 +5,9 @@ Programs of four and of two blocks differ by two blocks: embeddings and output l
 
 import functools
 import importlib.util
+import os
+import subprocess
+import sys
 
 import pytest
 from launching import ROOT
@@ -99,3 +102,28 @@ def test_a_forecast_is_whole(strategy, remat, layers):
 def test_more_blocks_take_longer():
   large, small = (row("fsdp", "full", layers)["forecast_step_seconds"] for layers in (4, 2))
   assert large["total"] > small["total"] and large["compute"] > small["compute"]
+
+
+MESHES = """
+from tfm_jax.compare.chips import topology_devices
+from tfm_jax.compare.work import with_strategy
+from tfm_jax.training.build import build_model
+from tfm_jax.training.config import load, resolve
+for topology in ("v5p:8x8x8", "2*v5e:4x4"):
+  devices = topology_devices(topology)[1]
+  for strategy in ("dp", "fsdp", "tp", "fsdp_tp", "hsdp", "fsdp_tp:model=16"):
+    mesh = build_model(resolve(with_strategy(load("configs/decoder.py:7b"), strategy)), 32_000, devices).placement.mesh
+    rows = mesh.devices.reshape(mesh.shape["replica"], -1)
+    apart = all(len({getattr(d, "slice_index", 0) for d in row}) == 1 for row in rows)
+    print(topology, strategy, mesh.size, mesh.shape["replica"], apart)
+"""
+
+
+def test_every_strategy_has_a_mesh_on_a_torus_and_on_slices():
+  env = os.environ | comparing._DESCRIBED
+  done = subprocess.run([sys.executable, "-c", MESHES], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+  assert done.returncode == 0, done.stderr
+  made = [line.split() for line in done.stdout.splitlines()]
+  assert [row[2] for row in made] == ["512"] * 6 + ["32"] * 6
+  # The copies of hsdp are the slices.
+  assert ["2*v5e:4x4", "hsdp", "32", "2", "True"] in made

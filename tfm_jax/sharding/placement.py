@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.extend.backend import register_backend_factory
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -65,7 +65,10 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
   # The outermost axis that can goes between slices, where the network is slow: replica, else data, ...
   between = next((i for i, size in enumerate(shape) if size % slices == 0), None)
   if slices == 1 or between is None:
-    return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+    try:
+      return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+    except NotImplementedError:  # a mesh axis that is no product of whole axes of the TPUs' torus: 4 chips of 8
+      return Mesh(create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES, axis_types=auto)
   across = tuple(slices if i == between else 1 for i in range(len(shape)))
   within = tuple(size // n for size, n in zip(shape, across, strict=True))
   return Mesh(create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True), AXES, axis_types=auto)
