@@ -10,9 +10,6 @@ import statistics
 import sys
 import time
 
-import numpy as np
-
-from tfm_jax.errors import UserError
 from tfm_jax.training.command import Flags, run_command
 
 
@@ -20,6 +17,7 @@ def main(flags: Flags) -> None:
   """Compiles the step, runs it for some seconds, prints the figures."""
   import jax
 
+  from tfm_jax.compare.program import random_batch
   from tfm_jax.data.prepare import objective_fields
   from tfm_jax.objectives.objective import Vocabulary
   from tfm_jax.training import flops
@@ -66,28 +64,6 @@ def main(flags: Flags) -> None:
     f"step: median {median * 1e3:.2f} ms, range {min(seconds) * 1e3:.2f} to {max(seconds) * 1e3:.2f} ms over "
     f"{len(seconds)} steps; {human_count(tokens / median)} tokens/s; {human_count(work / median)}FLOP/s"
   )
-
-
-def random_batch(fields, rows: int, vocab_size: int) -> dict[str, np.ndarray]:
-  """Arrays of the declared shapes: random ids, all weights 1, one segment a row."""
-  if vocab_size < 8:
-    raise UserError(f"tokenizer.vocab_size={vocab_size} is too small")
-  draw = np.random.default_rng(0)
-  batch = {}
-  for name, (shape, dtype) in fields.items():
-    if name == "rows":
-      made = np.arange(rows)
-    elif name.endswith(("weights", "segment_ids")):
-      made = np.ones((rows, *shape))
-    elif name == "mlm_positions":
-      length = fields["inputs"][0][0]
-      made = np.sort(draw.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, : shape[0]], axis=1)
-    elif name.endswith("positions"):
-      made = np.tile(np.arange(shape[0]), (rows, 1))
-    else:
-      made = draw.integers(5, vocab_size, (rows, *shape))
-    batch[name] = made.astype(dtype)
-  return batch
 
 
 if __name__ == "__main__":
