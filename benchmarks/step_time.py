@@ -23,7 +23,7 @@ def main(flags: Flags) -> None:
   from tfm_jax.training import flops
   from tfm_jax.training.build import build_model, build_optimizer
   from tfm_jax.training.config import load, resolve
-  from tfm_jax.training.loss import pretraining_loss
+  from tfm_jax.training.loss import make_loss
   from tfm_jax.training.optimizer import schedule
   from tfm_jax.training.state import init_state
   from tfm_jax.training.step import compile_train_step, make_train_step
@@ -39,7 +39,7 @@ def main(flags: Flags) -> None:
   batch = jax.device_put(random_batch(fields, rows, vocab_size), model.placement.sharding(("batch",)))
   rate = schedule(config.optimizer, config.train.steps)
   microbatches = config.train.microbatches or 1
-  loss = pretraining_loss(model, config.loss)
+  loss = make_loss(model, config.loss)
   step = make_train_step(loss, tx, rate, model.placement, microbatches, config.seed)
   begin = time.perf_counter()
   compiled = compile_train_step(step, state, batch, model.placement)
@@ -59,7 +59,7 @@ def main(flags: Flags) -> None:
     seconds.append(time.perf_counter() - begin)
   median = statistics.median(seconds)
   tokens = rows * sum(shape[0] for name, (shape, _) in fields.items() if name.endswith("inputs"))
-  work = flops.row_flops(config.model, vocab_size, fields, transform=config.family == "bert").full * rows
+  work = flops.row_flops(config.model, vocab_size, fields).full * rows
   print(
     f"step: median {median * 1e3:.2f} ms, range {min(seconds) * 1e3:.2f} to {max(seconds) * 1e3:.2f} ms over "
     f"{len(seconds)} steps; {human_count(tokens / median)} tokens/s; {human_count(work / median)}FLOP/s"

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import LENGTH, VARIANTS, VOCAB, make_batch, make_model, params_of, placement
+from tiny import LENGTH, TRAINED, VARIANTS, VOCAB, make_batch, make_model, params_of, placement
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig, pad_vocab, param_axes
-from tfm_jax.models.model import FAMILIES, resolve_model
+from tfm_jax.models.model import resolve_model
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.training.build import build_model
@@ -65,10 +65,10 @@ def test_a_parameter_without_axes_is_an_error():
     param_axes("blocks/attn/other")
 
 
-@pytest.mark.parametrize("variant", ["gpt", "t5", "transformer"])
+@pytest.mark.parametrize("variant", ["gpt", "llama", "t5", "transformer"])
 def test_decoders_see_nothing_that_comes_later(variant):
   batch = {k: v for k, v in make_batch(variant, rows=2).items() if "segment" not in k}
-  name = "inputs" if variant == "gpt" else "decoder_inputs"
+  name = "inputs" if variant in ("gpt", "llama") else "decoder_inputs"
   before = logits(variant, batch)
   at = 7
   changed = {**batch, name: batch[name].copy()}
@@ -143,7 +143,7 @@ def test_bfloat16_stays_close_to_float32(variant):
 
 
 # The families themselves: test_step.py.
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in FAMILIES])
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in TRAINED])
 def test_fresh_parameters_are_the_same_bits_under_every_strategy(variant):
   alone = jax.tree.map(np.asarray, jax.jit(make_model(variant).init)(jax.random.key(3)))
   for strategy in STRATEGIES:

@@ -229,15 +229,16 @@ def test_relative_bias_is_the_table_at_each_distance(queries, keys):
 
 def test_rotary_scores_depend_on_distance_alone_and_keep_norms():
   q, k = normal((1, 1, 1, 8)), normal((1, 1, 1, 8), 1)
+  rates = positions.rotary_rates(8, 10_000.0)
 
   def score(i, j):
     at = lambda p: jnp.array([[p]])
-    return float((positions.rotate(q, at(i)) * positions.rotate(k, at(j))).sum())
+    return float((positions.rotate(q, at(i), rates) * positions.rotate(k, at(j), rates)).sum())
 
   assert score(5, 3) == pytest.approx(score(12, 10), abs=1e-5)
   assert score(5, 3) != pytest.approx(score(5, 4), abs=1e-3)
-  np.testing.assert_allclose(jnp.linalg.norm(positions.rotate(q, jnp.array([[9]]))), jnp.linalg.norm(q), rtol=1e-6)
-  np.testing.assert_array_equal(positions.rotate(q, jnp.array([[0]])), q)
+  np.testing.assert_allclose(jnp.linalg.norm(positions.rotate(q, jnp.array([[9]]), rates)), jnp.linalg.norm(q), rtol=1e-6)
+  np.testing.assert_array_equal(positions.rotate(q, jnp.array([[0]]), rates), q)
 
 
 def test_sinusoids():

@@ -6,11 +6,10 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny import VARIANTS, make_batch, make_model, placement
+from tiny import TRAINED, VARIANTS, make_batch, make_model, placement
 
-from tfm_jax.models.model import FAMILIES
 from tfm_jax.sharding.strategy import STRATEGIES
-from tfm_jax.training.loss import LossConfig, pretraining_loss
+from tfm_jax.training.loss import LossConfig, make_loss
 from tfm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
 from tfm_jax.training.state import abstract_state, init_state
 from tfm_jax.training.step import make_eval_step, make_train_step
@@ -31,7 +30,7 @@ def train(variant, strategy="dp", devices=1, microbatches=1, steps=STEPS, name="
   tx, config = optimizer(model, name)
   state = init_state(model, tx, seed=0)
   first = jax.tree.map(np.asarray, state.params)
-  loss = pretraining_loss(model, LossConfig(label_smoothing=0.1, z_loss=1e-3))
+  loss = make_loss(model, LossConfig(label_smoothing=0.1, z_loss=1e-3))
   step = make_train_step(loss, tx, schedule(config, STEPS), st, microbatches, seed=5)
   batches = [make_batch(variant, seed) for seed in range(steps)]
   stacked = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *batches), st.sharding((None, "batch")))
@@ -46,7 +45,7 @@ def alone(variant, name="adamw"):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", TRAINED)
 def test_every_strategy_trains_like_one_device(variant, strategy):
   first, losses, norms, _ = alone(variant)
   first_8, losses_8, norms_8, state = train(variant, strategy, devices=8, microbatches=2)
@@ -106,7 +105,7 @@ def test_remat_changes_no_result(variant, remat):
 def compiled(remat, variant="gpt", dtype="bfloat16"):
   model = make_model(variant, num_layers=6, remat=remat, dtype=dtype)
   tx, config = optimizer(model)
-  step = make_train_step(pretraining_loss(model, LossConfig()), tx, schedule(config, STEPS), model.placement, 1, seed=0)
+  step = make_train_step(make_loss(model, LossConfig()), tx, schedule(config, STEPS), model.placement, 1, seed=0)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_batch(variant, rows=64))
   return jax.jit(step, donate_argnums=0).lower(abstract_state(model, tx), batch).compile()
 
@@ -121,7 +120,7 @@ def test_bfloat16_steps_run_on_cpu(variant):
   """XLA:CPU lacks some bfloat16 dots; every one that is used must exist."""
   _, losses, norms, _ = train(variant, dtype="bfloat16")
   assert np.isfinite(norms).all()
-  if variant in FAMILIES:
+  if variant in TRAINED:
     np.testing.assert_allclose(losses, alone(variant)[1], rtol=2e-2)
 
 
@@ -134,9 +133,7 @@ def test_no_strategy_moves_activations_it_need_not(capfd):
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
   model = make_model("gpt", **DROPOUT)
   tx, config = optimizer(model)
-  step = jax.jit(
-    make_train_step(pretraining_loss(model, LossConfig()), tx, schedule(config, 9), model.placement, 1, seed=0)
-  )
+  step = jax.jit(make_train_step(make_loss(model, LossConfig()), tx, schedule(config, 9), model.placement, 1, seed=0))
   good, bad = make_batch("gpt"), make_batch("gpt")
   bad["weights"] = bad["weights"].copy()
   bad["weights"][0, 0] = np.inf
@@ -163,7 +160,7 @@ def test_the_loss_is_a_mean_over_the_global_batch_not_over_microbatches():
   results = []
   for microbatches in (1, 2):
     step = make_train_step(
-      pretraining_loss(model, LossConfig()), tx, schedule(config, 9), model.placement, microbatches, seed=0
+      make_loss(model, LossConfig()), tx, schedule(config, 9), model.placement, microbatches, seed=0
     )
     _, metrics = jax.jit(step)(init_state(model, tx, 0), batch)
     results.append((float(metrics["loss"]), float(metrics["grad_norm"]), float(metrics["accuracy"])))
@@ -176,7 +173,7 @@ def test_the_loss_is_a_mean_over_the_global_batch_not_over_microbatches():
 
 def test_evaluation_is_without_dropout_and_extras_and_the_same_in_parts():
   model = make_model("gpt", **DROPOUT)
-  loss = pretraining_loss(model, LossConfig(label_smoothing=0.1, z_loss=1e-2))
+  loss = make_loss(model, LossConfig(label_smoothing=0.1, z_loss=1e-2))
   params = jax.jit(model.init)(jax.random.key(0))
   batch = make_batch("gpt")
   whole, parts = (jax.jit(make_eval_step(loss, model.placement, n))(params, batch) for n in (1, 4))

@@ -7,16 +7,22 @@ import jax
 import numpy as np
 
 from tfm_jax.models.config import ModelConfig
-from tfm_jax.models.model import FAMILIES, Model, admits, resolve_model
+from tfm_jax.models.model import Model, admits, resolve_model
 from tfm_jax.sharding.placement import Placement, make_mesh, single_device
 from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig, mesh_sizes
 
 VOCAB = 250  # padded to 256
 BATCH, LENGTH = 16, 16
 SIZES = {"num_layers": 2, "embed_dim": 32, "num_heads": 4, "mlp_dim": 64, "dtype": "float32", "max_positions": 32}
-# What the presets of the families leave out.
+# Trained under every strategy: one of each kind, and one with windows.
+TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
+  **{family: (family, {}) for family in ("bert", "gpt", "t5", "transformer")},
+  "modernbert": ("modernbert", {"window": 3, "global_every": 2}),
+}
+# What their presets leave out.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-  **{family: (family, {}) for family in FAMILIES},
+  **TRAINED,
+  "llama": ("llama", {}),
   "t5_1_1": ("t5", {"gated": True, "activation": "gelu_tanh", "tied": False}),
   "rotary": ("bert", {"positions": "rotary", "norm_order": "pre", "embed_norm": False, "norm": "rms", "bias": False}),
 }
@@ -67,7 +73,7 @@ def make_batch(variant: str, seed: int = 0, rows: int = BATCH, length: int = LEN
   weights = (draw.random((rows, length)) < 0.8).astype(np.float32) * (both["segment_ids"] > 0)
   batch: dict[str, np.ndarray] = {"rows": np.arange(100, 100 + rows, dtype=np.int32)}
   family = VARIANTS[variant][0]
-  if family == "bert":
+  if family in ("bert", "modernbert"):
     places = np.sort(draw.permuted(np.tile(np.arange(length - 2), (rows, 1)), axis=1)[:, :4], axis=1)
     ones = np.ones((rows, 4), np.float32)
     return {
@@ -78,7 +84,7 @@ def make_batch(variant: str, seed: int = 0, rows: int = BATCH, length: int = LEN
       "targets": ids(4),
       "weights": ones,
     }
-  if family == "gpt":
+  if family in ("gpt", "llama"):
     return {**batch, **both, "inputs": ids(), "targets": ids(), "weights": weights.astype(np.float32)}
   sides = {f"{side}_{name}": x for side in ("encoder", "decoder") for name, x in both.items()}
   tokens = {"encoder_inputs": ids(), "decoder_inputs": ids(), "decoder_targets": ids()}

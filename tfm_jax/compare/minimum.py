@@ -7,6 +7,7 @@ import jax
 
 from tfm_jax.compare.program import Program
 from tfm_jax.sharding.strategy import BATCH_AXES
+from tfm_jax.training.flops import sequence_lengths
 
 
 def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
@@ -44,13 +45,12 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   c, rows = model.config, program.config.train.batch_size / model.placement.batch_shards
   if dict(model.placement.strategy.rules).get("heads") and shape["model"] > 1:
     again = 1 if c.remat == "full" else 0
-    lengths = {name: value[0][0] for name, value in program.fields.items() if name.endswith("inputs")}
+    lengths = sequence_lengths(c, program.fields)
     if model.encoder_decoder:
-      S, T = lengths["encoder_inputs"], lengths["decoder_inputs"]
+      S, T = lengths
       reduced = c.num_layers * (4 + again) * S + c.decoder_depth * (6 + 2 * again) * T + S + 2 * T
     else:
-      T = lengths["inputs"]
-      head = program.fields["targets"][0][0]
+      (T,), head = lengths, (*program.fields["targets"][0], 1)[0]
       reduced = c.num_layers * (4 + again) * T + T + head
     add(("model",), 2, rows * reduced * c.embed_dim * item)
   return total

@@ -14,7 +14,9 @@ from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Fields, Vocabulary
 from tfm_jax.training.build import build_model, build_optimizer
 from tfm_jax.training.config import Config, resolve
-from tfm_jax.training.loss import pretraining_loss
+from tfm_jax.training.flops import sequence_lengths
+from tfm_jax.training.labelled import LABELLED, label_count, labelled_fields
+from tfm_jax.training.loss import make_loss
 from tfm_jax.training.optimizer import schedule
 from tfm_jax.training.state import TrainState, abstract_state
 from tfm_jax.training.step import compile_train_step, make_train_step
@@ -36,7 +38,7 @@ class Program:
   @property
   def row_tokens(self) -> int:
     """Tokens of one row, those of the encoder and the decoder together."""
-    return row_tokens(self.fields)
+    return sum(sequence_lengths(self.config.model, self.fields))
 
   def compile(self, microbatches: int) -> Any:
     """The compiled step, in so many parts."""
@@ -47,13 +49,14 @@ class Program:
       for name, (shape, dtype) in self.fields.items()
     }
     rate = schedule(config.optimizer, config.train.steps)
-    loss = pretraining_loss(self.model, config.loss)
+    loss = make_loss(self.model, config.loss)
     step = make_train_step(loss, self.tx, rate, placement, microbatches, config.seed)
     return compile_train_step(step, self.state, batch, placement)
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """Random rows of the declared shapes, the same on every layout: one segment a row, all weights 1."""
-    return random_batch(self.fields, self.config.train.batch_size, self.model.vocab_size, step)
+    classes = label_count(self.config.model, self.config.data.seq_len)
+    return random_batch(self.fields, self.config.train.batch_size, self.model.vocab_size, step, classes)
 
 
 def build_program(config: Config, devices: Sequence[jax.Device]) -> Program:
@@ -71,29 +74,31 @@ def build_program(config: Config, devices: Sequence[jax.Device]) -> Program:
 
 
 def vocabulary_size(config: Config) -> int:
-  """The size that the config asks for, or that its kind of tokenizer has. Raises UserError."""
-  size = config.tokenizer.vocab_size or _VOCAB_SIZES.get(config.tokenizer.kind, 0)
+  """The size that the config asks for, or that its kind of tokenizer has; 0 for images. Raises UserError."""
+  if config.model.patch_size:
+    return 0
+  size = config.model.vocab_size or config.tokenizer.vocab_size or _VOCAB_SIZES.get(config.tokenizer.kind, 0)
   if size < 16:
     raise UserError(f"tokenizer.vocab_size={size}: compare reads no corpus, so it needs the size of a vocabulary")
   return size
 
 
 def fields_of(config: Config) -> Fields:
-  """The arrays of a batch, as the objective declares them."""
+  """The arrays of a batch, as the objective declares them, or as the head that learns from labels wants them."""
+  if config.model.head in LABELLED:
+    return labelled_fields(config.model, config.data.seq_len)
   vocabulary = Vocabulary(vocabulary_size(config), sentinel_ids=_SENTINELS)
   return objective_fields(config.objective, config.data, vocabulary)
-
-
-def row_tokens(fields: Fields) -> int:
-  """Tokens of one row, those of the encoder and the decoder together."""
-  return sum(shape[0] for name, (shape, _) in fields.items() if name.endswith("inputs"))
 
 
 _SENTINELS = tuple(range(5, 10))  # only that there are some: no row is made by the objective here
 
 
-def random_batch(fields: Fields, rows: int, vocab_size: int, step: int = 0) -> dict[str, np.ndarray]:
-  """Arrays of the declared shapes with a leading axis of rows: random ids, one segment a row, all weights 1."""
+def random_batch(fields: Fields, rows: int, vocab_size: int, step: int = 0, classes: int = 0) -> dict[str, np.ndarray]:
+  """Arrays of the declared shapes with a leading axis of rows: random ids, one segment a row, all weights 1.
+
+  `classes`: of the targets, where they are no tokens.
+  """
   draw = np.random.default_rng(step)
   batch = {}
   for name, (shape, dtype) in fields.items():
@@ -109,6 +114,10 @@ def random_batch(fields: Fields, rows: int, vocab_size: int, step: int = 0) -> d
       made = np.tile(np.arange(shape[0]), (rows, 1))
     elif name.endswith("types"):
       made = np.zeros((rows, *shape))
+    elif name == "images":
+      made = draw.standard_normal((rows, *shape))
+    elif name == "targets" and classes:
+      made = draw.integers(0, classes, (rows, *shape))
     else:
       made = draw.integers(10, vocab_size, (rows, *shape))
     batch[name] = made.astype(dtype)

@@ -170,7 +170,7 @@ def described(program: Program, strategy: str, compiled: Any, microbatches: int,
   activations = min(rows * row_bytes(model, program.fields), rest - gradients)
   memory = Memory(parameters, optimizer, gradients, activations, rest - gradients - activations, peak)
   module = hlo.parse(compiled.as_text())
-  formula = flops.row_flops(model.config, model.vocab_size, program.fields, transform=model.family == "bert").full
+  formula = flops.row_flops(model.config, model.vocab_size, program.fields).full
   return Row(
     strategy, dict(mesh.shape), OK, microbatches=microbatches, compile_seconds=seconds, memory_bytes=memory,
     flops=executed_flops(module), model_flops=formula * program.config.train.batch_size / mesh.size,

@@ -47,16 +47,18 @@ def _described(config: Any, topology: str, parameter: str) -> dict[str, Any]:
   """Number of parameters and tokens of a step; an error if the topology or the parameter does not exist."""
   from tfm_jax.compare import work
   from tfm_jax.compare.chips import topology_devices
-  from tfm_jax.compare.program import fields_of, row_tokens, vocabulary_size
+  from tfm_jax.compare.program import fields_of, vocabulary_size
   from tfm_jax.models.model import Model
   from tfm_jax.sharding.placement import single_device
+  from tfm_jax.training.flops import sequence_lengths
 
   try:
     if topology:
       topology_devices(topology)
     model = Model(config.family, config.model, single_device(), vocabulary_size(config))
     work.parameter_leaves(model, parameter)
-    return {"parameters": model.parameter_count(), "tokens": config.train.batch_size * row_tokens(fields_of(config))}
+    tokens = sum(sequence_lengths(config.model, fields_of(config)))
+    return {"parameters": model.parameter_count(), "tokens": config.train.batch_size * tokens}
   except UserError as error:
     return {"error": str(error)}
 

@@ -6,12 +6,11 @@ from tfm_jax.sharding.placement import Placement
 
 PRESET = {
   "max_positions": 512, "dropout": 0.1, "attention_dropout": 0.1, "positions": "learned", "norm": "layer",
-  "norm_order": "post", "norm_epsilon": 1e-12, "activation": "gelu", "gated": False, "bias": True, "tied": True,
-  "token_types": 2, "embed_norm": True, "scale_attention": True, "scale_embed": False, "scale_output": False,
-  "inner_dropout": False, "init": "bert",
+  "norm_order": "post", "norm_epsilon": 1e-12, "activation": "gelu", "bias": True, "tied": True, "token_types": 2,
+  "embed_norm": True, "head_transform": True, "head_bias": True, "pooler": "tanh", "init": "bert",
 }  # fmt: skip
 
 
 def build(cfg: ModelConfig, st: Placement, vocab_size: int) -> Single:
   """The module of one configuration."""
-  return Single(cfg, st, vocab_size=vocab_size, transform=True)
+  return Single(cfg, st, vocab_size=vocab_size)

@@ -18,7 +18,6 @@ from tfm_jax.ops import norms, positions
 from tfm_jax.ops.activations import ACTIVATIONS, GATED
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.linear import embed
-from tfm_jax.ops.losses import Unembedding
 from tfm_jax.ops.splash import fits as splash_fits
 from tfm_jax.ops.splash import splash_attention
 from tfm_jax.sharding.linear import linear as linear_op
@@ -45,6 +44,7 @@ class Context(NamedTuple):
   """What every block of a stack sees beside its input."""
 
   mask_BTS: Array | None = None
+  local_mask_BTS: Array | None = None  # of layers with a window
   segments_BT: Array | None = None
   bias_HTS: Array | None = None
   positions_BT: Array | None = None  # for rotary positions
@@ -70,9 +70,9 @@ class Layer(nn.Module):
     w = self.stored(name, shape, inputs, kind)
     return self.st.weight(w, axes, self.cfg.compute_dtype, looked_up=kind in _LOOKED_UP)
 
-  def bias(self, name: str, shape: tuple[int, ...]) -> Array | None:
-    """A bias of zeros, float32, or None in a model without biases."""
-    return self.param(name, nn.initializers.zeros, shape) if self.cfg.bias else None
+  def bias(self, name: str, shape: tuple[int, ...], wanted: bool) -> Array | None:
+    """A bias of zeros, float32, or None where none is wanted."""
+    return self.param(name, nn.initializers.zeros, shape) if wanted else None
 
 
 class Norm(Layer):
@@ -84,7 +84,7 @@ class Norm(Layer):
     epsilon: Any = self.cfg.norm_epsilon
     if self.cfg.norm == "rms":
       return norms.rms_norm(x_BTD, scale, epsilon)
-    return norms.layer_norm(x_BTD, scale, self.bias("bias", x_BTD.shape[-1:]), epsilon)
+    return norms.layer_norm(x_BTD, scale, self.bias("bias", x_BTD.shape[-1:], self.cfg.norm_bias), epsilon)
 
 
 class Attention(Layer):
@@ -109,7 +109,9 @@ class Attention(Layer):
       sizes = {"q": H // G, "k": 1, "v": 1}
       ws = [self.stored(f"w{n}", (D, G * sizes[n], K), 1).reshape(D, G, sizes[n], K) for n in names]
       w_DGRK = jnp.concatenate(ws, axis=2)
-      bs = [b.reshape(G, sizes[n], K) for n in names if (b := self.bias(f"b{n}", (G * sizes[n], K))) is not None]
+      bs = [
+        b.reshape(G, sizes[n], K) for n in names if (b := self.bias(f"b{n}", (G * sizes[n], K), c.qkv_bias)) is not None
+      ]
       b_GRK = jnp.concatenate(bs, axis=1) if bs else None
       y_BTGRK = linear("BTD,DGRK->BTGRK", x, w_DGRK, b_GRK, ("embed", "kv_heads", None, None), st)
       y_BTGRK = st.constrain(y_BTGRK, ("batch", "seq", "act_heads", None, None))
@@ -121,11 +123,14 @@ class Attention(Layer):
     else:
       q_BTHK, k_BSGK, v_BSGK = projections(x_BTD, "qkv")
     if c.positions == "rotary" and not self.cross:
-      q_BTHK, k_BSGK = (positions.rotate(x, ctx.positions_BT) for x in (q_BTHK, k_BSGK))
+      rates = rotary_rates(c, layer)
+      q_BTHK, k_BSGK = (positions.rotate(x, ctx.positions_BT, rates) for x in (q_BTHK, k_BSGK))
+    if c.scale_by_layer:
+      q_BTHK = (q_BTHK.astype(jnp.float32) / (layer + 1).astype(jnp.float32)).astype(q_BTHK.dtype)
     y_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, layer, ctx)
     y_BTHK = st.constrain(y_BTHK, ("batch", "seq", "act_heads", None))
     wo_HKD = self.stored("wo", (H, K, D), 2)
-    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, self.bias("bo", (D,)), ("heads", None, "embed"), st)
+    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, self.bias("bo", (D,), c.out_bias), ("heads", None, "embed"), st)
 
   def attend(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, layer: Array, ctx: Context) -> Array:
     """The attention itself, by the kernel that the config, or else the platform, wants."""
@@ -141,7 +146,7 @@ class Attention(Layer):
     k_BSHK, v_BSHK = (jnp.repeat(x, groups, axis=2) if groups > 1 else x for x in (k_BSGK, v_BSGK))
     return attend.attention(
       q_BTHK, k_BSHK, v_BSHK,
-      mask_BTS=ctx.memory_mask_BTS if self.cross else ctx.mask_BTS,
+      mask_BTS=ctx.memory_mask_BTS if self.cross else self_mask(c, layer, ctx),
       bias_HTS=None if self.cross else ctx.bias_HTS,
       scale=scale,
       platform=st.platform,
@@ -149,11 +154,34 @@ class Attention(Layer):
     )  # fmt: skip
 
 
+def is_global(c: ModelConfig, layer: Array) -> Array | bool:
+  """Whether a layer of a model with local attention sees all keys nonetheless."""
+  return layer % c.global_every == 0 if c.global_every else False
+
+
+def self_mask(c: ModelConfig, layer: Array, ctx: Context) -> Array | None:
+  """The mask of a layer's attention over its own input."""
+  if not c.window:
+    return ctx.mask_BTS
+  everything = jnp.ones_like(ctx.local_mask_BTS) if ctx.mask_BTS is None else ctx.mask_BTS
+  return jnp.where(is_global(c, layer), everything, ctx.local_mask_BTS)
+
+
+def rotary_rates(c: ModelConfig, layer: Array) -> Array | np.ndarray:
+  """The rates of a layer's rotary positions, [K / 2]."""
+  stretched = (c.rotary_factor, c.rotary_original, c.rotary_low, c.rotary_high)
+  rates, local = (
+    positions.rotary_rates(c.head_features, base, *stretched) for base in (c.rotary_base, c.local_rotary_base)
+  )
+  return jnp.where(is_global(c, layer), rates, local) if c.window else rates
+
+
 def splash_serves(c: ModelConfig, st: Placement, queries: int, keys: int, training: bool) -> bool:
   """Whether attention runs as splash attention: asked for, or on a TPU where it can do what the config wants."""
   if not splash_fits(queries, keys):  # initialisation has a short row, whatever the config wants
     return False
   able = c.positions != "relative" and not (training and c.attention_dropout)
+  able = able and not c.window and not c.scale_by_layer
   return c.attention == "splash" or (c.attention == "auto" and st.platform == "tpu" and able)
 
 
@@ -166,7 +194,7 @@ class Mlp(Layer):
     D, F = c.embed_dim, c.mlp_features
     names = "ig" if c.gated else "i"
     w_DCF = jnp.stack([self.stored(f"w{n}", (D, F), 1) for n in names], axis=1)
-    b_CF = jnp.stack([self.bias(f"b{n}", (F,)) for n in names]) if c.bias else None
+    b_CF = jnp.stack([self.bias(f"b{n}", (F,), True) for n in names]) if c.mlp_bias else None
     h_CBTF = linear("BTD,DCF->CBTF", x_BTD, w_DCF, b_CF, ("embed", None, "mlp"), st)
     h_CBTF = st.constrain(h_CBTF, (None, "batch", "seq", "act_mlp"))
     # wi is what the activation sees, wg the linear gate beside it.
@@ -177,7 +205,7 @@ class Mlp(Layer):
     if c.inner_dropout:
       h_BTF = dropout(h_BTF, c.dropout, ctx.noise, layer, INNER)
     wo_FD = self.stored("wo", (F, D), 1)
-    return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,)), ("mlp", "embed"), st)
+    return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,), c.mlp_bias), ("mlp", "embed"), st)
 
 
 class Block(Layer):
@@ -192,7 +220,10 @@ class Block(Layer):
 
     def residual(x: Array, name: str, site: int, sublayer: Layer) -> Array:
       norm = Norm(c, st, name=f"{name}_norm")
-      y = sublayer(st.constrain(norm(x) if c.norm_order == "pre" else x, ("batch", "seq", None)), layer, ctx)
+      y = norm(x) if c.norm_order == "pre" else x
+      if c.norm_order == "pre" and name == "attn" and not c.first_norm:
+        y = jnp.where(layer == 0, x, y)
+      y = sublayer(st.constrain(y, ("batch", "seq", None)), layer, ctx)
       y = st.constrain(y, STREAM)
       x = x + dropout(y, c.dropout, ctx.noise, layer, site)
       return x if c.norm_order == "pre" else norm(x)
@@ -244,55 +275,57 @@ class Embed(Layer):
 
   @nn.compact
   def __call__(
-    self, ids_BT: Array, positions_BT: Array, types_BT: Array | None, noise: Noise | None, layer: int
+    self,
+    ids_BT: Array,
+    positions_BT: Array,
+    segments_BT: Array | None,
+    types_BT: Array | None,
+    noise: Noise | None,
+    layer: int,
   ) -> tuple[Array, Array]:
-    """The embeddings [B, T, D] and the table [V, D], both in the compute dtype."""
+    """The embeddings [B, T, D] and the table [V, E], both in the compute dtype."""
     c = self.cfg
-    D = c.embed_dim
-    table_VD = self.matrix("token", (pad_vocab(self.vocab_size), D), 1, ("vocab", "embed"), kind="token")
-    x_BTD = embed(table_VD, ids_BT)
+    E = c.embed_features
+    table_VE = self.matrix("token", (pad_vocab(self.vocab_size), E), 1, ("vocab", "embed"), kind="token")
+    x_BTE = embed(table_VE, ids_BT)
     if c.scale_embed:
-      x_BTD = x_BTD * np.asarray(D**0.5, x_BTD.dtype)
+      x_BTE = x_BTE * np.asarray(E**0.5, x_BTE.dtype)
     if c.positions == "learned":
-      table = self.matrix("position", (c.max_positions, D), 1, (None, "embed"), kind="position")
-      x_BTD = x_BTD + embed(table, positions_BT)
+      table = self.matrix("position", (c.max_positions, E), 1, (None, "embed"), kind="position")
+      x_BTE = x_BTE + embed(table, self.rows_of(positions_BT, segments_BT))
     elif c.positions == "sinusoidal":
-      table = jnp.asarray(positions.sinusoid_table(ids_BT.shape[1], D), x_BTD.dtype)
-      x_BTD = x_BTD + table[positions_BT]
+      table = jnp.asarray(positions.sinusoid_table(ids_BT.shape[1], E), x_BTE.dtype)
+      x_BTE = x_BTE + table[positions_BT]
     if c.token_types:
-      table = self.matrix("type", (c.token_types, D), 1, (None, "embed"), kind="type")
-      x_BTD = x_BTD + (table[None, :1] if types_BT is None else embed(table, types_BT))
-    x_BTD = self.st.constrain(x_BTD, STREAM)
+      table = self.matrix("type", (c.token_types, E), 1, (None, "embed"), kind="type")
+      x_BTE = x_BTE + (table[None, :1] if types_BT is None else embed(table, types_BT))
+    x_BTE = self.st.constrain(x_BTE, STREAM)
     if c.embed_norm:
-      x_BTD = Norm(c, self.st, name="norm")(x_BTD)
-    return dropout(x_BTD, c.dropout, noise, layer, EMBED), table_VD
+      x_BTE = Norm(c, self.st, name="norm")(x_BTE)
+    x_BTE = dropout(x_BTE, c.dropout, noise, layer, EMBED)
+    if c.embed_dim != E:
+      x_BTE = self.st.constrain(Dense(c, self.st, c.embed_dim, "", (None, "embed"), name="project")(x_BTE), STREAM)
+    return x_BTE, table_VE
 
-
-class Head(Layer):
-  """The output layer: a table of its own, or the embedding table (`tied_VD`)."""
-
-  vocab_size: int = 0
-  transform: bool = False  # BERT: a dense layer, activation and norm before it, and a bias
-
-  @nn.compact
-  def __call__(self, h_BTD: Array, tied_VD: Array | None) -> tuple[Array, Unembedding]:
-    c, st = self.cfg, self.st
-    D, V = c.embed_dim, pad_vocab(self.vocab_size)
-    if self.transform:
-      h_BTD = Norm(c, st, name="norm")(Dense(c, st, name="dense")(h_BTD))
-    if c.scale_output:
-      h_BTD = h_BTD * np.asarray(D**-0.5, h_BTD.dtype)
-    w_VD = self.matrix("w", (V, D), 1, ("vocab", "embed"), kind="head") if tied_VD is None else tied_VD
-    bias_V = self.param("bias", nn.initializers.zeros, (V,)) if self.transform else None
-    return h_BTD, Unembedding(w_VD, bias_V)
+  def rows_of(self, positions_BT: Array, segments_BT: Array | None) -> Array:
+    """Rows of the table of positions; padding has one of its own where there is an offset (RoBERTa)."""
+    offset = self.cfg.position_offset
+    rows = positions_BT + offset
+    return jnp.where(segments_BT == 0, offset - 1, rows) if offset and segments_BT is not None else rows
 
 
 class Dense(Layer):
-  """One linear D -> D and the family's activation."""
+  """One linear to `features`, and an activation unless its name is empty."""
+
+  features: int = 0
+  activation: str = ""
+  axes: tuple = ("embed", None)
+  use_bias: bool = True
 
   @nn.compact
-  def __call__(self, x_BTD: Array) -> Array:
-    D = self.cfg.embed_dim
-    w_DE = self.stored("w", (D, D), 1)
-    y_BTE = linear("BTD,DE->BTE", x_BTD, w_DE, self.bias("b", (D,)), ("embed", None), self.st)
-    return ACTIVATIONS[self.cfg.activation](y_BTE)
+  def __call__(self, x: Array) -> Array:
+    w_DE = self.stored("w", (x.shape[-1], self.features), 1)
+    batch = "BTPQ"[: x.ndim - 1]
+    b_E = self.bias("b", (self.features,), self.use_bias)
+    y = linear(f"{batch}D,DE->{batch}E", x, w_DE, b_E, self.axes, self.st)
+    return ACTIVATIONS[self.activation](y) if self.activation else y

@@ -12,14 +12,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from tfm_jax.errors import UserError
-from tfm_jax.models import bert, gpt, t5, transformer
+from tfm_jax.models import bert, distilbert, electra, gpt, llama, modernbert, roberta, t5, transformer, vit
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, resolve
+from tfm_jax.models.heads import HEADS, Output, Outputs
 from tfm_jax.ops import losses
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.sharding.placement import Placement
 
 # A family: one file with its PRESET of ModelConfig and its module. The name is the config's `family`.
-FAMILIES = {"bert": bert, "gpt": gpt, "t5": t5, "transformer": transformer}
+FAMILIES = {
+  "bert": bert, "roberta": roberta, "distilbert": distilbert, "electra": electra, "modernbert": modernbert,
+  "gpt": gpt, "llama": llama, "t5": t5, "transformer": transformer, "vit": vit,
+}  # fmt: skip
+
+ENCODER_DECODER = ("t5", "transformer")
 
 Params = dict[str, Any]
 
@@ -33,9 +39,16 @@ def find_family(name: str) -> Any:
 
 def resolve_model(family: str, config: ModelConfig) -> ModelConfig:
   """`config` with the empty fields filled from the family's preset. Raises UserError."""
-  config = resolve(config, find_family(family).PRESET)
-  if config.scale_output is None:  # T5: only where the table serves both ends
-    config = dataclasses.replace(config, scale_output=config.tied)
+  preset = find_family(family).PRESET
+  tied = preset["tied"] if config.tied is None else config.tied
+  # T5: only where the table serves both ends.
+  config = resolve(config, {"scale_output": tied, **preset} if family == "t5" else preset)
+  if config.head not in HEADS:
+    raise UserError(f"model.head={config.head!r} is not one of {', '.join(HEADS)}")
+  if config.head != "lm" and family in ENCODER_DECODER:
+    raise UserError(f"model.head={config.head} is not for family={family}, which has the head lm alone")
+  if family == "vit" and config.head not in ("none", "pooled", "sequence_classification"):
+    raise UserError(f"model.head={config.head} is not for family=vit: set model.head=sequence_classification")
   return config
 
 
@@ -56,25 +69,41 @@ class Model:
   @property
   def encoder_decoder(self) -> bool:
     """Whether batches have an encoder's and a decoder's side."""
-    return self.family in ("t5", "transformer")
+    return self.family in ENCODER_DECODER
 
   def init(self, key: Array) -> Params:
     """Fresh parameters; the same on every strategy, bit for bit."""
-    ids = jnp.zeros((1, 8), jnp.int32)
+    c, ids = self.config, jnp.zeros((1, 8), jnp.int32)
     batch = {"encoder_inputs": ids, "decoder_inputs": ids} if self.encoder_decoder else {"inputs": ids}
+    if c.patch_size:
+      batch = {"images": jnp.zeros((1, c.image_height, c.image_width, c.image_channels))}
     return self.module.init(key, batch)["params"]
 
-  def apply(
-    self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None
-  ) -> tuple[Array, losses.Unembedding]:
-    """Final hidden states [B, T or P, D] and the output layer. `noise` None: no dropout."""
+  def apply(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Outputs:
+    """What the head predicts, as final hidden states with the last linear not applied: name -> `Output`. `noise`
+    None: no dropout."""
     made: Any = self.module.apply({"params": params}, dict(batch), noise)
     return made
 
+  def outputs(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> dict[str, Array]:
+    """What the head predicts, float32: name -> array.
+
+    `logits`: [B, T or P, V] of tokens (ids that only pad the vocabulary at -1e30), [B, C] of rows, [B, T, C] of
+    tokens' classes, [B, T, 2] of an answer's start and end, [B, T] of replaced tokens. The head `pretraining` has
+    `next_sentence` [B, 2] too; `none` has `hidden` [B, T, D], `pooled` has `hidden` and `pooled` [B, D].
+    """
+
+    def finish(made: Output) -> Array:
+      if made.out is None:
+        return made.h.astype(jnp.float32)
+      y = losses.logits(made.h, made.out, made.classes, self.placement.platform)
+      return y[..., 0] if self.config.head == "replaced_token_detection" else y
+
+    return {name: finish(made) for name, made in self.apply(params, batch, noise).items()}
+
   def logits(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Array:
-    """Float32 logits [B, T or P, V], ids that only pad the vocabulary at -1e30."""
-    h, out = self.apply(params, batch, noise)
-    return losses.logits(h, out, self.vocab_size, self.placement.platform)
+    """`outputs(...)["logits"]`."""
+    return self.outputs(params, batch, noise)["logits"]
 
   def shapes(self) -> Params:
     """The parameters as shapes, without making any."""
@@ -90,11 +119,14 @@ class Model:
     return param_axes("/".join(str(getattr(key, "key", key)) for key in path))
 
   def parameter_count(self) -> int:
-    """Number of parameters, without the vocabulary's padding."""
+    """Number of parameters, without the vocabulary's padding and the norm that `model.first_norm=false` leaves out."""
 
     def count(path: tuple, leaf: jax.ShapeDtypeStruct) -> int:
-      names = self.axes(path).names
-      return math.prod(self.vocab_size if axis == "vocab" else n for axis, n in zip(names, leaf.shape, strict=True))
+      axes = self.axes(path)
+      shape = [self.vocab_size if axis == "vocab" else n for axis, n in zip(axes.names, leaf.shape, strict=True)]
+      if not self.config.first_norm and "attn_norm" in jax.tree_util.keystr(path):
+        shape[0] -= 1  # the first block's is not used
+      return math.prod(shape)
 
     return sum(jax.tree.leaves(jax.tree.map_with_path(count, self.shapes())))
 
@@ -108,8 +140,8 @@ def _shapes(model: Model) -> Params:
 def admits(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
   """Logical axis -> its lengths in the model, which the size of a mesh axis on which it lies must divide."""
   heads, mlp, vocab = (config.num_heads,), (config.mlp_features,), (pad_vocab(vocab_size),)
-  kv_heads = (config.kv_heads,)
+  kv_heads, widths = (config.kv_heads,), (config.embed_dim, config.embed_features)
   return {
-    "embed": (config.embed_dim,), "act_embed": (config.embed_dim,), "heads": heads, "act_heads": kv_heads,
+    "embed": widths, "act_embed": widths, "heads": heads, "act_heads": kv_heads,
     "kv_heads": kv_heads, "mlp": mlp, "act_mlp": mlp, "vocab": vocab, "act_vocab": vocab,
   }  # fmt: skip

@@ -8,10 +8,9 @@ from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.sharding.placement import Placement
 
 PRESET = {
-  "max_positions": 0, "dropout": 0.1, "attention_dropout": 0.1, "positions": "relative", "norm": "rms",
-  "norm_order": "pre", "norm_epsilon": 1e-6, "activation": "relu", "gated": False, "bias": False, "tied": True,
-  "token_types": 0, "embed_norm": False, "scale_attention": False, "scale_embed": False,
-  "inner_dropout": True, "init": "t5",
+  "dropout": 0.1, "attention_dropout": 0.1, "positions": "relative", "norm": "rms",
+  "norm_order": "pre", "norm_epsilon": 1e-6, "activation": "relu", "bias": False, "tied": True,
+  "scale_attention": False, "inner_dropout": True, "init": "t5",
 }  # fmt: skip
 
 

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from tfm_jax.models.config import ModelConfig
-from tfm_jax.models.layers import FINAL, Context, Embed, Head, Layer, Norm, stack
+from tfm_jax.models.heads import HEADS, Head, Outputs, Seen
+from tfm_jax.models.layers import EMBED, FINAL, Context, Dense, Embed, Layer, Norm, stack
 from tfm_jax.ops.dropout import Noise, dropout
-from tfm_jax.ops.losses import Unembedding
 from tfm_jax.ops.masks import attention_mask
 from tfm_jax.ops.positions import relative_bias
 from tfm_jax.sharding.placement import Placement
 
 Batch = dict[str, Array]
-RELATIVE_BUCKETS = 32
 
 
 class RelativeBias(Layer):
@@ -23,8 +22,9 @@ class RelativeBias(Layer):
 
   @nn.compact
   def __call__(self, queries: int, keys: int, bidirectional: bool) -> Array:
-    table = self.matrix("table", (RELATIVE_BUCKETS, self.cfg.num_heads), 1, (None, "heads"), kind="relative")
-    return relative_bias(table, queries, keys, bidirectional)
+    c = self.cfg
+    table = self.matrix("table", (c.relative_buckets, c.num_heads), 1, (None, "heads"), kind="relative")
+    return relative_bias(table, queries, keys, bidirectional, c.relative_distance)
 
 
 def tower(
@@ -63,6 +63,7 @@ def tower(
     memory_mask = attention_mask(segments_BT, memory[1], False, T, memory[0].shape[1])
   ctx = Context(
     mask_BTS=attention_mask(segments_BT, segments_BT, causal, T, T),
+    local_mask_BTS=attention_mask(segments_BT, segments_BT, causal, T, T, c.window) if c.window else None,
     segments_BT=segments_BT,
     bias_HTS=bias_HTS,
     positions_BT=positions_BT,
@@ -80,27 +81,56 @@ def tower(
 
 
 class Single(Layer):
-  """One tower with its embeddings and its head: BERT (bidirectional, `transform`) and GPT (`causal`).
+  """One tower with its embeddings and its head: BERT and its kin (bidirectional), GPT and Llama (`causal`).
 
   Batch: `inputs` [B, T], and where there are any `segment_ids`, `positions`, `token_types` [B, T]; with `mlm_positions`
-  [B, P] only these positions go through the head.
+  [B, P] only these positions go through the head of a language model.
   """
 
   vocab_size: int = 0
   causal: bool = False
-  transform: bool = False
 
   @nn.compact
-  def __call__(self, batch: Batch, noise: Noise | None = None) -> tuple[Array, Unembedding]:
+  def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
     c, st = self.cfg, self.st
-    positions = default_positions(batch.get("positions"), batch["inputs"])
+    positions, segments = default_positions(batch.get("positions"), batch["inputs"]), batch.get("segment_ids")
     embed = Embed(c, st, self.vocab_size, name="embed")
-    x_BTD, table = embed(batch["inputs"], positions, batch.get("token_types"), noise, c.num_layers)
-    segments = batch.get("segment_ids")
+    x_BTD, table = embed(batch["inputs"], positions, segments, batch.get("token_types"), noise, c.num_layers)
     h_BTD = tower(c, st, x_BTD, segments, positions, noise, causal=self.causal, depth=c.num_layers)
-    if "mlm_positions" in batch:
-      h_BTD = pick(h_BTD, batch["mlm_positions"])
-    return Head(c, st, self.vocab_size, self.transform, name="head")(h_BTD, table if c.tied else None)
+    seen = Seen(self.vocab_size, table if c.tied else None, segments, batch.get("mlm_positions"))
+    return HEADS[c.head](c, st, h_BTD, seen)
+
+
+class Vision(Layer):
+  """One tower over the patches of an image, behind a vector that stands for the whole (Dosovitskiy et al. 2021).
+
+  Batch: `images` float32 [B, height, width, channels].
+  """
+
+  @nn.compact
+  def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
+    c, st = self.cfg, self.st
+    x_BTD = Patches(c, st, name="embed")(batch["images"], noise)
+    h_BTD = tower(c, st, x_BTD, None, None, noise, causal=False, depth=c.num_layers)
+    return HEADS[c.head](c, st, h_BTD, Seen(0))
+
+
+class Patches(Layer):
+  """Embeddings of an image: one linear a patch, the class vector before them, positions, dropout."""
+
+  @nn.compact
+  def __call__(self, images: Array, noise: Noise | None) -> Array:
+    c, st = self.cfg, self.st
+    P, D = c.patch_size, c.embed_dim
+    B, height, width, channels = images.shape
+    x = images.astype(c.compute_dtype).reshape(B, height // P, P, width // P, P, channels)
+    x_BTP = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, c.patches, P * P * channels)
+    x_BTD = Dense(c, st, D, "", (None, "embed"), name="patch")(x_BTP)
+    first = self.param("class", nn.initializers.zeros, (D,)).astype(x_BTD.dtype)
+    x_BTD = jnp.concatenate([jnp.tile(first, (B, 1, 1)), x_BTD], axis=1)
+    table_TD = self.matrix("position", (c.patches + 1, D), 1, (None, "embed"), kind="position")
+    x_BTD = st.constrain(x_BTD + table_TD[None], ("batch", "seq", "act_embed"))
+    return dropout(x_BTD, c.dropout, noise, c.num_layers, EMBED)
 
 
 class Tower(Layer):
@@ -133,17 +163,17 @@ class EncoderDecoder(Layer):
   vocab_size: int = 0
 
   @nn.compact
-  def __call__(self, batch: Batch, noise: Noise | None = None) -> tuple[Array, Unembedding]:
+  def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
     c, st = self.cfg, self.st
     depth = c.num_layers
     layers = depth + c.decoder_depth
     embed = Embed(c, st, self.vocab_size, name="embed")
 
     def side(name: str, embed_layer: int, **kind: Any) -> tuple[Array, Array | None, Array, Tower, Array]:
-      ids = batch[f"{name}_inputs"]
+      ids, segments = batch[f"{name}_inputs"], batch.get(f"{name}_segment_ids")
       positions = default_positions(batch.get(f"{name}_positions"), ids)
-      x, table = embed(ids, positions, None, noise, embed_layer)
-      return x, batch.get(f"{name}_segment_ids"), positions, Tower(c, st, name=name, **kind), table
+      x, table = embed(ids, positions, segments, None, noise, embed_layer)
+      return x, segments, positions, Tower(c, st, name=name, **kind), table
 
     x, segments_BS, positions, encoder, _ = side("encoder", layers + 1, depth=depth)
     memory_BSD = encoder(x, segments_BS, positions, noise)
@@ -151,7 +181,7 @@ class EncoderDecoder(Layer):
       "decoder", layers + 2, causal=True, depth=c.decoder_depth, first=depth + 1
     )
     h_BTD = decoder(x, segments_BT, positions, noise, (memory_BSD, segments_BS))
-    return Head(c, st, self.vocab_size, name="head")(h_BTD, table if c.tied else None)
+    return {"logits": Head(c, st, self.vocab_size, name="head")(h_BTD, table if c.tied else None)}
 
 
 def default_positions(positions_BT: Array | None, ids_BT: Array) -> Array:
@@ -159,8 +189,3 @@ def default_positions(positions_BT: Array | None, ids_BT: Array) -> Array:
   if positions_BT is not None:
     return positions_BT
   return jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None]
-
-
-def pick(h_BTD: Array, positions_BP: Array) -> Array:
-  """h at some positions of each row: [B, P, D]."""
-  return jnp.take_along_axis(h_BTD, positions_BP[:, :, None], axis=1, mode="promise_in_bounds")

@@ -5,10 +5,9 @@ from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.sharding.placement import Placement
 
 PRESET = {
-  "max_positions": 0, "dropout": 0.1, "attention_dropout": 0.0, "positions": "sinusoidal", "norm": "layer",
-  "norm_order": "post", "norm_epsilon": 1e-6, "activation": "relu", "gated": False, "bias": True, "tied": True,
-  "token_types": 0, "embed_norm": False, "scale_attention": True, "scale_embed": True, "scale_output": False,
-  "inner_dropout": False, "init": "xavier",
+  "dropout": 0.1, "attention_dropout": 0.0, "positions": "sinusoidal", "norm": "layer",
+  "norm_order": "post", "norm_epsilon": 1e-6, "activation": "relu", "bias": True, "tied": True,
+  "scale_embed": True, "init": "xavier",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
   "gelu_tanh": partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
+  "tanh": jnp.tanh,
 }
 
 

@@ -17,10 +17,31 @@ def sinusoid_table(length: int, dim: int) -> np.ndarray:
   return np.concatenate([np.sin(angles), np.cos(angles), np.zeros((length, dim % 2))], axis=1).astype(np.float32)
 
 
-def rotate(x_BTHK: Array, positions_BT: Array, base: float = 10_000.0) -> Array:
+def rotary_rates(
+  features: int, base: float, factor: float = 1.0, original: int = 0, low: float = 1.0, high: float = 4.0
+) -> np.ndarray:
+  """Radians a position of each pair of `features` features: [features / 2] float32 (Su et al. 2021).
+
+  Args:
+    features: of a head, even.
+    base: the rates fall from 1 to about 1 / base.
+    factor: all are divided by it (positional interpolation, Chen et al. 2023).
+    original: not 0: only waves longer than original / low positions are, those shorter than original / high stay,
+      and between them the share goes from one to the other (Llama 3.1, Grattafiori et al. 2024).
+    low, high: see `original`.
+  """
+  half = features // 2
+  rates = np.float32(base) ** (-np.arange(half, dtype=np.float32) / half)
+  if original:
+    waves = original * rates / (2 * np.pi)  # in the original length
+    kept = np.clip((waves - low) / (high - low), 0, 1)
+    return (rates * (kept + (1 - kept) / factor)).astype(np.float32)
+  return (rates / np.float32(factor)).astype(np.float32)
+
+
+def rotate(x_BTHK: Array, positions_BT: Array, rates: Array | np.ndarray) -> Array:
   """Rotary positions (Su et al. 2021) on pairs (i, i + K/2), angles in float32, in x's dtype."""
   half = x_BTHK.shape[-1] // 2
-  rates = base ** (-np.arange(half, dtype=np.float32) / half)
   angles = positions_BT.astype(jnp.float32)[:, :, None, None] * rates[None, None, None, :]
   sin, cos = jnp.sin(angles), jnp.cos(angles)
   x = x_BTHK.astype(jnp.float32)

@@ -17,7 +17,20 @@ log = logging.getLogger(__name__)
 
 
 def build_model(config: Config, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Model:
-  """The model of a resolved configuration, on a mesh of all devices or the given ones. Raises UserError."""
+  """The model of a resolved configuration, on a mesh of all devices or the given ones.
+
+  Args:
+    config: the configuration.
+    vocab_size: ids of the tokenizer; `model.vocab_size` may be larger.
+    devices: None: all.
+
+  Raises:
+    UserError: the model, its strategy and the devices do not go together.
+  """
+  own = config.model.vocab_size
+  if own and own < vocab_size:
+    raise UserError(f"the tokenizer has {vocab_size} ids, but the model has rows for model.vocab_size={own} alone")
+  vocab_size = own or vocab_size
   devices = jax.devices() if devices is None else devices
   if config.model.attention == "splash" and devices[0].platform != "tpu":
     raise UserError(f"model.attention=splash needs a TPU, not a {devices[0].platform}: set model.attention=auto")

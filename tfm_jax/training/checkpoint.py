@@ -203,6 +203,11 @@ class Checkpoints:
       for name, tree in abstract.items()
     }
 
+  def shapes(self, step: int, name: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape and dtype of what is stored of a tree. Raises UserError like `restore`."""
+    stored = self._open(step).metadata.get(name) or {}
+    return {path: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for path, leaf in stored.items()}
+
   def verify(self, step: int) -> bool:
     """Compares every file of a step with its checksum.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import json
 import math
 import re
 import sys
@@ -54,7 +55,7 @@ class EvalConfig:
 class Config:
   """Everything that decides what a run does. One level of sections, each owned by the code that uses it."""
 
-  family: str = "bert"  # bert, gpt, t5 or transformer
+  family: str = "bert"  # bert, roberta, distilbert, electra, modernbert, gpt, llama, t5, transformer or vit
   seed: int = 0  # of initialisation, order of rows, masks and dropout
   init_from: str = ""  # a run directory whose parameters this run starts from (continued pre-training)
   model: ModelConfig = ModelConfig()
@@ -71,6 +72,12 @@ class Config:
 
 # What may differ when a run is resumed; a section's name stands for all of its keys.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.profile_at", "eval", "checkpoint", "sharding", "data.prefetch")
+
+
+OBJECTIVES_OF: dict[str, tuple[str, ...]] = {
+  "gpt": ("causal",), "llama": ("causal",), "t5": ("span_corruption", "seq2seq"),
+  "transformer": ("span_corruption", "seq2seq"),
+}  # fmt: skip  # other families: mlm
 
 
 POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len")  # elsewhere 0 has a meaning
@@ -186,7 +193,9 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def load_file(path: str) -> config_dict.ConfigDict:
-  """The ConfigDict of an experiment file, `file.py` or `file.py:argument`. Raises UserError."""
+  """The ConfigDict of an experiment file, `file.py` or `file.py:argument`, or of a run directory. Raises UserError."""
+  if (Path(path) / "config.json").is_file():
+    return _load_run(Path(path) / "config.json")
   file, _, argument = path.partition(":")
   if not Path(file).is_file():
     near = difflib.get_close_matches(Path(file).name, [p.name for p in Path("configs").glob("*.py")], n=1)
@@ -214,6 +223,21 @@ def load_file(path: str) -> config_dict.ConfigDict:
   return made
 
 
+def _load_run(path: Path) -> config_dict.ConfigDict:
+  """The ConfigDict of a run's `config.json`. Raises UserError."""
+  try:
+    config = from_dict(json.loads(path.read_text()))
+  except (ValueError, AttributeError, TypeError) as error:
+    raise UserError(f"{path} is no configuration of a run: {error}") from error
+  values = defaults()
+  for key, value in to_dict(config).items():
+    if isinstance(value, dict):
+      values[key].update(value)
+    else:
+      values[key] = value
+  return values.lock()
+
+
 def _line_of(error: BaseException, file: str) -> str:
   """ ", line N": where in an experiment file something went wrong."""
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
@@ -233,7 +257,7 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
   """The typed configuration of an experiment file with some keys replaced, e.g. {"train.steps": 10}.
 
   Args:
-    path: `file.py` or `file.py:argument`.
+    path: `file.py` or `file.py:argument`, or a run directory, whose configuration is taken.
     overrides: key -> value, either typed or, from a command line, text.
 
   Raises:
@@ -248,6 +272,11 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
   return from_dict(values)
 
 
+def with_model_resolved(config: Config) -> Config:
+  """The configuration with every empty field of the model filled from its family. Raises UserError."""
+  return dataclasses.replace(config, model=resolve_model(config.family, config.model))
+
+
 def resolve(config: Config) -> Config:
   """The configuration with every empty field of the model filled from its family, checked. Raises UserError."""
   model = resolve_model(config.family, config.model)
@@ -256,10 +285,11 @@ def resolve(config: Config) -> Config:
   schedule(config.optimizer, config.train.steps)
   if model.init not in INITS:
     raise UserError(f"model.init={model.init!r} is not one of {', '.join(INITS)}")
-  if config.data.seq_len > (model.max_positions or config.data.seq_len) and model.positions == "learned":
+  rows, offset = model.max_positions or 0, model.position_offset or 0
+  if model.positions == "learned" and not model.patch_size and config.data.seq_len + offset > rows:
     raise UserError(
-      f"data.seq_len={config.data.seq_len} is longer than the table of {model.max_positions} learned positions: "
-      f"set model.max_positions={config.data.seq_len}"
+      f"data.seq_len={config.data.seq_len} is longer than the table of {rows - offset} learned positions: "
+      f"set model.max_positions={config.data.seq_len + offset}"
     )
   for key, value in _flat(to_dict(config)).items():
     if isinstance(value, (int, float)) and key != "seed" and not (value >= 0 and math.isfinite(value)):
@@ -270,12 +300,10 @@ def resolve(config: Config) -> Config:
     raise UserError(
       f"train.microbatches={config.train.microbatches} does not divide train.batch_size={config.train.batch_size}"
     )
-  wanted = {"bert": ("mlm",), "gpt": ("causal",), "t5": ("span_corruption", "seq2seq")}
-  wanted["transformer"] = wanted["t5"]
-  if config.objective.name not in wanted[config.family]:
+  wanted = OBJECTIVES_OF.get(config.family, ("mlm",))
+  if model.head in ("lm", "pretraining") and config.objective.name not in wanted:
     raise UserError(
-      f"objective.name={config.objective.name!r} does not fit family={config.family}: "
-      f"choose {' or '.join(wanted[config.family])}"
+      f"objective.name={config.objective.name!r} does not fit family={config.family}: choose {' or '.join(wanted)}"
     )
   if model.attention == "splash":
     _check_tiles(config)

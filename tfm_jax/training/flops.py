@@ -28,23 +28,29 @@ class Flops(NamedTuple):
   causal: float
 
 
-def row_flops(config: ModelConfig, vocab_size: int, fields: Fields, transform: bool) -> Flops:
-  """FLOPs of a training step on one row, from the shapes of the batch's fields.
-
-  `transform`: a dense layer D -> D stands before the output layer (BERT).
-  """
+def row_flops(config: ModelConfig, vocab_size: int, fields: Fields) -> Flops:
+  """FLOPs of a training step on one row, from the shapes of the batch's fields."""
   c = config
   D, HK, GK, F = c.embed_dim, c.num_heads * c.head_features, c.kv_heads * c.head_features, c.mlp_features
   attention, mlp = 2 * D * (HK + GK), (3 if c.gated else 2) * D * F
-  head = D * vocab_size + transform * D * D
+  E = c.embed_features
+  wide = E if c.head_transform else D  # what the output layer sees
+  head = wide * vocab_size + c.head_transform * D * wide
+  if c.head not in ("lm", "pretraining"):
+    labels = {"question_answering": 2, "replaced_token_detection": 1}.get(c.head, c.num_labels)
+    dense = int(c.classifier_transform or c.head == "replaced_token_detection")
+    dense += c.head == "sequence_classification" and c.pooler != "none"
+    head = D * labels + dense * D * D
 
   def dots(queries: int, keys: int) -> int:
     return 12 * HK * queries * keys
 
-  if "inputs" in fields:
-    (T,) = fields["inputs"][0]
-    P = fields["targets"][0][0]
-    linear = 6 * (c.num_layers * (attention + mlp) * T + head * P)
+  if "inputs" in fields or "images" in fields:
+    T = sequence_lengths(c, fields)[0]
+    # Positions that go through the head; rows have one.
+    P = T if c.head == "question_answering" else (*fields["targets"][0], 1)[0]
+    linear = 6 * (c.num_layers * (attention + mlp) * T + head * P + (E != D) * E * D * T)
+    linear += 6 * c.patches * c.patch_size**2 * c.image_channels * D
     square = c.num_layers * dots(T, T)
     causal = square / 2 if P == T else square
     return Flops(linear + square, linear + causal)
@@ -53,6 +59,13 @@ def row_flops(config: ModelConfig, vocab_size: int, fields: Fields, transform: b
   linear = 6 * (N * (attention + mlp) * S + M * ((attention + mlp + 2 * D * HK) * T + 2 * D * GK * S) + head * T)
   others = N * dots(S, S) + M * dots(T, S)
   return Flops(linear + others + M * dots(T, T), linear + others + M * dots(T, T) / 2)
+
+
+def sequence_lengths(config: ModelConfig, fields: Fields) -> list[int]:
+  """Positions of each stack that one row brings: tokens, or the patches of an image and the class vector."""
+  if "images" in fields:
+    return [config.patches + 1]
+  return [shape[0] for name, (shape, _) in fields.items() if name.endswith("inputs")]
 
 
 def peak_flops(device: jax.Device) -> float | None:

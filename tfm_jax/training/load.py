@@ -1,19 +1,24 @@
 """Runs read back: `load_run` for decoding, evaluation, export and notebooks."""
 
 import dataclasses
+import logging
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
 from tfm_jax.errors import UserError
+from tfm_jax.models.heads import HEAD_PARAMETERS
 from tfm_jax.models.model import Model, Params
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers import Tokenizer, load_tokenizer
 from tfm_jax.training.build import build_model
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.config import Config, from_dict
+from tfm_jax.training.config import Config, from_dict, with_model_resolved
 from tfm_jax.training.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Run:
   config: Config
   model: Model
   params: Params
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None  # none in runs imported without one
   step: int
 
 
@@ -39,12 +44,12 @@ def load_run(workdir: epath.PathLike, step: int | None = None, strategy: str | N
     UserError: there is no such run or checkpoint, or it is damaged.
   """
   run = RunDirectory(workdir)
-  config = from_dict(run.read_config())
-  tokenizer = load_tokenizer(run.tokenizer)
+  config = with_model_resolved(from_dict(run.read_config()))
+  tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer.exists() else None
   sharding = ShardingConfig(strategy=strategy or "dp")
   devices = jax.devices() if strategy else jax.local_devices()[:1]
   config = dataclasses.replace(config, sharding=sharding)
-  model = build_model(config, tokenizer.vocab_size, devices)
+  model = build_model(config, tokenizer.vocab_size if tokenizer else 0, devices)
   step, params = load_params(run, model, step)
   return Run(config, model, params, tokenizer, step)
 
@@ -55,9 +60,61 @@ def load_params(run: RunDirectory, model: Model, step: int | None = None) -> tup
     step = checkpoints.latest() if step is None else step
     if step is None:
       raise UserError(f"{run.path} has no checkpoint yet")
-    abstract = jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      model.shapes(),
-      model.shardings(),
-    )
-    return step, checkpoints.restore(step, {"params": abstract})["params"]
+    return step, checkpoints.restore(step, {"params": abstract_params(model)})["params"]
+
+
+def abstract_params(model: Model) -> Any:
+  """The parameters as shapes with their shardings."""
+  place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  return jax.tree.map(place, model.shapes(), model.shardings())
+
+
+def initial_params(run: RunDirectory, model: Model, seed: int) -> Any:
+  """The parameters of a run's last checkpoint, for another run to start from: its head may be another.
+
+  Parameters of the head that the run does not have, or has in another shape, start afresh; what this model has no
+  use for is left behind. Both are said. Raises UserError for a difference outside the head.
+  """
+  with Checkpoints(run.checkpoints) as checkpoints:
+    step = checkpoints.latest()
+    if step is None:
+      raise UserError(f"{run.path} has no checkpoint yet")
+    wanted, stored = flat(abstract_params(model)), checkpoints.shapes(step, "params")
+    fresh = {p for p in wanted if _of_head(p) and (p not in stored or stored[p].shape != wanted[p].shape)}
+    left = {p for p in stored if _of_head(p) and (p not in wanted or p in fresh)}
+    asked = {p: leaf for p, leaf in wanted.items() if p not in fresh} | {p: stored[p] for p in left}
+    log.info("parameters of %s, step %d", run.path, step)
+    restored = flat(checkpoints.restore(step, {"params": nested(asked)})["params"])
+  if left - fresh:
+    log.info("left behind: %s", ", ".join(sorted(left - fresh)))
+  if fresh:
+    log.info("starting afresh: %s", ", ".join(sorted(fresh)))
+  return nested({p: restored[p] for p in wanted if p not in fresh} | fresh_params(model, seed, fresh))
+
+
+def fresh_params(model: Model, seed: int, paths: Collection[str]) -> dict[str, jax.Array]:
+  """Fresh parameters at some paths alone, each where the strategy puts it."""
+  shardings = flat(model.shardings())
+  pick = lambda key: {path: leaf for path, leaf in flat(model.init(key)).items() if path in paths}
+  return jax.jit(pick, out_shardings={path: shardings[path] for path in paths})(jax.random.key(seed)) if paths else {}
+
+
+def _of_head(path: str) -> bool:
+  return path.split("/")[0] in HEAD_PARAMETERS
+
+
+def flat(tree: Any) -> dict[str, Any]:
+  """Leaves by path, as "blocks/attn/wq"."""
+  return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """The tree of `flat`."""
+  tree: dict[str, Any] = {}
+  for path, leaf in leaves.items():
+    *parents, name = path.split("/")
+    place = tree
+    for parent in parents:
+      place = place.setdefault(parent, {})
+    place[name] = leaf
+  return tree

@@ -19,7 +19,7 @@ from tfm_jax.training.build import build_model, build_optimizer
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, resolve, to_dict
 from tfm_jax.training.interruption import Interrupted, Interruption
-from tfm_jax.training.load import load_params
+from tfm_jax.training.load import initial_params
 from tfm_jax.training.memory import choose_microbatches
 from tfm_jax.training.meter import Meter, Profiler
 from tfm_jax.training.optimizer import schedule
@@ -163,15 +163,14 @@ class _Start:
       return TrainState(**self.checkpoints.restore(latest, self.abstract._asdict()))
     params = None
     if config.init_from:
-      step, params = load_params(RunDirectory(config.init_from), self.model)
-      log.info("parameters of %s, step %d", config.init_from, step)
+      params = initial_params(RunDirectory(config.init_from), self.model, config.seed)
     return init_state(self.model, self.tx, config.seed, params)
 
   def _meter(self, tracker: Tracker) -> Meter:
     """The meter of this run; says once what its figures mean."""
     config, placement, fields = self.config, self.model.placement, self.task.fields
-    row = flops.row_flops(config.model, self.model.vocab_size, fields, transform=config.family == "bert")
-    inputs = [shape[0] for name, (shape, _) in fields.items() if name.endswith("inputs")]
+    row = flops.row_flops(config.model, self.model.vocab_size, fields)
+    inputs = flops.sequence_lengths(config.model, fields)
     peak = flops.peak_flops(placement.mesh.devices.flat[0])
     step, seen = (human_count(count * config.train.batch_size) for count in row)
     total = peak and peak * placement.mesh.size

@@ -14,6 +14,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.training.agreement import exchange
+from tfm_jax.training.flops import sequence_lengths
 from tfm_jax.training.tracking import human_bytes
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def row_bytes(model: Model, fields: Fields) -> int:
   """
   c = model.config
   D, HK, F, item = c.embed_dim, c.num_heads * c.head_features, c.mlp_features, c.compute_dtype.itemsize
-  lengths = {name: shape[0] for name, (shape, _) in fields.items() if shape}
+  lengths = sequence_lengths(c, fields)
   split = model.placement.mesh.shape["model"]
 
   def kept(queries: int, keys: int, attentions: int) -> float:
@@ -73,11 +74,11 @@ def row_bytes(model: Model, fields: Fields) -> int:
     """What one block needs while it is computed: float32 logits and their gradient, twice its widest layer."""
     return queries * keys * c.num_heads / split * 12 + queries * (4 * D + 4 * F / split) * item
 
-  if "inputs" in lengths:
-    T, targets = lengths["inputs"], lengths["targets"]
+  if len(lengths) == 1:
+    T, targets = lengths[0], math.prod(fields["targets"][0])
     stacks = [(c.num_layers, T, kept(T, T, 1), working(T, T))]
   else:
-    S, T = lengths["encoder_inputs"], lengths["decoder_inputs"]
+    S, T = lengths
     targets = T
     crossing = T * S * c.num_heads / split * item * (2 if c.attention_dropout else 1)
     decoder = kept(T, T, 2) + crossing

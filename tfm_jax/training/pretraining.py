@@ -9,10 +9,11 @@ from etils import epath
 
 from tfm_jax.data.dataset import batches, unigram_entropy
 from tfm_jax.data.prepare import prepare
+from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.training import samples
 from tfm_jax.training.config import Config
-from tfm_jax.training.loss import LossFunction, pretraining_loss
+from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.task import Batch
 
 
@@ -25,6 +26,9 @@ class Pretraining:
   """
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
+    if config.model.head not in ("lm", "pretraining") or config.model.patch_size:
+      remedy = "" if config.model.patch_size else ": set model.head=lm (its output layer starts afresh)"
+      raise UserError(f"model.head={config.model.head} has nothing to learn from unlabelled text{remedy}")
     prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer)
     self._config = config
     self._train = prepared.train(config.train.batch_size)
@@ -46,7 +50,7 @@ class Pretraining:
 
   def loss(self, model: Model) -> LossFunction:
     """See `Task`."""
-    return pretraining_loss(model, self._config.loss)
+    return make_loss(model, self._config.loss)
 
   def eval_metrics(self, loss: float) -> dict[str, float]:
     """Perplexity, the entropy of the targets' unigram distribution in nats, and bits per byte of text where each token

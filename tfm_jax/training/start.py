@@ -19,7 +19,7 @@ from tfm_jax.cache import cache_dir
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.training.agreement import differing, together
-from tfm_jax.training.config import Config, changed_keys, to_dict
+from tfm_jax.training.config import Config, changed_keys, from_dict, to_dict, with_model_resolved
 from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.task import Task
 from tfm_jax.training.tracking import ParameterRow, parameter_table
@@ -80,7 +80,8 @@ def check_same_data(task: Task) -> None:
 def check_resumable(run: RunDirectory, config: Config) -> None:
   """UserError if the run that stands here was started with another configuration, naming what differs."""
   if run.exists:
-    stored, asked = run.read_config(), to_dict(config)
+    # Keys that are newer than the run have the values that it was made with.
+    stored, asked = to_dict(with_model_resolved(from_dict(run.read_config()))), to_dict(config)
     changed = changed_keys(stored, asked)
     if changed:
       raise UserError(
@@ -107,7 +108,7 @@ def stored_tokenizer(run: RunDirectory, config: Config) -> epath.Path | None:
     source = RunDirectory(config.init_from)
     if not source.exists:
       raise UserError(f"init_from={config.init_from} is no run directory: it has no config.json")
-    return source.tokenizer
+    return source.tokenizer if source.tokenizer.exists() else None
   return None
 
 
