@@ -1,0 +1,1 @@
+"""Weights and tokenizers to and from Hugging Face: one table a family, no torch."""

@@ -1,0 +1,106 @@
+"""ModernBERT: queries, keys and values in one tensor, as are the two halves of its gate."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfm_jax.errors import UserError
+from tfm_jax.hf.bert import HEADS
+from tfm_jax.hf.table import Family, Key, Row, linear, norm, same
+from tfm_jax.models.config import ModelConfig
+
+KEYS = (
+  Key("num_layers", "num_hidden_layers", 22),
+  Key("embed_dim", "hidden_size", 768),
+  Key("num_heads", "num_attention_heads", 12),
+  Key("mlp_dim", "intermediate_size", 1152),
+  Key("vocab_size", "vocab_size", 50_368),
+  Key("max_positions", "max_position_embeddings", 8192),
+  Key("activation", "hidden_activation", "gelu"),
+  Key("head_activation", "classifier_activation", "gelu"),
+  Key("dropout", "embedding_dropout", 0.0),
+  Key("attention_dropout", "attention_dropout", 0.0),
+  Key("norm_epsilon", "norm_eps", 1e-5),
+  Key("qkv_bias", "attention_bias", False),
+  Key("out_bias", "attention_bias", False),
+  Key("mlp_bias", "mlp_bias", False),
+  Key("norm_bias", "norm_bias", False),
+  Key("transform_bias", "classifier_bias", False),
+  Key("head_bias", "decoder_bias", True),
+  Key("tied", "tie_word_embeddings", True),
+)
+THETAS = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
+
+
+def rows(c: ModelConfig) -> list[Row]:
+  """The table. The first block's first norm does not exist there; ours is left as it was made."""
+  layer = "model.layers.{}"
+  return [
+    *same("embed/token", "model.embeddings.tok_embeddings.weight"),
+    *norm("embed/norm", "model.embeddings.norm"),
+    *norm("blocks/attn_norm", f"{layer}.attn_norm"),
+    *linear("blocks/attn/*q blocks/attn/*k blocks/attn/*v", f"{layer}.attn.Wqkv"),
+    *linear("blocks/attn/*o", f"{layer}.attn.Wo"),
+    *norm("blocks/mlp_norm", f"{layer}.mlp_norm"),
+    *linear("blocks/mlp/*i blocks/mlp/*g", f"{layer}.mlp.Wi"),
+    *linear("blocks/mlp/*o", f"{layer}.mlp.Wo"),
+    *norm("final_norm", "model.final_norm"),
+    *linear("head/dense/*", "head.dense"),
+    *norm("head/norm", "head.norm"),
+    *same("head/w", "decoder.weight"),
+    *same("head/bias", "decoder.bias"),
+    *linear("classifier/*", "classifier", layout="as is"),
+  ]
+
+
+def to_ours(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+  """Which layers have a window, its size, the bases of both kinds' rotations, and how rows are pooled."""
+  layers = ours["num_layers"] if isinstance(ours["num_layers"], int) else 0
+  types = theirs.get("layer_types")
+  every = theirs.get("global_attn_every_n_layers", 3)
+  if types is not None:
+    full = [i for i, kind in enumerate(types) if kind == "full_attention"]
+    every = (full[1] if len(full) > 1 else layers) if full else 0
+    if len(types) != layers or full != (list(range(0, layers, every)) if every else []):
+      raise UserError(f"config.json: layer_types={types} has no full attention in every n-th layer from the first")
+  rope = theirs.get("rope_parameters") or {}
+  bases = {}
+  for kind, (key, default) in THETAS.items():
+    one = rope.get(kind) or {}
+    if one.get("rope_type", "default") != "default":
+      raise UserError(f"config.json: rope_type={one['rope_type']!r} of {kind} is not supported, only 'default' is")
+    bases[kind] = float(one.get("rope_theta") or theirs.get(key) or default)
+  return {
+    "window": theirs.get("local_attention", 128) // 2 if every != 1 else 0,
+    "global_every": every if every != 1 else 0,
+    "rotary_base": bases["full_attention"],
+    "local_rotary_base": bases["sliding_attention"],
+    "pooling": {"cls": "first"}.get(theirs.get("classifier_pooling", "cls"), theirs.get("classifier_pooling")),
+  }
+
+
+def to_theirs(c: ModelConfig) -> dict[str, Any]:
+  """The same."""
+  full = [not c.window or (bool(c.global_every) and i % c.global_every == 0) for i in range(c.num_layers)]
+  return {
+    "layer_types": ["full_attention" if whole else "sliding_attention" for whole in full],
+    "local_attention": 2 * c.window or 128,
+    "rope_parameters": {
+      "full_attention": {"rope_type": "default", "rope_theta": c.rotary_base},
+      "sliding_attention": {"rope_type": "default", "rope_theta": c.local_rotary_base},
+    },
+    "classifier_pooling": {"first": "cls"}.get(c.pooling, c.pooling),
+    "mlp_dropout": c.dropout,
+  }
+
+
+MODERNBERT = Family(
+  model_types=("modernbert",),
+  architectures={**{f"ModernBert{name}": head for name, head in HEADS.items()}, "ModernBertModel": "none"},
+  prefix="model.",
+  keys=KEYS,
+  rows=rows,
+  output="decoder.weight",
+  table="model.embeddings.tok_embeddings.weight",
+  to_ours=to_ours,
+  to_theirs=to_theirs,
+)
