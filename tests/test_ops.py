@@ -161,15 +161,19 @@ def test_hash_is_a_bijection_and_avalanches():
 
 def test_masks_as_matrices():
   segments = jnp.array([[1, 1, 2, 0]])
-  same = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+  # Padding, the last row, sees every segment: its outputs are of no use, and equal those of others.
+  same = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0]]
   np.testing.assert_array_equal(attention_mask(segments, segments, False, 4, 4)[0], np.array(same, bool))
-  causal = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+  causal = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0]]
   np.testing.assert_array_equal(attention_mask(segments, segments, True, 4, 4)[0], np.array(causal, bool))
   np.testing.assert_array_equal(attention_mask(None, None, True, 3, 3)[0], np.tri(3, dtype=bool))
   keys = jnp.array([[1, 2, 2, 0, 0]])  # of an encoder, which the decoder's queries see
-  cross = [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
+  cross = [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
   np.testing.assert_array_equal(attention_mask(segments, keys, False, 4, 5)[0], np.array(cross, bool))
   assert attention_mask(None, None, False, 3, 5) is None
+  near = [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
+  np.testing.assert_array_equal(attention_mask(None, None, False, 4, 4, window=1)[0], np.array(near, bool))
+  np.testing.assert_array_equal(attention_mask(None, None, True, 4, 4, window=1)[0], np.tril(near).astype(bool))
 
 
 def test_attention_against_numpy():

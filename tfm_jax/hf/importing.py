@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -139,7 +140,7 @@ def read_params(model: Model, plan: Plan, files: TensorFiles) -> Any:
     shape, tensors = shapes[path], plan.sources[path].tensors
 
     def part(index: Any) -> np.ndarray:
-      made = np.empty([len(range(*p.indices(n))) for p, n in zip(index, shape, strict=True)], np.float32)
+      made = _empty([len(range(*p.indices(n))) for p, n in zip(index, shape, strict=True)])
       if param_axes(path).layers:
         for place, layer in enumerate(range(*index[0].indices(shape[0]))):
           made[place] = one(path, tensors[layer], index[1:])
@@ -151,3 +152,11 @@ def read_params(model: Model, plan: Plan, files: TensorFiles) -> Any:
 
   made = fresh_params(model, 0, plan.fresh) | {path: make(path) for path in plan.sources}
   return nested({path: made[path] for path in shapes})
+
+
+def _empty(shape: Sequence[int]) -> np.ndarray:
+  """An array of float32 that JAX on a CPU takes over as it is: memory at other places than 64 n it would copy."""
+  size = 4 * math.prod(shape)
+  memory = np.empty(size + 64, np.uint8)
+  start = -memory.ctypes.data % 64
+  return memory[start : start + size].view(np.float32).reshape(shape)

@@ -80,6 +80,11 @@ def check_same_data(task: Task) -> None:
 def check_resumable(run: RunDirectory, config: Config) -> None:
   """UserError if the run that stands here was started with another configuration, naming what differs."""
   if run.exists:
+    if any("imported" in entry for entry in run.starts()):
+      raise UserError(
+        f"{run.path} holds imported parameters, which are no run to go on with: choose another --workdir, and start "
+        f"from them by --config.init_from={run.path}"
+      )
     # Keys that are newer than the run have the values that it was made with.
     stored, asked = to_dict(with_model_resolved(from_dict(run.read_config()))), to_dict(config)
     changed = changed_keys(stored, asked)

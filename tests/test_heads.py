@@ -1,0 +1,176 @@
+"""Heads: their losses count every dot, reach every parameter, and are the same on every mesh."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_memory import dots
+from tiny import SIZES, placement
+
+from tfm_jax.compare.program import random_batch
+from tfm_jax.errors import UserError
+from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.heads import HEAD_PARAMETERS, HEADS
+from tfm_jax.models.model import Model, resolve_model
+from tfm_jax.sharding.placement import single_device
+from tfm_jax.training import flops
+from tfm_jax.training.labelled import LABELLED, label_count, labelled_fields
+from tfm_jax.training.loss import LOSSES, LossConfig, make_loss
+
+VOCAB, LENGTH, ROWS = 250, 12, 8
+PLAIN = {"dropout": 0.0, "attention_dropout": 0.0, "dtype": "float32"}
+IMAGES = {"image_height": 8, "image_width": 12, "patch_size": 4, "max_positions": 0}
+CASES = {
+  "bert rows": ("bert", {"head": "sequence_classification", "num_labels": 3}),
+  "bert number": ("bert", {"head": "sequence_classification", "num_labels": 1}),
+  "distilbert tokens": ("distilbert", {"head": "token_classification", "num_labels": 5}),
+  "roberta answers": ("roberta", {"head": "question_answering"}),
+  "electra replaced": ("electra", {"head": "replaced_token_detection", "embedding_dim": 16}),
+  "modernbert mean": ("modernbert", {"head": "sequence_classification", "pooling": "mean", "window": 2}),
+  "modernbert tokens": ("modernbert", {"head": "token_classification", "window": 2, "global_every": 2}),
+  "vit": ("vit", {"head": "sequence_classification", "num_labels": 10, **IMAGES}),
+}
+
+
+def make(case, st=None):
+  family, changes = CASES[case]
+  config = resolve_model(family, ModelConfig(**(SIZES | PLAIN | changes)))
+  return Model(family, config, st or single_device(), 0 if config.patch_size else VOCAB)
+
+
+@functools.cache
+def fields(case):
+  return labelled_fields(make(case).config, LENGTH)
+
+
+def batch_of(case):
+  made = random_batch(fields(case), ROWS, VOCAB, classes=label_count(make(case).config, LENGTH))
+  if "segment_ids" in made:
+    made["segment_ids"][:, -2:] = 0
+  return made
+
+
+@functools.cache
+def params_of(case):
+  """Fresh parameters, disturbed: a classifier of zeros hides what comes before it."""
+  fresh = jax.jit(make(case).init)(jax.random.key(0))
+  return jax.tree.map(lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), fresh)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_gradient(model, params, batch):
+  def mean(params):
+    sums = make_loss(model, LossConfig())(params, batch, None)
+    return sums.loss / sums.weight
+
+  return jax.value_and_grad(mean)(params)
+
+
+def test_every_head_that_has_targets_has_a_loss():
+  assert set(LOSSES) == set(HEADS) - {"none", "pooled"} and set(LABELLED) < set(LOSSES)
+  config = resolve_model("bert", ModelConfig(**SIZES, head="none"))
+  with pytest.raises(ValueError, match="head=none"):
+    make_loss(Model("bert", config, single_device(), VOCAB), LossConfig())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_formula_counts_every_dot(case):
+  model, batch = make(case), batch_of(case)
+  loss = make_loss(model, LossConfig())
+  program = jax.make_jaxpr(jax.grad(lambda params: loss(params, batch, None).loss))(model.shapes())
+  row = flops.row_flops(model.config, VOCAB, fields(case))
+  assert dots(program.jaxpr) / ROWS == pytest.approx(row.full, rel=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_parameter_has_a_gradient(case):
+  _, gradient = loss_and_gradient(make(case), params_of(case), batch_of(case))
+  for path, x in jax.tree.leaves_with_path(gradient):
+    assert np.isfinite(x).all() and np.abs(x).max() > 0, path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mesh_changes_nothing(case):
+  loss, gradient = loss_and_gradient(make(case), params_of(case), batch_of(case))
+  model = make(case, placement("fsdp_tp", 8))
+  params = jax.device_put(params_of(case), model.shardings())
+  batch = jax.device_put(batch_of(case), model.placement.sharding(("batch",)))
+  loss_8, gradient_8 = loss_and_gradient(model, params, batch)
+  np.testing.assert_allclose(loss_8, loss, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(b).max())), gradient_8, gradient)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "vit"])
+def test_padding_counts_for_nothing(case):
+  """Other tokens in the padding change no row's class and no other token's."""
+  model, batch = make(case), batch_of(case)
+  changed = batch | {"inputs": np.where(batch["segment_ids"] == 0, (batch["inputs"] + 1) % VOCAB, batch["inputs"])}
+  before, after = (np.asarray(model.logits(params_of(case), b)) for b in (batch, changed))
+  if before.shape[:2] == batch["inputs"].shape:
+    before, after = before[batch["segment_ids"] > 0], after[batch["segment_ids"] > 0]
+  np.testing.assert_allclose(before, after, atol=1e-6)
+
+
+def test_windows_reach_as_far_as_they_say():
+  """One local layer: a token is seen from `window` places away, and from no further."""
+  config = resolve_model(
+    "modernbert", ModelConfig(**(SIZES | PLAIN | {"num_layers": 1, "window": 2, "global_every": 0, "head": "none"}))
+  )
+  model = Model("modernbert", config, single_device(), VOCAB)
+  params = jax.jit(model.init)(jax.random.key(0))
+  ids = np.arange(LENGTH, dtype=np.int32)[None] + 5
+  other = ids.copy()
+  other[0, 6] += 50
+  hidden = jax.jit(lambda ids: model.outputs(params, {"inputs": ids})["hidden"])
+  moved = np.abs(hidden(ids) - hidden(other)).max(-1)[0] > 1e-7
+  np.testing.assert_array_equal(moved, np.abs(np.arange(LENGTH) - 6) <= 2)
+
+
+def test_global_layers_see_everything():
+  config = make("modernbert tokens").config
+  for layers, everywhere in ((1, True), (2, True)):
+    one = dataclasses.replace(config, num_layers=layers, head="none")
+    model = Model("modernbert", one, single_device(), VOCAB)
+    params = jax.jit(model.init)(jax.random.key(0))
+    ids = np.arange(LENGTH, dtype=np.int32)[None] + 5
+    other = ids.copy()
+    other[0, 0] += 50
+    hidden = jax.jit(lambda ids, model=model, params=params: model.outputs(params, {"inputs": ids})["hidden"])
+    assert (np.abs(hidden(ids) - hidden(other)).max(-1)[0] > 1e-7).all() == everywhere
+
+
+def test_a_regression_is_the_squared_error():
+  case = "bert number"
+  batch = batch_of(case)
+  batch["targets"] = np.linspace(-1, 2, ROWS, dtype=np.float32)
+  sums = make_loss(make(case), LossConfig())(params_of(case), batch, None)
+  y = np.asarray(make(case).logits(params_of(case), batch))[:, 0]
+  np.testing.assert_allclose(sums.loss / sums.weight, np.square(y - batch["targets"]).mean(), rtol=1e-5)
+
+
+def test_the_names_of_the_heads_parameters_are_complete():
+  """Whatever differs between two heads of a model belongs to a head, so another run may start without it."""
+  base = make("bert rows").config
+  trees = [
+    {p[0].key for p, _ in jax.tree.leaves_with_path(Model("bert", c, single_device(), VOCAB).shapes())}
+    for c in (dataclasses.replace(base, head=head) for head in HEADS)
+  ]
+  assert set.union(*trees) - set.intersection(*trees) <= set(HEAD_PARAMETERS)
+
+
+@pytest.mark.parametrize(
+  ("family", "changes", "names"),
+  [
+    ("bert", {"head": "classify"}, "model.head"), ("t5", {"head": "token_classification"}, "family=t5"),
+    ("vit", {"head": "lm", **IMAGES}, "family=vit"), ("bert", {"labels": "a|b|c"}, "model.labels"),
+    ("vit", {**IMAGES, "head": "none", "image_width": 13}, "model.image_width"),
+    ("gpt", {"embedding_dim": 16}, "model.embedding_dim"), ("modernbert", {"attention": "splash"}, "model.window"),
+    ("bert", {"pooler": "sigmoid"}, "model.pooler"), ("bert", {"head": "sequence_classification", "num_labels": 0}, "num"),
+  ],
+)  # fmt: skip
+def test_impossible_heads_are_refused_by_name(family, changes, names):
+  with pytest.raises(UserError, match=names):
+    resolve_model(family, ModelConfig(**(SIZES | PLAIN | changes)))
