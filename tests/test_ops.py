@@ -241,7 +241,9 @@ def test_rotary_scores_depend_on_distance_alone_and_keep_norms():
 
   assert score(5, 3) == pytest.approx(score(12, 10), abs=1e-5)
   assert score(5, 3) != pytest.approx(score(5, 4), abs=1e-3)
-  np.testing.assert_allclose(jnp.linalg.norm(positions.rotate(q, jnp.array([[9]]), rates)), jnp.linalg.norm(q), rtol=1e-6)
+  np.testing.assert_allclose(
+    jnp.linalg.norm(positions.rotate(q, jnp.array([[9]]), rates)), jnp.linalg.norm(q), rtol=1e-6
+  )
   np.testing.assert_array_equal(positions.rotate(q, jnp.array([[0]]), rates), q)
 
 
@@ -298,3 +300,15 @@ def test_positions_number_the_elements_in_row_major_order(shape, first):
   index = np.broadcast_to(np.asarray(hashing.positions(tuple(shape), first)), shape)
   size = math.prod(shape[first:])
   np.testing.assert_array_equal(index.reshape(-1, size), np.tile(np.arange(size), (math.prod(shape[:first]), 1)))
+
+
+def test_rotary_rates_are_stretched_where_they_should_be():
+  plain = positions.rotary_rates(16, 500.0)
+  np.testing.assert_allclose(positions.rotary_rates(16, 500.0, factor=4.0), plain / 4, rtol=1e-6)
+  # Llama 3: of an original length of 64, waves shorter than 64 / 4 stay, and those longer than 64 / 1 are stretched.
+  made = positions.rotary_rates(16, 500.0, factor=8.0, original=64, low=1.0, high=4.0)
+  waves = 2 * np.pi / plain
+  np.testing.assert_allclose(made[waves < 16], plain[waves < 16], rtol=1e-6)
+  np.testing.assert_allclose(made[waves > 64], plain[waves > 64] / 8, rtol=1e-6)
+  between = (waves > 16) & (waves < 64)
+  assert between.any() and (made[between] < plain[between]).all() and (made[between] > plain[between] / 8).all()

@@ -1,6 +1,7 @@
 """The README's commands and snippets name what exists."""
 
 import ast
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.training.command import parse
-from tfm_jax.training.config import all_keys, load, resolve
+from tfm_jax.training.config import Config, all_keys, load, resolve, to_dict
 from train import FLAGS
 
 ROOT = Path(__file__).parent.parent
@@ -25,11 +26,16 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_training_commands_parse_into_a_valid_configuration(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_commands_parse_into_a_valid_configuration(
+  command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
   monkeypatch.chdir(ROOT)
-  arguments = shlex.split(command.split("train.py", 1)[1])
-  flags = parse(arguments, FLAGS)
-  resolve(load(flags.require("config"), flags.overrides))
+  flags = parse(shlex.split(command.split("train.py", 1)[1]), FLAGS)
+  config = flags.require("config")
+  if config.startswith("runs/"):  # a run directory, which commands before it make
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(Config())))
+    config = str(tmp_path)
+  resolve(load(config, flags.overrides))
 
 
 def test_there_are_commands_to_check() -> None:

@@ -16,7 +16,6 @@ from tfm_jax.hf.table import Row
 from tfm_jax.hf.tensors import NewTensor, half_made, write_tensors
 from tfm_jax.hf.tokenizer import write_tokenizer
 from tfm_jax.models.model import Model
-from tfm_jax.text.tokenizers import Tokenizer
 from tfm_jax.training.load import Run, flat, load_run
 from tfm_jax.training.tracking import human_bytes
 
@@ -59,14 +58,20 @@ def export_checkpoint(
 def config_json(run: Run, dtype: str) -> dict[str, Any]:
   """config.json of a run's model. Raises UserError."""
   theirs = config_to(run.model.config, run.config.family)
-  theirs |= {"vocab_size": run.model.vocab_size} if run.model.vocab_size else {}
-  return {**_special_ids(run.tokenizer), **theirs, "dtype": dtype}
+  if run.model.vocab_size:
+    theirs = {**_special_ids(run), **theirs, "vocab_size": run.model.vocab_size}
+  return {**theirs, "dtype": dtype}
 
 
-def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
-  """The ids of special tokens, null where the tokenizer has none."""
-  ids = {name: getattr(tokenizer, name) if tokenizer else -1 for name in ("pad_id", "bos_id", "eos_id")}
-  return {name.replace("_id", "_token_id"): id if id >= 0 else None for name, id in ids.items()}
+def _special_ids(run: Run) -> dict[str, Any]:
+  """The ids of special tokens, null where the tokenizer has none, and what a decoder starts with."""
+  ids = {f"{name}_token_id": getattr(run.tokenizer, f"{name}_id", -1) for name in ("pad", "bos", "eos")}
+  made: dict[str, Any] = {name: id if id >= 0 else None for name, id in ids.items()}
+  if run.model.encoder_decoder:
+    # As objectives.seq2seq and span_corruption start targets; T5's padding is 0.
+    bos = made["bos_token_id"] if run.config.objective.name == "seq2seq" else None
+    made["decoder_start_token_id"] = next((id for id in (bos, made["pad_token_id"]) if id is not None), 0)
+  return made
 
 
 def new_tensors(model: Model, params: Any, dtype: np.dtype) -> Iterator[NewTensor]:

@@ -75,7 +75,7 @@ def to_ours(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any
 
 
 def to_theirs(c: ModelConfig) -> dict[str, Any]:
-  """The same, and what generation starts with."""
+  """The same."""
   name = their_activation(c.activation)
   name = {"gelu_new": "gelu", "gelu": "gelu_python"}.get(name, name) if c.gated else name
   return {
@@ -83,7 +83,6 @@ def to_theirs(c: ModelConfig) -> dict[str, Any]:
     "feed_forward_proj": f"gated-{name}" if c.gated else name,
     "scale_decoder_outputs": c.scale_output,
     "is_encoder_decoder": True,
-    "decoder_start_token_id": 0,
   }
 
 

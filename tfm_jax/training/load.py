@@ -32,19 +32,25 @@ class Run:
   step: int
 
 
-def load_run(workdir: epath.PathLike, step: int | None = None, strategy: str | None = None) -> Run:
+def load_run(
+  workdir: epath.PathLike, step: int | None = None, strategy: str | None = None, dtype: str | None = None
+) -> Run:
   """The model of a run directory at one of its checkpoints.
 
   Args:
     workdir: the run directory.
     step: which checkpoint; None: the last.
     strategy: how to lay out the parameters over all devices; None: on one device.
+    dtype: what to compute in, bfloat16 or float32; None: as the run did.
 
   Raises:
     UserError: there is no such run or checkpoint, or it is damaged.
   """
   run = RunDirectory(workdir)
-  config = with_model_resolved(from_dict(run.read_config()))
+  config = from_dict(run.read_config())
+  config = with_model_resolved(
+    dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype or config.model.dtype))
+  )
   tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer.exists() else None
   sharding = ShardingConfig(strategy=strategy or "dp")
   devices = jax.devices() if strategy else jax.local_devices()[:1]
