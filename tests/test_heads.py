@@ -168,7 +168,7 @@ def test_the_names_of_the_heads_parameters_are_complete():
     ("vit", {"head": "lm", **IMAGES}, "family=vit"), ("bert", {"labels": "a|b|c"}, "model.labels"),
     ("vit", {**IMAGES, "head": "none", "image_width": 13}, "model.image_width"),
     ("gpt", {"embedding_dim": 16}, "model.embedding_dim"), ("modernbert", {"attention": "splash"}, "model.window"),
-    ("bert", {"pooler": "sigmoid"}, "model.pooler"), ("bert", {"head": "sequence_classification", "num_labels": 0}, "num"),
+    ("bert", {"pooler": "sigmoid"}, "model.pooler"), ("bert", {"num_labels": 0}, "model.num_labels"),
   ],
 )  # fmt: skip
 def test_impossible_heads_are_refused_by_name(family, changes, names):

@@ -17,6 +17,7 @@ from tfm_jax.hf.tensors import NewTensor, half_made, write_tensors
 from tfm_jax.hf.tokenizer import write_tokenizer
 from tfm_jax.models.model import Model
 from tfm_jax.training.load import Run, flat, load_run
+from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.tracking import human_bytes
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def export_checkpoint(
   if dtype not in DTYPES:
     raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
   run = load_run(workdir, step)
-  config = config_json(run, dtype)
+  imported = [entry["token_ids"] for entry in RunDirectory(workdir).starts() if "imported" in entry]
+  config = config_json(run, dtype) | (imported[0] if imported else {})
   with half_made(out) as directory:
     tensors = list(new_tensors(run.model, run.params, DTYPES[dtype]))
     write_tensors(directory, tensors)

@@ -156,7 +156,8 @@ def _normal(config: ModelConfig, field: str) -> Any:
     "head_dim": "head_features", "mlp_dim": "mlp_features", "num_kv_heads": "kv_heads",
     "embedding_dim": "embed_features", "decoder_layers": "decoder_depth",
   }  # fmt: skip
-  return getattr(config, derived.get(field, field))
+  value = getattr(config, derived.get(field, field))
+  return min(value, config.num_layers) if field == "global_every" else value  # where only the first layer sees all
 
 
 def _unused(c: ModelConfig, field: str) -> bool:

@@ -54,7 +54,8 @@ def import_checkpoint(
   begin = time.monotonic()
   run, directory = RunDirectory(workdir), epath.Path(source).expanduser()
   files = TensorFiles(source)
-  plan = plan_import(files, _read_config(directory), architecture)
+  theirs = _read_config(directory)
+  plan = plan_import(files, theirs, architecture)
   tokenizer = read_tokenizer(directory)
   config = run_config(plan, tokenizer, strategy)
   devices = jax.devices() if strategy else jax.local_devices()[:1]
@@ -65,7 +66,10 @@ def import_checkpoint(
       checkpoints.save(0, {"params": params})
     if run.writes and tokenizer is not None:
       tokenizer.save(run.tokenizer)
-    run.append_start({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": 0, "imported": plan.architecture})
+    # Ids of special tokens have no place in our configuration: an export reads them here.
+    ids = {key: value for key, value in theirs.items() if key.endswith("_token_id")}
+    about = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": 0, "imported": plan.architecture}
+    run.append_start({**about, "token_ids": ids})
     run.write_config(to_dict(config))  # last: with it, it is a run
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   log.info(

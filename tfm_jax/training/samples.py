@@ -31,7 +31,7 @@ def _fill_masks(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[
   """One mask of each row with its surroundings, what was there, and the three likeliest tokens."""
 
   def likeliest(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.top_k(jax.nn.softmax(model.logits(params, batch), -1), 3)
+    return jax.lax.top_k(jax.nn.softmax(_logits(model, params, batch, tokenizer), -1), 3)
 
   shares, ids = _run(model, likeliest, params, batch)
   lines = ["filled masks (what was there -> the likeliest):"]
@@ -57,7 +57,7 @@ def _continue(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[st
 
   def sample(params: Any, ids: Any) -> jax.Array:
     def step(at: jax.Array, ids: jax.Array) -> jax.Array:
-      logits = model.logits(params, {"inputs": ids})[0, at - 1] / 0.8
+      logits = _logits(model, params, {"inputs": ids}, tokenizer)[0, at - 1] / 0.8
       drawn = jax.random.categorical(jax.random.fold_in(jax.random.key(0), at), logits)
       return ids.at[0, at].set(drawn.astype(ids.dtype))
 
@@ -76,7 +76,7 @@ def _decode(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str,
 
   def decode(params: Any, batch: Any) -> jax.Array:
     def step(at: jax.Array, ids: jax.Array) -> jax.Array:
-      logits = model.logits(params, {**batch, "decoder_inputs": ids})[:, at - 1]
+      logits = _logits(model, params, {**batch, "decoder_inputs": ids}, tokenizer)[:, at - 1]
       return ids.at[:, at].set(logits.argmax(-1).astype(ids.dtype))
 
     started = jnp.asarray(batch["decoder_inputs"]).at[:, 1:].set(tokenizer.pad_id)
@@ -93,6 +93,11 @@ def _decode(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str,
     texts = (tokenizer.decode(ids) for ids in (source, wanted, answer))
     lines.append("  {} -> {} | {}".format(*(_line(text) for text in texts)))
   return lines
+
+
+def _logits(model: Model, params: Any, batch: Any, tokenizer: Tokenizer) -> jax.Array:
+  """Of the ids that the tokenizer has: the model may have rows for more."""
+  return model.logits(params, batch)[..., : tokenizer.vocab_size]
 
 
 def _run(model: Model, function: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
