@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 TRAIN_ARGS ?=
 PINS := setup.cfg pyproject.toml $(wildcard constraints-py*.txt)
 
-.PHONY: train test lint clean
+.PHONY: train test lint peers clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed
@@ -22,6 +22,16 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
+
+# Comparisons with transformers itself, which stays out of $(VENV): in an environment of its own.
+peers: $(VENV)/.installed-dev .venv-peers/.installed
+	TFM_PEERS_PYTHON=.venv-peers/bin/python $(VENV)/bin/python -m pytest -m peers $(PYTEST_ARGS)
+
+.venv-peers/.installed:
+	$(or $(PEERS_PYTHON),$(VENV)/bin/python) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --no-input --disable-pip-version-check \
+	  'torch>=2.13' 'transformers>=5.23' sentencepiece protobuf tiktoken
+	@touch $@
 
 clean:
 	rm -rf .venv* build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

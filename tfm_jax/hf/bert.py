@@ -128,7 +128,7 @@ ROBERTA = Family(
   output="lm_head.decoder.weight",
   table="roberta.embeddings.word_embeddings.weight",
   to_ours=roberta_to_ours,
-  to_theirs=lambda c: {"pad_token_id": c.position_offset - 1},
+  to_theirs=lambda c, kind: {"pad_token_id": c.position_offset - 1},
 )
 
 
@@ -168,5 +168,5 @@ ELECTRA = Family(
   output="generator_lm_head.weight",
   table="electra.embeddings.word_embeddings.weight",
   to_ours=electra_to_ours,
-  to_theirs=lambda c: {"embedding_size": c.embed_features},
+  to_theirs=lambda c, kind: {"embedding_size": c.embed_features},
 )

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -43,8 +43,7 @@ def export_checkpoint(
   if dtype not in DTYPES:
     raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
   run = load_run(workdir, step)
-  imported = [entry["token_ids"] for entry in RunDirectory(workdir).starts() if "imported" in entry]
-  config = config_json(run, dtype) | (imported[0] if imported else {})
+  config = config_json(run, dtype, RunDirectory(workdir).origin())
   with half_made(out) as directory:
     tensors = list(new_tensors(run.model, run.params, DTYPES[dtype]))
     write_tensors(directory, tensors)
@@ -57,12 +56,13 @@ def export_checkpoint(
   log.info("%s of step %d: %s in %s, %.1f s", config["architectures"][0], run.step, human_bytes(size), out, seconds)
 
 
-def config_json(run: Run, dtype: str) -> dict[str, Any]:
-  """config.json of a run's model. Raises UserError."""
-  theirs = config_to(run.model.config, run.config.family)
+def config_json(run: Run, dtype: str, origin: Mapping[str, Any]) -> dict[str, Any]:
+  """config.json of a run's model. `origin`: what its import noted. Raises UserError."""
+  theirs = config_to(run.model.config, run.config.family, origin.get("architecture", ""))
   if run.model.vocab_size:
     theirs = {**_special_ids(run), **theirs, "vocab_size": run.model.vocab_size}
-  return {**theirs, "dtype": dtype}
+  same_tokens = not run.config.tokenizer.path
+  return {**theirs, **(origin.get("token_ids", {}) if same_tokens else {}), "dtype": dtype}
 
 
 def _special_ids(run: Run) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The tables by our family's name, and configurations translated in both directions."""
 
+import contextlib
 import dataclasses
 import typing
 from collections.abc import Mapping
@@ -104,8 +105,13 @@ def _labels(theirs: Mapping[str, Any], head: str) -> dict[str, Any]:
   return {"num_labels": len(listed), "labels": "|".join(map(str, listed))}
 
 
-def config_to(config: ModelConfig, name: str) -> dict[str, Any]:
+def config_to(config: ModelConfig, name: str, architecture: str = "") -> dict[str, Any]:
   """The config.json of our configuration, without ids of special tokens.
+
+  Args:
+    config: our configuration.
+    name: our family's name.
+    architecture: what it once was there, which it stays where there are several that it could be.
 
   Raises:
     UserError: the family is not one of theirs, or a field has a value that their model does not have; it is named.
@@ -113,12 +119,22 @@ def config_to(config: ModelConfig, name: str) -> dict[str, Any]:
   if name not in FAMILIES:
     raise UserError(f"family={name} has no counterpart in transformers; exported are {', '.join(FAMILIES)}")
   family = FAMILIES[name]
+  if family.architectures.get(architecture) == config.head and len(family.model_types) > 1:
+    kind = next(kind for kind in family.model_types if architecture in family.architectures_of(kind))
+    with contextlib.suppress(UserError):  # it has changed since: another may have what is used
+      return _config_to(config, name, kind)
+  return _config_to(config, name, "")
+
+
+def _config_to(config: ModelConfig, name: str, kind: str) -> dict[str, Any]:
+  """The config.json with this model type; "": with any."""
+  family = FAMILIES[name]
   theirs: dict[str, Any] = {"model_type": family.model_types[0]}
   for key in family.keys:
     value = _normal(config, key.ours)
     if key.theirs not in theirs:
       theirs[key.theirs] = their_activation(value) if key.ours in _NAMED else value
-  theirs |= family.to_theirs(config)
+  theirs |= family.to_theirs(config, kind)
   kind = theirs["model_type"]
   theirs["architectures"] = [_architecture(family, config.head, kind, name)]
   if config.head in ("sequence_classification", "token_classification"):

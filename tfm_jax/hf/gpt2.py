@@ -47,5 +47,5 @@ GPT2 = Family(
   output="lm_head.weight",
   table="transformer.wte.weight",
   to_ours=lambda theirs, ours: {"mlp_dim": theirs.get("n_inner") or 4 * ours["embed_dim"]},
-  to_theirs=lambda c: {"n_inner": c.mlp_features, "embd_pdrop": c.dropout},
+  to_theirs=lambda c, kind: {"n_inner": c.mlp_features, "embd_pdrop": c.dropout},
 )

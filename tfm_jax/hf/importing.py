@@ -66,10 +66,11 @@ def import_checkpoint(
       checkpoints.save(0, {"params": params})
     if run.writes and tokenizer is not None:
       tokenizer.save(run.tokenizer)
-    # Ids of special tokens have no place in our configuration: an export reads them here.
+    # What has no place in our configuration, and an export of this run or of those that start from it wants to know.
     ids = {key: value for key, value in theirs.items() if key.endswith("_token_id")}
-    about = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": 0, "imported": plan.architecture}
-    run.append_start({**about, "token_ids": ids})
+    origin = {"architecture": plan.architecture, "token_ids": ids}
+    time_ = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    run.append_start({"time": time_, "step": 0, "imported": True, "origin": origin})
     run.write_config(to_dict(config))  # last: with it, it is a run
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   log.info(
@@ -138,7 +139,7 @@ def read_params(model: Model, plan: Plan, files: TensorFiles) -> Any:
     if not tensor:  # a norm that does not exist: as it would be made
       return float(path.endswith("/scale"))
     read = lambda region: files.read(tensor, region)
-    return plan.sources[path].row.read(path, index, shapes, files.shape(tensor), read, model.config.patch_size)
+    return plan.sources[path].row.read(path, index, shapes, model.vocab_size, read, model.config.patch_size)
 
   def make(path: str) -> jax.Array:
     shape, tensors = shapes[path], plan.sources[path].tensors

@@ -90,8 +90,8 @@ def _rotation(theirs: Mapping[str, Any]) -> dict[str, Any]:
   raise UserError(f"config.json: rope_type={kind!r} is not one of default, linear, llama3")
 
 
-def to_theirs(c: ModelConfig) -> dict[str, Any]:
-  """The same; the model type is the one that has what is used."""
+def to_theirs(c: ModelConfig, kind: str) -> dict[str, Any]:
+  """The same; without a model type that is wanted, it is the one that has what is used."""
   rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rotary_base}
   if c.rotary_original:
     rope |= {"rope_type": "llama3", "factor": c.rotary_factor, "low_freq_factor": c.rotary_low}
@@ -99,9 +99,11 @@ def to_theirs(c: ModelConfig) -> dict[str, Any]:
   elif c.rotary_factor != 1:
     rope |= {"rope_type": "linear", "factor": c.rotary_factor}
   shared = {"num_key_value_heads": c.kv_heads, "rope_parameters": rope}
-  if c.window:
-    return {"model_type": "mistral", **shared, "head_dim": c.head_features, "sliding_window": c.window + 1}
-  if c.qkv_bias and not c.out_bias:
+  kind = kind or ("mistral" if c.window else "qwen2" if c.qkv_bias and not c.out_bias else "llama")
+  if kind == "mistral":
+    window = c.window + 1 if c.window else None
+    return {"model_type": "mistral", **shared, "head_dim": c.head_features, "sliding_window": window}
+  if kind == "qwen2":
     return {"model_type": "qwen2", **shared, "use_sliding_window": False}
   return {
     "model_type": "llama", **shared, "head_dim": c.head_features, "attention_bias": c.qkv_bias, "mlp_bias": c.mlp_bias,

@@ -179,8 +179,9 @@ def _match(files: TensorFiles, names: Names, plan: Plan) -> Plan:
   shapes = _shapes(config, plan.family)
   wanted = list(_wanted(config, family, shapes))
   absent = [(row, name) for row, _, name in wanted if name not in names.found]
-  fresh = sorted({path for row, _ in absent if row.of_head for path in row.ours})
-  problems = {"missing": [name for row, name in absent if not row.of_head]}
+  there = {_part(row) for row, _, name in wanted if name in names.found}
+  fresh = sorted({path for row, _ in absent if row.of_head and _part(row) not in there for path in row.ours})
+  problems = {"missing": [name for row, name in absent if row.ours[0] not in fresh]}
   problems["misshapen"] = [
     f"{names.found[name]} {list(files.shape(names.found[name]))} instead of {list(shape)}"
     for row, _, name in wanted
@@ -210,6 +211,11 @@ def _match(files: TensorFiles, names: Names, plan: Plan) -> Plan:
       tensors = [names.found[row.name(n)] if row.exists(config, n) else "" for n in row.layers(shapes)]
       sources |= dict.fromkeys(row.ours, Source(row, tuple(tensors)))
   return plan._replace(sources=sources, fresh=fresh)
+
+
+def _part(row: Row) -> str:
+  """The first name of the row's parameters: of a head, such a part is there wholly or not at all."""
+  return row.ours[0].split("/")[0]
 
 
 def _leftovers(files: TensorFiles, names: Names, plan: Plan, used: set[str]) -> tuple[list[str], list[str]]:

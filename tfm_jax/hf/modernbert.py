@@ -78,7 +78,7 @@ def to_ours(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any
   }
 
 
-def to_theirs(c: ModelConfig) -> dict[str, Any]:
+def to_theirs(c: ModelConfig, kind: str) -> dict[str, Any]:
   """The same."""
   full = [not c.window or (bool(c.global_every) and i % c.global_every == 0) for i in range(c.num_layers)]
   return {

@@ -74,11 +74,12 @@ def to_ours(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any
   }
 
 
-def to_theirs(c: ModelConfig) -> dict[str, Any]:
+def to_theirs(c: ModelConfig, kind: str) -> dict[str, Any]:
   """The same."""
   name = their_activation(c.activation)
   name = {"gelu_new": "gelu", "gelu": "gelu_python"}.get(name, name) if c.gated else name
   return {
+    "model_type": kind or "t5",
     "num_decoder_layers": c.decoder_depth,
     "feed_forward_proj": f"gated-{name}" if c.gated else name,
     "scale_decoder_outputs": c.scale_output,

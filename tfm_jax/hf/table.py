@@ -93,7 +93,7 @@ class Row(NamedTuple):
     return made.reshape((1,) * self.ones + made.shape)
 
   def read(
-    self, path: str, index: Index, shapes: Shapes, stored: tuple[int, ...], read: Callable[[Index], np.ndarray],
+    self, path: str, index: Index, shapes: Shapes, vocab_size: int, read: Callable[[Index], np.ndarray],
     patch: int,
   ) -> np.ndarray:  # fmt: skip
     """A part of one layer of the parameter at `path`, read from the tensor: no more of it than is needed.
@@ -102,7 +102,7 @@ class Row(NamedTuple):
       path: one of `ours`.
       index: of the part, in the parameter's axes without that of layers.
       shapes: of our parameters.
-      stored: the tensor's shape in the file, which may have more rows of vocabulary than the model.
+      vocab_size: rows of the vocabulary: what the file may have beyond them only pads.
       read: index -> that part of the tensor.
       patch: pixels along a patch's side.
     """
@@ -122,10 +122,9 @@ class Row(NamedTuple):
     *front, last = ranges
     region = [*(slice(*r) for r in front), slice(last[0] + before, last[1] + before)]
     missing = 0
-    if self.of_vocabulary:  # the file's table may end earlier: rows that only pad are zeros
-      here = stored[self.ones]
-      missing = max(region[0].stop - max(here, region[0].start), 0)
-      region[0] = slice(min(region[0].start, here), min(region[0].stop, here))
+    if self.of_vocabulary:  # rows that only pad are zeros
+      missing = max(region[0].stop - max(vocab_size, region[0].start), 0)
+      region[0] = slice(min(region[0].start, vocab_size), min(region[0].stop, vocab_size))
     if self.layout == TRANSPOSED:
       region.reverse()
     values = read((*(slice(None),) * self.ones, *region))
@@ -213,7 +212,7 @@ class Family(NamedTuple):
     output: the tensor of the output layer, and
     table: that of the embedding table, with which it may be tied.
     to_ours: (config.json with defaults, our fields so far) -> more of our fields.
-    to_theirs: config -> more keys of config.json.
+    to_theirs: (config, model type that is wanted, or "") -> more keys of config.json.
   """
 
   model_types: tuple[str, ...]
@@ -227,7 +226,7 @@ class Family(NamedTuple):
   output: str = ""
   table: str = ""
   to_ours: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = lambda theirs, ours: {}
-  to_theirs: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+  to_theirs: Callable[[ModelConfig, str], dict[str, Any]] = lambda config, kind: {}
 
   def architectures_of(self, model_type: str) -> list[str]:
     """Those of a model type, where the family has several."""

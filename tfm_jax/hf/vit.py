@@ -44,12 +44,17 @@ def rows(c: ModelConfig) -> list[Row]:
 
 
 def to_ours(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-  """The image, whose size is one number or two."""
+  """The image and its patches, whose sizes are one number or two."""
   size = theirs.get("image_size", 224)
   sides = size if isinstance(size, list) else [size, size]
   if len(sides) != 2:
     raise UserError(f"config.json: image_size={size} is neither one number nor height and width")
-  return {"image_height": sides[0], "image_width": sides[1]}
+  patch = theirs.get("patch_size", 16)
+  if isinstance(patch, list):
+    if len(set(patch)) != 1:
+      raise UserError(f"config.json: patch_size={patch} is not supported: patches are squares here")
+    patch = patch[0]
+  return {"image_height": sides[0], "image_width": sides[1], "patch_size": patch}
 
 
 VIT = Family(
@@ -59,7 +64,7 @@ VIT = Family(
   keys=KEYS,
   rows=rows,
   to_ours=to_ours,
-  to_theirs=lambda c: {
+  to_theirs=lambda c, kind: {
     "image_size": c.image_height if c.image_height == c.image_width else [c.image_height, c.image_width]
   },
 )

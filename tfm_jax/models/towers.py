@@ -8,7 +8,7 @@ from jax import Array
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.heads import HEADS, Head, Outputs, Seen
-from tfm_jax.models.layers import EMBED, FINAL, Context, Dense, Embed, Layer, Norm, stack
+from tfm_jax.models.layers import EMBED, FINAL, STREAM, Context, Dense, Embed, Layer, Norm, stack
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.masks import attention_mask
 from tfm_jax.ops.positions import relative_bias
@@ -129,7 +129,7 @@ class Patches(Layer):
     first = self.param("class", nn.initializers.zeros, (D,)).astype(x_BTD.dtype)
     x_BTD = jnp.concatenate([jnp.tile(first, (B, 1, 1)), x_BTD], axis=1)
     table_TD = self.matrix("position", (c.patches + 1, D), 1, (None, "embed"), kind="position")
-    x_BTD = st.constrain(x_BTD + table_TD[None], ("batch", "seq", "act_embed"))
+    x_BTD = st.constrain(x_BTD + table_TD[None], STREAM)
     return dropout(x_BTD, c.dropout, noise, c.num_layers, EMBED)
 
 

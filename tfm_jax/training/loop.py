@@ -121,7 +121,8 @@ class _Start:
       if run.writes:
         self.task.tokenizer.save(run.tokenizer)
       run.write_config(to_dict(self.config))
-    run.append_start(start_entry(self.model, self.task, latest or 0, microbatches))
+    source = run if latest is not None or not self.config.init_from else RunDirectory(self.config.init_from)
+    run.append_start(start_entry(self.model, self.task, latest or 0, microbatches) | {"origin": source.origin()})
     if train_step is None:
       log.info("this run is finished: %d steps are done", latest)
       rows = [row for row in run.read_metrics() if row.pop("split") == "eval"]

@@ -163,6 +163,10 @@ class RunDirectory:
       raise UserError(f"no run in {self.path}: it has no config.json; check --workdir")
     return config
 
+  def origin(self) -> Row:
+    """What was noted of the import that this run, or one that it started from, came from; empty for none."""
+    return next((entry["origin"] for entry in self.starts() if entry.get("origin")), {})
+
   def append_start(self, entry: Mapping[str, Any]) -> None:
     """Adds one entry to run.json: the circumstances of this start."""
     if self.writes:
