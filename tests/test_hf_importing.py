@@ -142,6 +142,7 @@ def test_every_family_as_it_is_made_here_has_its_counterpart_there(family):
     ("modernbert", {"positions": "learned"}, "model.positions"), ("bert", {"gated": True}, "model.gated=True"),
     ("gpt", {"head": "sequence_classification"}, "model.head=sequence_classification"),
     ("llama", {"window": 4, "qkv_bias": True}, "model.qkv_bias=True"),
+    ("llama", {"window": 4, "local_rotary_base": 5.0}, "model.local_rotary_base=5.0"),
   ],
 )  # fmt: skip
 def test_what_has_no_counterpart_is_refused_by_name(family, changes, named):

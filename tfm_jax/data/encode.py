@@ -168,6 +168,7 @@ def _start_worker(tokenizer_directory: str, bos: bool, eos: bool) -> None:
   """Loads the tokenizer once a process; the process ends with its parent, a killed one too."""
   global _worker_encoder
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers for both
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker a core already
   parent = multiprocessing.parent_process()
   if parent is not None:
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

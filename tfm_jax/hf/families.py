@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfm_jax.errors import UserError
@@ -176,21 +176,26 @@ def _normal(config: ModelConfig, field: str) -> Any:
   return min(value, config.num_layers) if field == "global_every" else value  # where only the first layer sees all
 
 
-def _unused(c: ModelConfig, field: str) -> bool:
+_ROTARY = ("rotary_base", "local_rotary_base", "rotary_factor", "rotary_original", "rotary_low", "rotary_high")
+_TRANSFORM = ("head_transform", "head_activation", "transform_bias")
+# Fields, and the models in which they mean nothing.
+UNUSED: tuple[tuple[tuple[str, ...], Callable[[ModelConfig], bool]], ...] = (
+  (("bias",), lambda c: True),  # its four parts decide
+  (("relative_buckets", "relative_distance"), lambda c: c.positions != "relative"),
+  (("max_positions",), lambda c: c.positions in ("relative", "none") or c.patch_size > 0),
+  (_ROTARY, lambda c: c.positions != "rotary"),
+  (("rotary_low", "rotary_high"), lambda c: not c.rotary_original),
+  (("global_every", "local_rotary_base"), lambda c: not c.window),
+  (("first_norm",), lambda c: c.norm_order == "post"),
+  (("num_labels", "labels"), lambda c: not c.head.endswith("_classification")),
+  (("pooler", "pooling"), lambda c: c.head not in ("pretraining", "pooled", "sequence_classification")),
+  (("tied", "head_bias", "scale_output"), lambda c: c.head not in ("lm", "pretraining")),
+  (_TRANSFORM, lambda c: c.head not in ("lm", "pretraining") and not c.classifier_transform),
+  (_TRANSFORM[1:], lambda c: not c.head_transform),
+  (("image_channels",), lambda c: not c.patch_size),
+)
+
+
+def _unused(config: ModelConfig, field: str) -> bool:
   """Whether a field means nothing in this model."""
-  return (
-    (field.startswith("relative_") and c.positions != "relative")
-    or (field.startswith(("rotary_", "local_rotary")) and c.positions != "rotary")
-    or (field in ("window", "global_every", "local_rotary_base") and not c.window)
-    or (field == "local_rotary_base" and not c.global_every)
-    or (field in ("rotary_low", "rotary_high") and not c.rotary_original)
-    or (field in ("num_labels", "labels") and not c.head.endswith("_classification"))
-    or (field in ("pooler", "pooling") and c.head not in ("pretraining", "pooled", "sequence_classification"))
-    or (field in ("head_activation", "transform_bias") and not c.head_transform)
-    or (field in ("tied", "head_transform", "head_bias", "head_activation", "transform_bias", "scale_output")
-        and c.head not in ("lm", "pretraining") and not c.classifier_transform)
-    or (field == "bias")  # its four parts decide
-    or (field in ("image_channels",) and not c.patch_size)
-    or (field == "max_positions" and (c.positions in ("relative", "none") or bool(c.patch_size)))
-    or (field == "first_norm" and c.norm_order == "post")
-  )  # fmt: skip
+  return any(field in fields and when(config) for fields, when in UNUSED)

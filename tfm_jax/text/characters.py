@@ -1,7 +1,7 @@
 """Vocabularies without learning: the characters of the training text, or the 256 bytes of UTF-8."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -11,13 +11,17 @@ _REPLACEMENT = ord("\ufffd")
 
 
 class CharTokenizer(Tokenizer):
-  """One id a character (Unicode code point), in their order after the special ids; others are unknown."""
+  """One id a character (Unicode code point), in their order after the special ids; others are unknown.
+
+  Attributes:
+    characters: all of them, in the order of their ids.
+  """
 
   kind = "char"
 
   def __init__(self, characters: str, sentinels: int = 0):
     first = len(SPECIALS)
-    self._characters = characters
+    self.characters = characters
     self.vocab_size = first + len(characters) + sentinels
     self.sentinel_ids = sentinels_on_top(self.vocab_size, sentinels)
     self.special_ids = np.concatenate([np.arange(first, dtype=np.int32), self.sentinel_ids[::-1]])
@@ -37,8 +41,12 @@ class CharTokenizer(Tokenizer):
     check_found_size(config, tokenizer.vocab_size)
     return tokenizer
 
-  def encode(self, text: str) -> np.ndarray:
-    return self._id_of_code[np.minimum(_codes(text), len(self._id_of_code) - 1)]
+  @classmethod
+  def restore(cls, content: Mapping[str, Any], model: bytes) -> Self:
+    return cls(content["characters"], content["sentinels"])
+
+  def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [self._id_of_code[np.minimum(_codes(text), len(self._id_of_code) - 1)] for text in texts]
 
   def _text(self, ids: np.ndarray) -> str:
     return self._code_of_id[ids].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
@@ -47,19 +55,30 @@ class CharTokenizer(Tokenizer):
     return SPECIALS[id] if id < len(SPECIALS) else chr(self._code_of_id[id])
 
   def _state(self) -> tuple[dict[str, Any], bytes]:
-    return {"characters": self._characters, "sentinels": len(self.sentinel_ids)}, b""
+    return {"characters": self.characters, "sentinels": len(self.sentinel_ids)}, b""
 
 
 class ByteTokenizer(Tokenizer):
-  """One id a byte of UTF-8: byte b is id 5 + b, after the special ids."""
+  """One id a byte of UTF-8: byte b is id 5 + b, after the special ids.
+
+  Attributes:
+    names: of the ids before that of byte 0.
+    byt5: the layout of ByT5 as transformers numbers it: <pad> </s> <unk>, byte b is id 3 + b, and the sentinels rise
+      from <extra_id_0> on.
+  """
 
   kind = "byte"
 
-  def __init__(self, sentinels: int = 0):
-    first = len(SPECIALS)
-    self.vocab_size = first + 256 + sentinels
-    self.sentinel_ids = sentinels_on_top(self.vocab_size, sentinels)
-    self.special_ids = np.concatenate([np.arange(first, dtype=np.int32), self.sentinel_ids[::-1]])
+  def __init__(self, sentinels: int = 0, byt5: bool = False):
+    self.byt5 = byt5
+    self.names = ("<pad>", "</s>", "<unk>") if byt5 else SPECIALS
+    if byt5:
+      self.pad_id, self.eos_id, self.unk_id, self.bos_id, self.mask_id = 0, 1, 2, -1, -1
+    self.first = len(self.names)
+    self.vocab_size = self.first + 256 + sentinels
+    rising = np.arange(self.first + 256, self.vocab_size, dtype=np.int32)
+    self.sentinel_ids = rising if byt5 else rising[::-1]
+    self.special_ids = np.concatenate([np.arange(self.first, dtype=np.int32), rising])
 
   @classmethod
   def train(cls, config: TokenizerConfig, texts: Iterable[str] = ()) -> "ByteTokenizer":
@@ -67,21 +86,26 @@ class ByteTokenizer(Tokenizer):
     check_found_size(config, tokenizer.vocab_size)
     return tokenizer
 
-  def encode(self, text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + len(SPECIALS)
+  @classmethod
+  def restore(cls, content: Mapping[str, Any], model: bytes) -> Self:
+    return cls(content["sentinels"], content.get("byt5", False))
+
+  def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self.first for text in texts]
 
   def _text(self, ids: np.ndarray) -> str:
-    known = ids[ids >= len(SPECIALS)]  # no text is unknown here
-    return (known - len(SPECIALS)).astype(np.uint8).tobytes().decode("utf-8", "replace")
+    known = ids[ids >= self.first]  # no text is unknown here
+    return (known - self.first).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
   def _piece(self, id: int) -> str:
-    byte = id - len(SPECIALS)
+    byte = id - self.first
     if byte < 0:
-      return SPECIALS[id]
+      return self.names[id]
     return chr(byte) if 32 < byte < 127 else f"<0x{byte:02X}>"
 
   def _state(self) -> tuple[dict[str, Any], bytes]:
-    return {"sentinels": len(self.sentinel_ids)}, b""
+    layout = {"byt5": True} if self.byt5 else {}
+    return {"sentinels": len(self.sentinel_ids), **layout}, b""
 
 
 def _codes(text: str) -> np.ndarray:

@@ -5,14 +5,14 @@ import io
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import sentencepiece
 from etils import epath
 
 from tfm_jax.errors import UserError
-from tfm_jax.text.tokenizer import SPECIALS, Tokenizer, TokenizerConfig, sentinels_on_top
+from tfm_jax.text.tokenizer import SPECIALS, Tokenizer, TokenizerConfig, sentinel_number, sentinels_on_top
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +28,26 @@ class SentencePieceTokenizer(Tokenizer):
 
   Models trained here keep any text exactly: decode(encode(text)) == text. Line ends are byte pieces: no piece
   spans lines.
+
+  Attributes:
+    model: the sentencepiece model.
+    appended: sentinels on top of the model's own pieces.
+    space_bytes: the byte pieces that spell U+2581, sentencepiece's sign for a space, where a text has it; None in
+      models that lose it.
   """
 
   kind = "sentencepiece"
+  model_file = "spm.model"
 
   def __init__(self, model: bytes, sentinels: int = 0):
-    self._model = model
+    self.model = model
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     spm = self._processor
     pieces = spm.get_piece_size()
     ids = range(pieces)
-    found = {n: id for n, id in ((_sentinel_number(spm.id_to_piece(id)), id) for id in ids) if n is not None}
-    self._appended = 0 if found else sentinels
-    self.vocab_size = pieces + self._appended
+    found = {n: id for n, id in ((sentinel_number(spm.id_to_piece(id)), id) for id in ids) if n is not None}
+    self.appended = 0 if found else sentinels
+    self.vocab_size = pieces + self.appended
     if found:
       self.sentinel_ids = np.array([found[n] for n in sorted(found)], np.int32)
     else:
@@ -54,7 +61,7 @@ class SentencePieceTokenizer(Tokenizer):
     self.mask_id = next((spm.piece_to_id(m) for m in ("<mask>", "[MASK]") if spm.piece_to_id(m) != self.unk_id), -1)
     special = {id for id in ids if spm.is_control(id) or spm.is_unknown(id)} | set(self.sentinel_ids.tolist())
     self.special_ids = np.array(sorted(special | ({self.mask_id} - {-1})), np.int32)
-    self._space_bytes = self._bytes_of_the_space_sign()
+    self.space_bytes = self._bytes_of_the_space_sign()
 
   @classmethod
   def train(cls, config: TokenizerConfig, texts: Iterable[str]) -> "SentencePieceTokenizer":
@@ -66,21 +73,22 @@ class SentencePieceTokenizer(Tokenizer):
       return cls(path.read_bytes(), sentinels)
     except FileNotFoundError as error:
       raise UserError(f"tokenizer.path={path}: no such file or directory") from error
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
       raise UserError(f"tokenizer.path={path}: not a sentencepiece model") from error
 
-  def encode(self, text: str) -> np.ndarray:
-    return self.encode_batch([text])[0]
+  @classmethod
+  def restore(cls, content: Mapping[str, Any], model: bytes) -> Self:
+    return cls(model, content["sentinels"])
 
-  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    if self._space_bytes is not None and any(_SPACE in text for text in texts):
+  def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    if self.space_bytes is not None and any(_SPACE in text for text in texts):
       return [self._encode_with_space_signs(text) for text in texts]
     return self._processor.encode(list(texts), return_type="numpy", num_threads=1)
 
   def _encode_with_space_signs(self, text: str) -> np.ndarray:
     """sentencepiece would read its sign for a space, met in a text, as a space: spell it in bytes."""
     parts = self._processor.encode(text.split(_SPACE), return_type="numpy", num_threads=1)
-    return np.concatenate([parts[0], *(a for part in parts[1:] for a in (self._space_bytes, part))])
+    return np.concatenate([parts[0], *(a for part in parts[1:] for a in (self.space_bytes, part))])
 
   def _bytes_of_the_space_sign(self) -> np.ndarray | None:
     """Its byte pieces; None in models that lose it anyway: without bytes, or with a space before a text."""
@@ -97,15 +105,10 @@ class SentencePieceTokenizer(Tokenizer):
     return self._processor.id_to_piece(id)
 
   def _state(self) -> tuple[dict[str, Any], bytes]:
-    return {"sentinels": self._appended}, self._model
+    return {"sentinels": self.appended}, self.model
 
   def __reduce__(self) -> tuple[Any, ...]:  # it travels to worker processes
-    return SentencePieceTokenizer, (self._model, self._appended)
-
-
-def _sentinel_number(piece: str) -> int | None:
-  match = re.fullmatch(r"▁?<extra_id_(\d+)>", piece)  # T5 has a space before it
-  return int(match[1]) if match else None
+    return SentencePieceTokenizer, (self.model, self.appended), {"reads_names": self.reads_names}
 
 
 # Words to learn pieces from: no piece crosses their ends. sentencepiece reserves U+2581 and U+2585; control
@@ -188,13 +191,18 @@ def _rows(counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def _sample(texts: Iterable[str]) -> list[str]:
-  """All lines, or evenly spaced ones if the text is longer than `_SAMPLE` characters."""
+  """The lines to learn from."""
+  return sample(line for text in texts for line in text.split("\n"))
+
+
+def sample(pieces: Iterable[str]) -> list[str]:
+  """All pieces of text, or evenly spaced ones if they are longer than `_SAMPLE` characters together."""
   kept: list[str] = []
   stride, size = 1, 0
-  for number, line in enumerate(line for text in texts for line in text.split("\n")):
+  for number, piece in enumerate(pieces):
     if number % stride == 0:
-      kept.append(line)
-      size += len(line)
+      kept.append(piece)
+      size += len(piece)
       if size > _SAMPLE and len(kept) > 1:
         kept, stride = kept[::2], stride * 2
         size = sum(map(len, kept))

@@ -3,9 +3,10 @@
 import abc
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from etils import epath
@@ -18,11 +19,14 @@ SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-  kind: str = "sentencepiece"  # sentencepiece, char or byte
+  kind: str = "sentencepiece"  # sentencepiece, wordpiece (BERT), gpt2 (byte-level BPE), char or byte
   algorithm: str = "unigram"  # of sentencepiece: unigram or bpe
-  vocab_size: int = 0  # with special ids, 256 byte pieces and sentinels; 0 for char and byte, which find theirs
-  path: str = ""  # a sentencepiece .model file or a saved tokenizer's directory; empty: train one on the training text
+  vocab_size: int = 0  # with special ids, bytes and sentinels; 0 for char and byte, which find theirs
+  # A sentencepiece .model, a vocab.txt, a Hugging Face tokenizer.json, a folder with Hugging Face tokenizer files, or a
+  # saved tokenizer's directory; empty: train one on the training text
+  path: str = ""
   sentinels: int = 0  # ids reserved at the top of the vocabulary for span corruption; <extra_id_0> is the highest
+  lowercase: bool = True  # wordpiece, trained or from a bare vocab.txt: lower case, and accents go
 
 
 class Tokenizer(abc.ABC):
@@ -35,9 +39,12 @@ class Tokenizer(abc.ABC):
     sentinel_ids: int32, in order of use (<extra_id_0> first).
     special_ids: int32, sorted: every id that stands for no text, and the unknown one. Never masked, never
       drawn at random.
+    reads_names: whether the name of a special token in a text, such as "[MASK]", is read as that token. So it is in
+      tokenizers from Hugging Face, as in transformers; in others a text is text, whatever it says.
   """
 
   kind: ClassVar[str]
+  model_file: ClassVar[str] = ""  # in a saved directory, beside tokenizer.json
   vocab_size: int
   pad_id: int = 0
   unk_id: int = 1
@@ -46,14 +53,22 @@ class Tokenizer(abc.ABC):
   mask_id: int = 4
   sentinel_ids: np.ndarray
   special_ids: np.ndarray
+  reads_names: bool = False
 
-  @abc.abstractmethod
   def encode(self, text: str) -> np.ndarray:
     """The ids of `text`, int32 [n], with no special id added."""
+    return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """`encode` of each text."""
-    return [self.encode(text) for text in texts]
+    if not self.reads_names:
+      return self._encode(texts)
+    names = {self.token(id): np.array([id], np.int32) for id in self.special_ids.tolist()}
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+    cut = [pattern.split(text) for text in texts]  # text, name, text, name, ..., text
+    between = iter(self._encode([part for parts in cut for part in parts[::2]]))
+    return [np.concatenate([names[part] if i % 2 else next(between) for i, part in enumerate(parts)]) for parts in cut]
 
   def decode(self, ids: Iterable[int] | np.ndarray) -> str:
     """The text of `ids`; special ids are dropped, but the unknown one shows."""
@@ -72,24 +87,37 @@ class Tokenizer(abc.ABC):
   @property
   def fingerprint(self) -> str:
     """sha256 over everything that decides the ids of a text."""
-    description, model = self._state()
+    description, model = self._description()
     return hashlib.sha256(json.dumps([self.kind, description], sort_keys=True).encode() + model).hexdigest()
 
+  def _description(self) -> tuple[dict[str, Any], bytes]:
+    description, model = self._state()
+    return description | ({"reads_names": True} if self.reads_names else {}), model
+
   def save(self, directory: epath.PathLike) -> None:
-    """Writes tokenizer.json, and the sentencepiece model beside it, for `load_tokenizer`."""
+    """Writes tokenizer.json, and the model's own file beside it, for `load_tokenizer`."""
     path = epath.Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    description, model = self._state()
-    if model:
-      (path / MODEL_FILE).write_bytes(model)
+    description, model = self._description()
+    if self.model_file:
+      (path / self.model_file).write_bytes(model)
     ids = {"vocab_size": self.vocab_size, "pad_id": self.pad_id, "unk_id": self.unk_id, "bos_id": self.bos_id}
     ids |= {"eos_id": self.eos_id, "mask_id": self.mask_id, "sentinel_ids": self.sentinel_ids.tolist()}
     content = {"kind": self.kind, **description, **ids, "fingerprint": self.fingerprint}
     (path / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
+  @classmethod
+  @abc.abstractmethod
+  def restore(cls, content: Mapping[str, Any], model: bytes) -> Self:
+    """The tokenizer of a saved tokenizer.json and the model file beside it."""
+
   @abc.abstractmethod
   def _state(self) -> tuple[dict[str, Any], bytes]:
     """What `tokenizer.json` needs to say, and the bytes of the model file (if there is one)."""
+
+  @abc.abstractmethod
+  def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """The ids of each text, which is nothing but text."""
 
   @abc.abstractmethod
   def _text(self, ids: np.ndarray) -> str:
@@ -101,7 +129,6 @@ class Tokenizer(abc.ABC):
 
 
 JSON_FILE = "tokenizer.json"
-MODEL_FILE = "spm.model"
 
 
 def check_found_size(config: TokenizerConfig, found: int) -> None:
@@ -110,6 +137,12 @@ def check_found_size(config: TokenizerConfig, found: int) -> None:
     raise UserError(
       f"tokenizer.vocab_size={config.vocab_size}: {config.kind} finds its own size, {found} here; set it to 0"
     )
+
+
+def sentinel_number(token: str) -> int | None:
+  """N of <extra_id_N>; T5 has a space before it."""
+  match = re.fullmatch(r"[▁ ]?<extra_id_([0-9]{1,9})>", token)
+  return int(match[1]) if match else None
 
 
 def sentinels_on_top(size: int, count: int) -> np.ndarray:
