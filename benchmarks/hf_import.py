@@ -5,7 +5,8 @@ python benchmarks/hf_import.py [--size=small|medium|large|xl] [--dtypes=float32,
 and folder: reading the file and nothing else, and copying it, as an import has to write float32 parameters too.
 The file was just written, so it is read from memory where that is large enough. Everything is removed at the end;
 xl needs 19 GB of disk in --dir for that while.
-Measured, CPU of two cores: not yet.
+Measured, CPU of two cores, xl (1.56 G parameters): float32 file, 6.23 GB: 27.6 s, 0.23 GB/s (read alone 8.49, copied
+0.38), peak memory 6.63 GB = 1.06 of the parameters. float16 file, 3.12 GB: 31.3 s, peak 6.60 GB.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers as library
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peers import peer_python
 
@@ -27,8 +27,7 @@ from tfm_jax.text.subwords import SentencePieceTokenizer
 from tfm_jax.text.tokenizers import TokenizerConfig, load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-CODE = (ROOT / "tfm_jax" / "text" / "files.py").read_text()
+LICENSE = (ROOT / "LICENSE").read_text()
 ODD = [
   "  two  spaces   three      six \t tab\t\ttabs\n\n\n   indented\r\n",
   "😀👨\u200d👩\u200d👧 北京大学 ナイーブ Träume naïve e\u0301",
@@ -38,7 +37,7 @@ ODD = [
   "\n",
   "1234567 + 3.14 = ½ ² ﬁ ａｂｃ",
 ]
-TRAINING = [README, CODE, *ODD] * 2
+TRAINING = [LICENSE, *ODD] * 2
 CONFIGS = {
   "unigram": TokenizerConfig(vocab_size=900, sentinels=6),
   "bpe": TokenizerConfig(algorithm="bpe", vocab_size=900),
@@ -116,7 +115,7 @@ def trained(texts=TRAINING, **options) -> bytes:
 def test_written_files_give_the_same_ids_and_are_read_back(name, model_type, tmp_path):
   tokenizer = TOKENIZERS[name]
   write_tokenizer(tokenizer, tmp_path, model_type, 77)
-  texts = plain([*ODD, *README.split("\n\n")])
+  texts = plain([*ODD, *LICENSE.split("\n\n")])
   if (name, model_type) != ("byt5", "t5"):  # that one is code in transformers
     made = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert library_ids(made, texts) == our_ids(tokenizer, texts)
@@ -133,7 +132,7 @@ def test_sentencepiece_as_json_on_real_text(name, file):
   config = TokenizerConfig(algorithm=name, vocab_size=3000, sentinels=5)
   wikitext, chinese = real_lines(CORPORA[0])[:1500], real_lines(CORPORA[3])[-500:]
   if config not in MADE:
-    MADE[config] = train_tokenizer(config, ["\n".join(wikitext), "\n".join(chinese), CODE])
+    MADE[config] = train_tokenizer(config, ["\n".join(wikitext), "\n".join(chinese)])
   assert library_ids(converted(MADE[config]), lines) == our_ids(MADE[config], lines)
 
 
@@ -147,20 +146,22 @@ def test_t5_as_json_on_real_text(file):
   assert library_ids(converted(tokenizer), lines) == our_ids(tokenizer, lines)
 
 
+@pytest.mark.parametrize("name", ["unigram", "bpe"])
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(max_size=40) | st.text(st.sampled_from(" -=a\n\t▁<0x>A1北"), max_size=40))
-def test_bpe_as_json_has_no_exceptions(text):
-  ids = TOKENIZERS["bpe"].encode(text).tolist()
-  assert JSON["bpe"].encode(text, add_special_tokens=False).ids == ids
-  assert JSON["bpe"].decode(ids) == text
+def test_sentencepiece_as_json_on_any_text(name, text):
+  assume(plain([text]))
+  ids = TOKENIZERS[name].encode(text).tolist()
+  assert JSON[name].encode(text, add_special_tokens=False).ids == ids
+  assert JSON[name].decode(ids) == text
 
 
-@settings(max_examples=300, deadline=None)
-@given(text=st.text(max_size=40))
-def test_unigram_as_json_keeps_any_text(text):
-  ids = JSON["unigram"].encode(text, add_special_tokens=False).ids
-  assert TOKENIZERS["unigram"].decode(ids) == text  # equal ids but for ties of two segmentations
-  assert len(ids) == len(TOKENIZERS["unigram"].encode(text))
+def test_ties_are_decided_alike_in_long_texts():
+  """Runs of spaces have segmentations of equal score; in float32 rounding would choose between them."""
+  rng = random.Random(0)
+  words = [" " * rng.randint(1, 40) + rng.choice(["def", "the", "License", "x", "---", "\n"]) for _ in range(20_000)]
+  text = "".join(words)
+  assert JSON["unigram"].encode(text, add_special_tokens=False).ids == TOKENIZERS["unigram"].encode(text).tolist()
 
 
 JSON = {name: library.Tokenizer.from_str(converted(TOKENIZERS[name]).to_str()) for name in ("unigram", "bpe")}
@@ -193,7 +194,7 @@ OTHERS = {
 def test_sentencepiece_models_of_others(style):
   tokenizer = SentencePieceTokenizer(trained(**OTHERS[style]), 3)
   made = library.Tokenizer.from_str(converted(tokenizer).to_str())
-  texts = [*ODD, *README.split("\n"), *CODE.split("\n"), "other northern <sep> soft", "the▁end"]
+  texts = [*ODD, *LICENSE.split("\n"), "other northern <sep> soft", "the▁end"]
   if os.environ.get("TFM_DATA_DIR"):
     texts += [line for file in CORPORA[3:] for line in real_lines(file)[:2000]]
   wanted = our_ids(tokenizer, texts)
@@ -547,7 +548,7 @@ def test_byt5_as_in_transformers(tmp_path):
 @pytest.mark.peers
 def test_auto_tokenizer_on_what_we_write(tmp_path):
   made = dict(TOKENIZERS)
-  texts = [*ODD, *README.split("\n\n"), "a ▁ b"]
+  texts = [*ODD, *LICENSE.split("\n\n"), "a ▁ b"]
   if os.environ.get("TFM_DATA_DIR"):
     vocab = data_folder() / "vocab"
     made["published bert"] = from_files(_path(vocab / "bert-base-uncased"))
@@ -635,7 +636,7 @@ def test_tokenizers_of_others_as_in_transformers(tmp_path):
   put(tmp_path / "llama2", tokenizer__model=trained(**options), config__json={"model_type": "llama"})
   put(tmp_path / "llama2", tokenizer_config__json={"tokenizer_class": "LlamaTokenizer"})
   folders["llama2"] = tmp_path / "llama2", "AutoTokenizer"
-  texts = [text for text in (*ODD, *README.split("\n"), *CODE.split("\n")) if text and text == text.lstrip(" ")]
+  texts = [text for text in (*ODD, *LICENSE.split("\n")) if text and text == text.lstrip(" ")]
   answers = ask(folders, texts, tmp_path, save=tmp_path / "saved")
   again = {}
   for name, (folder, kind) in folders.items():
