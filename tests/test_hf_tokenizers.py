@@ -634,7 +634,7 @@ def test_tokenizers_of_others_as_in_transformers(tmp_path):
   (tmp_path / "llama2").mkdir()
   options = OTHERS["llama style"] | {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
   put(tmp_path / "llama2", tokenizer__model=trained(**options), config__json={"model_type": "llama"})
-  put(tmp_path / "llama2", tokenizer_config__json={"tokenizer_class": "LlamaTokenizer"})
+  put(tmp_path / "llama2", tokenizer_config__json={"tokenizer_class": "LlamaTokenizer", "add_bos_token": True})
   folders["llama2"] = tmp_path / "llama2", "AutoTokenizer"
   texts = [text for text in (*ODD, *LICENSE.split("\n")) if text and text == text.lstrip(" ")]
   answers = ask(folders, texts, tmp_path, save=tmp_path / "saved")
