@@ -229,6 +229,7 @@ def test_memory_of_an_import_is_that_of_its_parameters(tmp_path):
 def test_mistakes_on_the_command_line_are_one_line(arguments, said, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, "argv", ["hf", *arguments])
+  monkeypatch.setattr("tfm_jax.training.command.set_up_logging", lambda: None)  # it stays after the test
   assert main() == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1 and said in error

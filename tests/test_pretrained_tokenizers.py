@@ -1,28 +1,22 @@
-"""WordPiece and byte-level BPE: the ids of the published algorithms, files of others, the same vocabulary each time."""
+"""WordPiece and byte-level BPE: the ids of the published algorithms, the same vocabulary each time."""
 
-import gzip
-import itertools
-import json
 import os
 import pickle
 import re
 import subprocess
 import sys
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers as library
-from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_tokenizers import Expected, data_folder, real_lines
 
 from tfm_jax.data.encode import CHUNK, Encoder, encode_documents
 from tfm_jax.data.prepare import vocabulary_of
 from tfm_jax.errors import UserError
 from tfm_jax.text.characters import ByteTokenizer
-from tfm_jax.text.pretrained import from_files
 from tfm_jax.text.tokenizers import TokenizerConfig, from_path, load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -41,140 +35,13 @@ TOKENIZERS = {name: train_tokenizer(config, TEXTS) for name, config in CONFIGS.i
 EVERY = pytest.mark.parametrize("name", CONFIGS)
 SPECIALS = {"wordpiece": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]}
 SPECIALS["gpt2"] = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
-
 awkward = st.sampled_from(
   [" ", "  ", "\n", "\r\n", "\t", "\x00", "'ll", "'S", "<s>", "[MASK]", "<|endoftext|>", "北京"]
 )
 any_text = st.lists(awkward | st.sampled_from(["fox", "the ", " text", "12", "é"]) | st.text(max_size=8)).map("".join)
-
-
-def data_folder() -> Path:
-  folder = os.environ.get("TFM_DATA_DIR")
-  if not folder or not (Path(folder) / "vocab").exists():
-    pytest.skip("TFM_DATA_DIR names no folder with vocab/")
-  return Path(folder)
-
-
-def real_text(name: str, most: int = 300_000) -> str:
-  with gzip.open(data_folder() / name, "rt", encoding="utf-8", newline="") as file:
-    return file.read(most)
-
-
-# The algorithms as their papers' code has them, in plain Python.
-
-
-def bert_words(text: str, lowercase: bool) -> list[str]:
-  """google-research/bert, BasicTokenizer."""
-  words: list[str] = []
-  spaced = ""
-  for c in text:
-    category = unicodedata.category(c)
-    if c in "\t\n\r" or category == "Zs":
-      spaced += " "
-    elif ord(c) in (0, 0xFFFD) or category.startswith("C"):
-      continue
-    else:
-      spaced += f" {c} " if is_chinese(ord(c)) else c
-  for word in spaced.split():
-    if lowercase:
-      word = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
-    for c in word:
-      ascii_mark = 33 <= ord(c) <= 47 or 58 <= ord(c) <= 64 or 91 <= ord(c) <= 96 or 123 <= ord(c) <= 126
-      if ascii_mark or unicodedata.category(c).startswith("P"):
-        words += [c, ""]
-      elif words and words[-1] != "\n":
-        words[-1] += c
-      else:
-        words.append(c)
-    words.append("\n")  # the next word starts anew
-  return [word for word in words if word not in ("", "\n")]
-
-
-def is_chinese(code: int) -> bool:
-  blocks = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F))
-  more = ((0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
-  return any(low <= code <= high for low, high in (*blocks, *more))
-
-
-def wordpieces(word: str, vocab: dict[str, int], unk: int) -> list[int]:
-  """The longest piece first; a word with a part that is no piece is unknown as a whole."""
-  found, begin = [], 0
-  while begin < len(word):
-    ends = range(len(word), begin, -1)
-    piece = next((p for p in (("##" if begin else "") + word[begin:end] for end in ends) if p in vocab), None)
-    if piece is None or len(word) > 100:
-      return [unk]
-    found.append(vocab[piece])
-    begin += len(piece) - (2 if begin else 0)
-  return found
-
-
-def gpt2_words(text: str) -> list[str]:
-  """openai/gpt-2, encoder.py: its pattern over one letter a character: l(etter), n(umber), space, s(pace), o(ther)."""
-  kinds = {"L": "l", "N": "n"}
-  classes = "".join(
-    kinds.get(unicodedata.category(c)[0], " " if c == " " else "s" if is_space(c) else "o") for c in text
-  )
-  pattern = re.compile(" ?l+| ?n+| ?o+|[ s]+(?![lno])|[ s]+")
-  words, begin = [], 0
-  while begin < len(text):
-    short = next((s for s in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d") if text.startswith(s, begin)), None)
-    match = pattern.match(classes, begin)
-    assert match
-    end = begin + len(short) if short else match.end()
-    words.append(text[begin:end])
-    begin = end
-  return words
-
-
-def is_space(c: str) -> bool:
-  return c.isspace() and c not in "\x1c\x1d\x1e\x1f"  # Unicode's White_Space, unlike Python, has not these
-
-
-def byte_pairs(word: str, vocab: dict[str, int], ranks: dict[tuple[str, str], int]) -> list[int]:
-  letters = byte_letters()
-  parts = [letters[byte] for byte in word.encode()]
-  while True:
-    pairs = [pair for pair in itertools.pairwise(parts) if pair in ranks]
-    if not pairs:
-      return [vocab[part] for part in parts]
-    best = min(pairs, key=ranks.__getitem__)
-    merged, i = [], 0
-    while i < len(parts):
-      double = tuple(parts[i : i + 2]) == best
-      merged.append("".join(parts[i : i + 2]) if double else parts[i])
-      i += 2 if double else 1
-    parts = merged
-
-
-def byte_letters() -> list[str]:
-  """openai/gpt-2, bytes_to_unicode."""
-  shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-  letters = {byte: chr(byte) for byte in shown}
-  for byte in range(256):
-    letters.setdefault(byte, chr(256 + len(letters) - len(shown)))
-  return [letters[byte] for byte in range(256)]
-
-
-class Expected:
-  """The ids of texts by the plain algorithms."""
-
-  def __init__(self, tokenizer):
-    content = json.loads(tokenizer.model)
-    self.vocab, self.unk = content["model"]["vocab"], tokenizer.unk_id
-    self.ranks = {tuple(pair): rank for rank, pair in enumerate(content["model"].get("merges", ()))}
-    self.lowercase = (content["normalizer"] or {}).get("lowercase")
-    self.known: dict[str, list[int]] = {}  # words met before
-
-  def __call__(self, text: str) -> list[int]:
-    words = gpt2_words(text) if self.ranks else bert_words(text, self.lowercase)
-    return [id for word in words for id in self.known.get(word) or self.known.setdefault(word, self.word(word))]
-
-  def word(self, word: str) -> list[int]:
-    return byte_pairs(word, self.vocab, self.ranks) if self.ranks else wordpieces(word, self.vocab, self.unk)
-
-
 EXPECTED = {name: Expected(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+
+
 # Of characters that are known to every version of Unicode.
 old_text = st.text(st.sampled_from("abz AZ\t\n'.,-019éàñßçøÄÖœ中文京カ한д\u00a0\u0301²½€“”"), max_size=40)
 
@@ -191,7 +58,7 @@ def test_ids_are_those_of_the_published_algorithms(name, text):
 def test_ids_of_published_vocabularies_on_real_text(folder, file):
   kind = "gpt2" if folder == "gpt2" else "wordpiece"
   tokenizer = from_path(TokenizerConfig(kind=kind, path=str(data_folder() / "vocab" / folder)))
-  lines = real_text(file).split("\n")
+  lines = real_lines(file)[:4000]
   expected = Expected(tokenizer)
   for line, ids in zip(lines, tokenizer.encode_batch(lines), strict=True):
     assert ids.tolist() == expected(line), line
@@ -203,7 +70,7 @@ def test_published_ids():
   assert gpt2.encode("Hello world").tolist() == [15496, 995]
   assert (gpt2.pad_id, gpt2.unk_id, gpt2.bos_id, gpt2.eos_id, gpt2.mask_id) == (-1, -1, 50256, 50256, -1)
   assert gpt2.special_ids.tolist() == [50256]
-  assert vocabulary_of(gpt2).pad_id == 0  # what fills rows is an id all the same
+  assert vocabulary_of(gpt2).pad_id == 50256  # what fills rows is an id all the same
   bert = from_path(TokenizerConfig(kind="wordpiece", path=str(vocab / "bert-base-uncased" / "vocab.txt")))
   assert bert.encode("Hello world, naïve!").tolist() == [7592, 2088, 1010, 15743, 999]
   assert (bert.pad_id, bert.unk_id, bert.bos_id, bert.eos_id, bert.mask_id) == (0, 100, 101, 102, 103)
@@ -279,9 +146,6 @@ def test_damage_to_a_saved_one_is_found(tmp_path):
     load_tokenizer(tmp_path)
 
 
-# Training.
-
-
 @EVERY
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_training_is_deterministic_in_another_process(name, threads):
@@ -349,9 +213,6 @@ def test_impossible_sizes_name_the_possible_ones(kind):
     train_tokenizer(TokenizerConfig(kind=kind, vocab_size=300), ["", " \n"])
 
 
-# Workers.
-
-
 def test_workers_give_the_same_in_silence(tmp_path):
   """Spawned workers reload the tokenizer from its directory, and use one thread each."""
   script = tmp_path / "work.py"
@@ -399,201 +260,6 @@ def test_long_documents_go_through_the_encoder(tmp_path):
   ids = np.concatenate([side.tokens for (side,) in encoded])
   assert len(encoded) > 1 and ids[-1] == TOKENIZERS["gpt2"].eos_id
   assert TOKENIZERS["gpt2"].decode(ids.astype(np.int32)) == text
-
-
-# Files of others.
-
-
-def write(folder: Path, **files) -> epath.Path:
-  for name, content in files.items():
-    name = name.replace("__", ".")
-    text = content if isinstance(content, str | bytes) else json.dumps(content)
-    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-  return epath.Path(folder)
-
-
-VOCAB_TXT = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nThe\nfox\n##es\nna\n##ive\n\u2028\n"
-
-
-def test_names_of_special_tokens_are_read_in_files_of_others(tmp_path):
-  """As transformers does; saved and pickled too."""
-  tokenizer = from_files(write(tmp_path, vocab__txt=VOCAB_TXT))
-  tokenizer.save(tmp_path / "saved")
-  for other in (tokenizer, load_tokenizer(tmp_path / "saved"), pickle.loads(pickle.dumps(tokenizer))):
-    assert other.encode("the [MASK] fox[SEP]").tolist() == [5, 4, 7, 3]
-    assert other.fingerprint == tokenizer.fingerprint
-
-
-def test_vocab_txt(tmp_path):
-  folder = write(tmp_path, vocab__txt=VOCAB_TXT)
-  for path in (folder, folder / "vocab.txt"):
-    tokenizer = from_files(path)
-    assert tokenizer.encode("The foxes naïve").tolist() == [5, 7, 8, 9, 10]
-  cased = from_files(folder, lowercase=False)
-  assert cased.encode("The the naïve").tolist() == [6, 5, 1]
-  assert tokenizer.vocab_size == 12 and tokenizer.token(11) == "\u2028"
-  write(tmp_path, vocab__txt=VOCAB_TXT.replace("\n", "\r\n"))
-  assert from_files(folder).encode("The foxes").tolist() == [5, 7, 8]
-
-
-def test_tokenizer_config_stands_above_the_key(tmp_path):
-  settings = {"do_lower_case": False, "tokenize_chinese_chars": False, "tokenizer_class": "BertTokenizerFast"}
-  folder = write(tmp_path, vocab__txt=VOCAB_TXT, tokenizer_config__json=settings)
-  tokenizer = from_files(folder, lowercase=True)
-  assert tokenizer.encode("The").tolist() == [6]
-  assert json.loads(tokenizer.model)["normalizer"]["handle_chinese_chars"] is False
-  write(tmp_path, tokenizer_config__json={"do_lower_case": False, "strip_accents": True})
-  assert from_files(folder).encode("naïve The").tolist() == [9, 10, 6]
-
-
-def test_roles_are_read_where_the_files_say(tmp_path):
-  vocab = {token: id for id, token in enumerate(["<a>", "<b>", "<c>", "[SEP]", "<pad>", *byte_letters()])}
-  said = {"bos_token": "<a>", "eos_token": {"content": "<b>", "lstrip": False}, "pad_token": None, "mask_token": "<c>"}
-  folder = write(tmp_path, vocab__json=vocab, merges__txt="#version: 0.2\n", special_tokens_map__json=said)
-  tokenizer = from_files(folder)
-  ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id)
-  assert ids == (-1, -1, 0, 1, 2)
-  write(tmp_path, tokenizer_config__json={"bos_token": "<c>"})  # above the map
-  assert from_files(folder).bos_id == 2
-  (tmp_path / "special_tokens_map.json").unlink()
-  (tmp_path / "tokenizer_config.json").unlink()
-  assert (from_files(folder).eos_id, from_files(folder).pad_id) == (3, 4)  # the usual names
-
-
-def roberta_like(tmp_path) -> epath.Path:
-  names = ["<s>", "<pad>", "</s>", "<unk>", *byte_letters(), "he", "Ġt", "Ġthe", "<mask>"]
-  vocab = {token: id for id, token in enumerate(names)}
-  return write(tmp_path, vocab__json=vocab, merges__txt="#version: 0.2\nh e\nĠ t\nĠt he\n")
-
-
-def test_roberta_and_its_spaces(tmp_path):
-  folder = roberta_like(tmp_path)
-  tokenizer = from_files(folder)
-  ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id)
-  assert ids == (1, 3, 0, 2, 263)
-  assert [tokenizer.token(id) for id in tokenizer.encode("the the")] == ["t", "he", "Ġthe"]
-  write(tmp_path, tokenizer_config__json={"add_prefix_space": True, "tokenizer_class": "RobertaTokenizer"})
-  assert [tokenizer.token(id) for id in from_files(folder).encode("the the")] == ["Ġthe", "Ġthe"]
-  marks = {token.content: token.lstrip for token in _library(tokenizer).get_added_tokens_decoder().values()}
-  assert marks["<mask>"] and not marks["<s>"]
-
-
-def _library(tokenizer) -> library.Tokenizer:
-  return library.Tokenizer.from_str(tokenizer.model)
-
-
-def llama3_like(tmp_path) -> epath.Path:
-  """A pattern of its own, whole words first, special tokens above the vocabulary, and settings that are not ours."""
-  vocab = {letter: id for id, letter in enumerate([*byte_letters(), "he", "Ġt", "Ġthe", "Ġwhole"])}
-  made = library.Tokenizer(library.models.BPE(vocab, [("h", "e"), ("Ġ", "t"), ("Ġt", "he")], ignore_merges=True))
-  split = library.pre_tokenizers.Split(library.Regex(r" ?[^\s]+|\s+"), "isolated")
-  level = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-  made.pre_tokenizer = library.pre_tokenizers.Sequence([split, level])
-  made.decoder = library.decoders.ByteLevel()
-  made.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
-  made.add_tokens(["<tool>"])
-  made.post_processor = library.processors.TemplateProcessing(
-    "<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 260)]
-  )
-  made.enable_truncation(3)
-  made.enable_padding(length=9)
-  content = json.loads(made.to_str())
-  content["model"]["dropout"] = 0.5
-  return write(tmp_path, tokenizer__json=content)
-
-
-def test_a_tokenizer_json_of_byte_level(tmp_path):
-  folder = llama3_like(tmp_path)
-  for path in (folder, folder / "tokenizer.json"):
-    tokenizer = from_files(path)
-    assert (tokenizer.kind, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == ("gpt2", 260, 261, -1)
-    wanted = ["Ġwhole", "Ġthe", "<tool>", "Ġ", "s", "o"]
-    assert [tokenizer.token(id) for id in tokenizer.encode(" whole the<tool> so")] == wanted
-    assert tokenizer.special_ids.tolist() == [260, 261]
-    assert tokenizer.decode(tokenizer.encode(" the <tool> é")) == " the <tool> é"
-  by_key = from_path(TokenizerConfig(kind="gpt2", path=str(folder), sentinels=2))
-  assert by_key.sentinel_ids.tolist() == [264, 263] and by_key.token(264) == "<extra_id_0>"
-
-
-def test_holes_are_special_and_never_sentinels(tmp_path):
-  vocab = {letter: id for id, letter in enumerate(byte_letters())} | {"he": 300}
-  folder = write(tmp_path, vocab__json=vocab, merges__txt="h e\n")
-  tokenizer = from_files(folder)
-  assert tokenizer.vocab_size == 301
-  assert tokenizer.special_ids.tolist() == list(range(256, 300))
-  assert tokenizer.decode([300, 299, 256]) == "he"
-  assert tokenizer.token(299) == "<no token 299>"
-  with pytest.raises(UserError, match=r"tokenizer\.sentinels=2: .* unused ids"):
-    from_files(folder, sentinels=2)
-
-
-def test_sentinels_of_a_file_stand(tmp_path):
-  folder = write(tmp_path, vocab__txt=VOCAB_TXT + "<extra_id_1>\n<extra_id_0>\n")
-  tokenizer = from_path(TokenizerConfig(kind="wordpiece", path=str(folder), sentinels=2))
-  assert tokenizer.sentinel_ids.tolist() == [13, 12] and tokenizer.vocab_size == 14
-  with pytest.raises(UserError, match=r"tokenizer\.sentinels=3: .* has only 2"):
-    from_path(TokenizerConfig(kind="wordpiece", path=str(folder), sentinels=3))
-
-
-def letters(**changes) -> dict:
-  return {letter: id for id, letter in enumerate(byte_letters())} | changes
-
-
-UNIGRAM = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": False}
-WORDPIECE = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
-WORDPIECE |= {"max_input_chars_per_word": 100, "vocab": {"a": 0}}
-ADDED = {"id": 77, "content": "<x>", "single_word": False, "lstrip": False, "rstrip": False}
-ADDED |= {"normalized": False, "special": True}
-
-
-@pytest.mark.parametrize(
-  ("files", "message"),
-  [
-    ({"vocab__txt": "the\nfox\n"}, r"vocab.txt has no \[UNK\]"),
-    ({"vocab__txt": b"[UNK]\n\xff\xfe"}, "vocab.txt is not UTF-8 text"),
-    ({"vocab__txt": VOCAB_TXT, "tokenizer_config__json": {"tokenizer_class": "EsmTokenizer"}}, "of a EsmTokenizer"),
-    ({"vocab__txt": VOCAB_TXT, "tokenizer_config__json": "{"}, "tokenizer_config.json is damaged"),
-    ({"vocab__txt": VOCAB_TXT, "tokenizer_config__json": [1]}, "holds no JSON object"),
-    ({"vocab__txt": VOCAB_TXT, "tokenizer_config__json": {"do_lower_case": "yes"}}, "vocab.txt is damaged"),
-    ({"vocab__txt": VOCAB_TXT, "tokenizer_config__json": {"mask_token": [1]}}, "vocab.txt is damaged: TypeError"),
-    ({"vocab__json": letters()}, "merges.txt: no such file"),
-    ({"vocab__json": {"a": 0}, "merges__txt": ""}, "no vocabulary of byte-level BPE"),
-    ({"vocab__json": letters(**{"a</w>": 256}), "merges__txt": ""}, "no vocabulary of byte-level BPE"),
-    ({"vocab__json": letters(), "merges__txt": "h e\n"}, "vocab.json is damaged: .*`he`"),
-    ({"vocab__json": letters(), "merges__txt": "h\n"}, "vocab.json is damaged"),
-    ({"vocab__json": letters(he=1 << 22), "merges__txt": "h e\n"}, "an id is 4194304 or more"),
-    ({"vocab__json": letters(he=1), "merges__txt": "h e\n"}, "some share an id"),
-    ({"vocab__json": letters(he=-1), "merges__txt": "h e\n"}, "vocab.json is damaged"),
-    ({"tokenizer__json": {"model": UNIGRAM, "added_tokens": []}}, "a Unigram tokenizer without byte level"),
-    ({"tokenizer__json": {"model": WORDPIECE, "added_tokens": []}}, r"unknown token '\[UNK\]' is not in its"),
-    ({"tokenizer__json": {"model": {**WORDPIECE, "unk_token": "a"}}}, "damaged: KeyError 'added_tokens'"),
-    ({"tokenizer__json": {"model": {**WORDPIECE, "unk_token": "a"}, "added_tokens": [ADDED]}}, "another id"),
-    ({"tokenizer__json": {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}}, "no tokens"),
-    ({"tokenizer__json": {"model": [], "added_tokens": []}}, "tokenizer.json is damaged"),
-    ({"tokenizer__json": "[" * 100_000}, "is damaged: maximum recursion depth"),
-    ({"README": "nothing"}, "no tokenizer at .* for tokenizer.kind=gpt2: it reads tokenizer.json"),
-  ],
-)
-def test_files_that_cannot_be_read(files, message, tmp_path):
-  write(tmp_path, **files)
-  with pytest.raises(UserError, match=message) as error:
-    from_path(TokenizerConfig(kind="gpt2", path=str(tmp_path)))
-  assert "\n" not in str(error.value)
-
-
-def test_paths_that_cannot_be_read(tmp_path):
-  write(tmp_path, vocab__txt=VOCAB_TXT)
-  for config, message in [
-    (TokenizerConfig(kind="wordpiece", path=str(tmp_path / "none.txt")), "none.txt: no such file"),
-    (TokenizerConfig(kind="gpt2", path=str(tmp_path)), "holds a wordpiece tokenizer: set tokenizer.kind=wordpiece"),
-    (TokenizerConfig(path=str(tmp_path)), "for tokenizer.kind=sentencepiece: it reads a .model file"),
-    (TokenizerConfig(kind="char", path=str(tmp_path)), "for tokenizer.kind=char: it reads the directory"),
-  ]:
-    with pytest.raises(UserError, match=message):
-      from_path(config)
-
-
-# ByT5.
 
 
 def test_the_layout_of_byt5(tmp_path):

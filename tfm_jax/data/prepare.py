@@ -82,7 +82,8 @@ def objective_fields(objective: ObjectiveConfig, data: DataConfig, vocabulary: V
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
   """What objectives need of a tokenizer."""
   ids = {name: getattr(tokenizer, name) for name in ("unk_id", "bos_id", "eos_id", "mask_id")}
-  ids["pad_id"] = max(tokenizer.pad_id, 0)  # GPT-2 has none: rows need some id where their segment is 0
+  # GPT-2 has no padding. Rows need some id where their segment is 0, best one that stands for no text.
+  ids["pad_id"] = next((id for id in (tokenizer.pad_id, tokenizer.eos_id) if id >= 0), 0)
   sentinels, specials = tuple(tokenizer.sentinel_ids.tolist()), tuple(tokenizer.special_ids.tolist())
   return Vocabulary(tokenizer.vocab_size, **ids, sentinel_ids=sentinels, special_ids=specials)
 

@@ -82,8 +82,8 @@ def to_theirs(c: ModelConfig, kind: str) -> dict[str, Any]:
     "model_type": kind or "t5",
     "num_decoder_layers": c.decoder_depth,
     "feed_forward_proj": f"gated-{name}" if c.gated else name,
-    "scale_decoder_outputs": c.scale_output,
     "is_encoder_decoder": True,
+    **({} if kind == "mt5" else {"scale_decoder_outputs": c.scale_output}),
   }
 
 

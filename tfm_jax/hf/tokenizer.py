@@ -10,7 +10,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from tfm_jax.errors import UserError
 from tfm_jax.hf.sentencepiece_json import CONTROL, NORMAL, SPACE, USER_DEFINED, converted, parse
 from tfm_jax.text.characters import ByteTokenizer, CharTokenizer
-from tfm_jax.text.pretrained import LibraryTokenizer, WordPieceTokenizer, from_files
+from tfm_jax.text.library import LibraryTokenizer, WordPieceTokenizer
+from tfm_jax.text.pretrained import from_files
 from tfm_jax.text.subwords import SentencePieceTokenizer
 from tfm_jax.text.tokenizer import SPECIALS, Tokenizer, sentinel_number
 
@@ -20,8 +21,8 @@ _BOS_FIRST = ("llama", "mistral")
 
 # Classes of transformers that take the ids of a sentencepiece model as they are. Others shift or reorder them.
 _SENTENCEPIECE_CLASSES = (
-  "", "T5Tokenizer", "LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "AlbertTokenizer",
-  "PreTrainedTokenizer", "TokenizersBackend",
+  "", "T5Tokenizer", "LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "PreTrainedTokenizer",
+  "TokenizersBackend",
 )  # fmt: skip
 _MOST_EXTRAS = 1 << 20  # tokens on top of a model; more is damage
 
@@ -40,7 +41,7 @@ def read_tokenizer(source: epath.PathLike) -> Tokenizer | None:
   made: Tokenizer | None
   try:
     if owner == "ByT5Tokenizer":
-      made = _byt5(settings, folder)
+      made = ByteTokenizer(_sentinels(settings, 125, folder), byt5=True)
     elif model := _sentencepiece_file(folder):
       made = _read_sentencepiece(model, settings, owner)
     else:
@@ -106,12 +107,15 @@ def _object(path: epath.Path) -> dict[str, Any]:
   return content
 
 
-def _byt5(settings: dict[str, Any], folder: epath.Path) -> ByteTokenizer:
+def _sentinels(settings: dict[str, Any], default: int, folder: epath.Path) -> int:
+  """How many sentinels the classes of T5 and ByT5 put on top of a vocabulary."""
   named = settings.get("additional_special_tokens") or settings.get("extra_special_tokens")
-  sentinels = len(named) if isinstance(named, list) else settings.get("extra_ids", 125)
-  if not isinstance(sentinels, int) or not 0 <= sentinels <= _MOST_EXTRAS:
-    raise UserError(f"{folder / 'tokenizer_config.json'} is damaged: extra_ids is {sentinels!r}")
-  return ByteTokenizer(sentinels, byt5=True)
+  if isinstance(named, list):
+    return sum("<extra_id_" in str(token) for token in named)
+  count = settings.get("extra_ids", default)
+  if not isinstance(count, int) or not 0 <= count <= _MOST_EXTRAS:
+    raise UserError(f"{folder / 'tokenizer_config.json'} is damaged: extra_ids is {count!r}")
+  return count
 
 
 def _sentencepiece_file(folder: epath.Path) -> epath.Path | None:
@@ -136,36 +140,32 @@ def _read_sentencepiece(path: epath.Path, settings: dict[str, Any], owner: str) 
   """The model, with the tokens that transformers has on top of it: sentinels, or others as pieces of their own."""
   if owner not in _SENTENCEPIECE_CLASSES:
     raise UserError(f"{path}: a {owner} may number the pieces in its own way, which is not supported")
-  model = path.read_bytes()
+  model, folder = path.read_bytes(), path.parent
   pieces = parse(model).pieces
   try:
-    ids, special = _all_tokens(path.parent, settings)
+    ids, special = _all_tokens(folder, settings)
   except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
     raise UserError(f"the tokenizer files beside {path} are damaged: {type(error).__name__} {error}") from error
-  if (path.parent / "tokenizer.json").exists():
+  if (folder / "tokenizer.json").exists():
     for id, piece in enumerate(pieces):
       name = piece.piece
       if piece.type == NORMAL and ids.get(name, ids.get(name.replace(SPACE, " "))) != id:
         raise UserError(f"{path}: tokenizer.json numbers its pieces in another way ({name!r}), which is not supported")
-  elif not ids and (owner == "T5Tokenizer" or _object(path.parent / "config.json").get("model_type") in ("t5", "mt5")):
-    listed = settings.get("additional_special_tokens") or settings.get("extra_ids", 100)
-    count = len(listed) if isinstance(listed, list) else listed
-    if not isinstance(count, int) or not 0 <= count <= _MOST_EXTRAS:
-      raise UserError(f"{path.parent / 'tokenizer_config.json'} is damaged: extra_ids is {count!r}")
-    return SentencePieceTokenizer(model, count)
+  elif not ids and (owner == "T5Tokenizer" or _object(folder / "config.json").get("model_type") in ("t5", "mt5")):
+    return SentencePieceTokenizer(model, _sentinels(settings, 100, folder))
   extras = {id: token for token, id in ids.items() if id >= len(pieces)}
   if max(extras, default=0) > len(pieces) + _MOST_EXTRAS:
     raise UserError(f"the tokenizer files beside {path} are damaged: an id is {max(extras)}")
   if sorted(extras.items()) == [(len(pieces) + n, f"<extra_id_{len(extras) - 1 - n}>") for n in range(len(extras))]:
     return SentencePieceTokenizer(model, len(extras))
   proto = parse(model)
-  for id in range(len(pieces), max(extras) + 1):
-    token = extras.get(id, f"<no token {id}>")
-    proto.pieces.add(piece=token, score=0.0, type=USER_DEFINED if token in ids and token not in special else CONTROL)
   try:
+    for id in range(len(pieces), max(extras) + 1):
+      token = extras.get(id, f"<no token {id}>")
+      proto.pieces.add(piece=token, score=0.0, type=USER_DEFINED if token in ids and token not in special else CONTROL)
     return SentencePieceTokenizer(proto.SerializeToString())
-  except RuntimeError as error:
-    raise UserError(f"{path}: the tokens added to it do not go with it: {str(error).splitlines()[0]}") from error
+  except (RuntimeError, ValueError) as error:
+    raise UserError(f"{path}: the tokens added to it do not go with it: {' '.join(str(error).split())}") from error
 
 
 def _all_tokens(folder: epath.Path, settings: dict[str, Any]) -> tuple[dict[str, int], set[str]]:

@@ -7,7 +7,8 @@ from etils import epath
 
 from tfm_jax.errors import UserError
 from tfm_jax.text.characters import ByteTokenizer, CharTokenizer
-from tfm_jax.text.pretrained import ByteLevelTokenizer, WordPieceTokenizer, from_files
+from tfm_jax.text.library import ByteLevelTokenizer, WordPieceTokenizer
+from tfm_jax.text.pretrained import from_files
 from tfm_jax.text.subwords import ALGORITHMS, SentencePieceTokenizer
 from tfm_jax.text.tokenizer import JSON_FILE, Tokenizer, TokenizerConfig
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import TqdmWarning, tqdm
 
 from tfm_jax.training.run_directory import RunDirectory
@@ -94,19 +96,26 @@ class _Metrics:
 
 
 class _TensorBoard:
-  """Scalars for TensorBoard, tagged `split/name`."""
+  """Scalars for TensorBoard, tagged `split/name`.
+
+  Not by `SummaryWriter`: its `flush` does not wait for the thread that writes.
+  """
 
   def __init__(self, run: RunDirectory, resume_step: int | None) -> None:
     if resume_step is None:
       run.tensorboard.rmtree(missing_ok=True)
-    # TensorBoard drops the events from the purge step on: those that the resumed run writes again.
-    purge_step = None if resume_step is None else resume_step + 1
-    self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge_step)
+    run.tensorboard.mkdir(parents=True, exist_ok=True)
+    self._writer = EventsWriter(str(run.tensorboard / "events"))
+    if resume_step is not None:
+      # TensorBoard drops the events from this step on: those that the resumed run writes again.
+      again = SessionLog(status=SessionLog.START)
+      self._writer.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=again))
     self.sync, self.close = self._writer.flush, self._writer.close
 
   def log(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
-      self._writer.add_scalar(f"{split}/{name}", value, step)
+      summary = scalar(f"{split}/{name}", value)
+      self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
 
 class Console:
