@@ -36,7 +36,7 @@ def main(flags: Flags) -> None:
   tx = build_optimizer(config, model)
   state = init_state(model, tx, config.seed)
   rows = config.train.batch_size
-  batch = jax.device_put(random_batch(fields, rows, vocab_size), model.placement.sharding(("batch",)))
+  batch = jax.device_put(random_batch(fields, rows), model.placement.sharding(("batch",)))
   rate = schedule(config.optimizer, config.train.steps)
   microbatches = config.train.microbatches or 1
   loss = make_loss(model, config.loss)
@@ -58,7 +58,7 @@ def main(flags: Flags) -> None:
     jax.block_until_ready(state)
     seconds.append(time.perf_counter() - begin)
   median = statistics.median(seconds)
-  tokens = rows * sum(shape[0] for name, (shape, _) in fields.items() if name.endswith("inputs"))
+  tokens = rows * sum(flops.sequence_lengths(config.model, fields))
   work = flops.row_flops(config.model, vocab_size, fields).full * rows
   print(
     f"step: median {median * 1e3:.2f} ms, range {min(seconds) * 1e3:.2f} to {max(seconds) * 1e3:.2f} ms over "

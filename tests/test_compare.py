@@ -21,6 +21,7 @@ from tfm_jax.compare.minimum import minimum_bytes
 from tfm_jax.compare.program import build_program, random_batch
 from tfm_jax.compare.record import COMPILER_CRASH, REFUSED
 from tfm_jax.errors import UserError
+from tfm_jax.objectives.objective import ROWS, along_row
 from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig
 from tfm_jax.training import command as commands
 from tfm_jax.training.memory import bytes_per_device
@@ -64,7 +65,7 @@ def test_random_batches_have_the_declared_shapes_and_lie_in_the_vocabulary(exper
   program = programs(experiment, "dp", family)
   batch = program.batch(3)
   assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
-    name: ((8, *shape), np.dtype(dtype)) for name, (shape, dtype) in program.fields.items()
+    name: ((8, *field.shape), field.dtype) for name, field in program.fields.items()
   }
   ids = [x for name, x in batch.items() if name.endswith(("inputs", "targets"))]
   assert len(ids) >= 2
@@ -79,13 +80,11 @@ def test_random_batches_have_the_declared_shapes_and_lie_in_the_vocabulary(exper
       assert (x == np.arange(x.shape[1])).all()
 
 
-FIELDS = {"inputs": ((6,), np.int32), "weights": ((6,), np.float32), "rows": ((), np.int32)}
-
-
 @settings(deadline=None, max_examples=30)
 @given(some.integers(0, 50), some.integers(0, 50), some.integers(1, 40), some.integers(11, 300))
 def test_rows_of_different_steps_are_different_rows(first, second, rows, vocabulary):
-  one, other = (random_batch(FIELDS, rows, vocabulary, step) for step in (first, second))
+  fields = {"inputs": along_row(6, "ids", vocabulary), "weights": along_row(6, "weights"), "rows": ROWS}
+  one, other = (random_batch(fields, rows, step) for step in (first, second))
   assert len(np.unique(one["rows"])) == rows
   if first == second:
     jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -143,7 +143,7 @@ def test_batches_are_as_declared(name):
   assert dataset.fields == declared
   batch = dataset.batch(5)
   assert {n: (a.shape, a.dtype) for n, a in batch.items()} == {
-    n: ((4, *shape), dtype) for n, (shape, dtype) in declared.items()
+    n: ((4, *field.shape), field.dtype) for n, field in declared.items()
   }
 
 

@@ -17,7 +17,7 @@ from tfm_jax.models.heads import HEAD_PARAMETERS, HEADS
 from tfm_jax.models.model import Model, resolve_model
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.training import flops
-from tfm_jax.training.labelled import LABELLED, label_count, labelled_fields
+from tfm_jax.training.labelled import LABELLED, labelled_fields
 from tfm_jax.training.loss import LOSSES, LossConfig, make_loss
 
 VOCAB, LENGTH, ROWS = 250, 12, 8
@@ -43,11 +43,11 @@ def make(case, st=None):
 
 @functools.cache
 def fields(case):
-  return labelled_fields(make(case).config, LENGTH)
+  return labelled_fields(make(case).config, LENGTH, VOCAB)
 
 
 def batch_of(case):
-  made = random_batch(fields(case), ROWS, VOCAB, classes=label_count(make(case).config, LENGTH))
+  made = random_batch(fields(case), ROWS)
   if "segment_ids" in made:
     made["segment_ids"][:, -2:] = 0
   return made

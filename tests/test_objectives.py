@@ -92,12 +92,15 @@ def test_arrays_are_as_declared_and_padding_has_no_weight(name, seed, lengths):
   made = objective.make(draws_for(len(lengths), seed), rows)
   assert {*made, "rows"} == set(objective.fields)
   for field, array in made.items():
-    shape, dtype = objective.fields[field]
-    assert array.shape == (len(lengths), *shape), field
-    assert array.dtype == dtype, field
+    declared = objective.fields[field]
+    assert array.shape == (len(lengths), *declared.shape), field
+    assert array.dtype == declared.dtype, field
+    assert len(declared.axes) == array.ndim and declared.axes[0] == "batch", field
     assert array.flags.c_contiguous, field
-    if dtype == np.int32:
+    if declared.dtype == np.int32:
       assert array.min() >= 0
+    if declared.kind in ("ids", "labels"):
+      assert array.max() < declared.classes, field
       assert array.max() < SIZE
   weights = made["decoder_weights" if "decoder_weights" in made else "weights"]
   assert not weights[np.array(lengths) == 0].any()

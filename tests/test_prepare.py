@@ -157,7 +157,7 @@ def test_every_objective_from_a_text_file(text_file, name, packing):
   train, held_out = prepared.train(8), prepared.evaluation(8)
   assert held_out is not None
   batch = train.batch(0)
-  assert {n: a.shape[1:] for n, a in batch.items()} == {n: shape for n, (shape, _) in train.fields.items()}
+  assert {n: a.shape[1:] for n, a in batch.items()} == {n: field.shape for n, field in train.fields.items()}
   weights = "weights" if "weights" in batch else "decoder_weights"
   assert batch[weights].any()
   assert 0 < unigram_entropy(held_out) < np.log(prepared.vocabulary.size)

@@ -50,7 +50,7 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
       S, T = lengths
       reduced = c.num_layers * (4 + again) * S + c.decoder_depth * (6 + 2 * again) * T + S + 2 * T
     else:
-      (T,), head = lengths, (*program.fields["targets"][0], 1)[0]
+      (T,), head = lengths, (*program.fields["targets"].shape, 1)[0]
       reduced = c.num_layers * (4 + again) * T + T + head
     add(("model",), 2, rows * reduced * c.embed_dim * item)
   return total

@@ -11,11 +11,11 @@ import optax
 from tfm_jax.data.prepare import objective_fields
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
-from tfm_jax.objectives.objective import Fields, Vocabulary
+from tfm_jax.objectives.objective import Field, Fields, Vocabulary
 from tfm_jax.training.build import build_model, build_optimizer
 from tfm_jax.training.config import Config, resolve
 from tfm_jax.training.flops import sequence_lengths
-from tfm_jax.training.labelled import LABELLED, label_count, labelled_fields
+from tfm_jax.training.labelled import LABELLED, labelled_fields
 from tfm_jax.training.loss import make_loss
 from tfm_jax.training.optimizer import schedule
 from tfm_jax.training.state import TrainState, abstract_state
@@ -43,10 +43,9 @@ class Program:
   def compile(self, microbatches: int) -> Any:
     """The compiled step, in so many parts."""
     config, placement = self.config, self.model.placement
-    sharding = placement.sharding(("batch",))
     batch = {
-      name: jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=sharding)
-      for name, (shape, dtype) in self.fields.items()
+      name: jax.ShapeDtypeStruct((config.train.batch_size, *f.shape), f.dtype, sharding=placement.sharding(f.axes))
+      for name, f in self.fields.items()
     }
     rate = schedule(config.optimizer, config.train.steps)
     loss = make_loss(self.model, config.loss)
@@ -55,8 +54,7 @@ class Program:
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """Random rows of the declared shapes, the same on every layout: one segment a row, all weights 1."""
-    classes = label_count(self.config.model, self.config.data.seq_len)
-    return random_batch(self.fields, self.config.train.batch_size, self.model.vocab_size, step, classes)
+    return random_batch(self.fields, self.config.train.batch_size, step)
 
 
 def build_program(config: Config, devices: Sequence[jax.Device]) -> Program:
@@ -86,7 +84,7 @@ def vocabulary_size(config: Config) -> int:
 def fields_of(config: Config) -> Fields:
   """The arrays of a batch, as the objective declares them, or as the head that learns from labels wants them."""
   if config.model.head in LABELLED:
-    return labelled_fields(config.model, config.data.seq_len)
+    return labelled_fields(config.model, config.data.seq_len, vocabulary_size(config))
   vocabulary = Vocabulary(vocabulary_size(config), sentinel_ids=_SENTINELS)
   return objective_fields(config.objective, config.data, vocabulary)
 
@@ -94,31 +92,31 @@ def fields_of(config: Config) -> Fields:
 _SENTINELS = tuple(range(5, 10))  # only that there are some: no row is made by the objective here
 
 
-def random_batch(fields: Fields, rows: int, vocab_size: int, step: int = 0, classes: int = 0) -> dict[str, np.ndarray]:
-  """Arrays of the declared shapes with a leading axis of rows: random ids, one segment a row, all weights 1.
-
-  `classes`: of the targets, where they are no tokens.
-  """
+def random_batch(fields: Fields, rows: int, step: int = 0) -> dict[str, np.ndarray]:
+  """Arrays of the declared fields with a leading axis of rows: random ids and labels, one segment, weights 1."""
   draw = np.random.default_rng(step)
-  batch = {}
-  for name, (shape, dtype) in fields.items():
-    made: Any
-    if name == "rows":
-      made = np.arange(step * rows, (step + 1) * rows)
-    elif name.endswith(("weights", "segment_ids")):
-      made = np.ones((rows, *shape))
-    elif name == "mlm_positions":
-      length = fields["inputs"][0][0]
-      made = np.sort(draw.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, : shape[0]], axis=1)
-    elif name.endswith("positions"):
-      made = np.tile(np.arange(shape[0]), (rows, 1))
-    elif name.endswith("types"):
-      made = np.zeros((rows, *shape))
-    elif name == "images":
-      made = draw.standard_normal((rows, *shape))
-    elif name == "targets" and classes:
-      made = draw.integers(0, classes, (rows, *shape))
-    else:
-      made = draw.integers(10, vocab_size, (rows, *shape))
-    batch[name] = made.astype(dtype)
-  return batch
+  length = next((field.shape[0] for field in fields.values() if field.kind == "ids"), 0)
+
+  def sorted_places(count: int) -> np.ndarray:
+    return np.sort(draw.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, :count], axis=1)
+
+  def array(field: Field) -> Any:
+    shape = (rows, *field.shape)
+    match field.kind:
+      case "rows":
+        return np.arange(step * rows, (step + 1) * rows)
+      case "weights" | "segments":
+        return np.ones(shape)
+      case "types":
+        return np.zeros(shape)
+      case "positions":
+        return np.tile(np.arange(field.shape[0]), (rows, 1))
+      case "places":
+        return sorted_places(field.shape[0])
+      case "pixels" | "numbers":
+        return draw.standard_normal(shape)
+      case "ids" | "labels":
+        return draw.integers(min(10, field.classes // 2) if field.kind == "ids" else 0, field.classes, shape)
+    raise ValueError(f"no random values for a field of kind {field.kind!r}")
+
+  return {name: array(field).astype(field.dtype) for name, field in fields.items()}

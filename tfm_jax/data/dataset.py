@@ -22,7 +22,7 @@ class Dataset:
   after the last one have weight 0.
 
   Attributes:
-    fields: name -> (shape of one row, dtype); an array of a batch is [batch_size, *shape].
+    fields: what the arrays of a batch hold, by name.
     num_rows: rows of an epoch.
     num_tokens: tokens of the split, with the bos and eos of its documents.
     text_bytes: UTF-8 bytes of the text that is predicted (the target side of pairs), and

@@ -75,7 +75,7 @@ class Prepared:
 
 
 def objective_fields(objective: ObjectiveConfig, data: DataConfig, vocabulary: Vocabulary) -> Fields:
-  """The arrays of a batch, name -> (shape of one row, dtype), from the config alone: no corpus is read."""
+  """The arrays of a batch, from the config alone: no corpus is read."""
   return make_objective(objective, vocabulary, data.seq_len, data.target_len).fields
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfm_jax.objectives.draws import Draws
-from tfm_jax.objectives.objective import FLOAT, Fields, Objective, Rows, row_fields
+from tfm_jax.objectives.objective import ROWS, Fields, Objective, Rows, along_row, token_fields
 
 
 class CausalLanguageModel(Objective):
@@ -15,8 +15,12 @@ class CausalLanguageModel(Objective):
 
   @property
   def fields(self) -> Fields:
-    lengths = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), self.seq_len)
-    return row_fields(lengths, weights=((self.seq_len,), FLOAT))
+    return {
+      **token_fields(self.seq_len, self.vocabulary.size),
+      "targets": along_row(self.seq_len, "labels", self.vocabulary.size),
+      "weights": along_row(self.seq_len, "weights"),
+      "rows": ROWS,
+    }
 
   def make(self, draws: Draws, source: Rows, target: Rows | None = None) -> dict[str, np.ndarray]:
     here, following = source.segment_ids[:, :-1], source.segment_ids[:, 1:]

@@ -8,13 +8,16 @@ from tfm_jax.errors import UserError
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import (
   FLOAT,
+  INT,
+  ROWS,
+  Field,
   Fields,
   Objective,
   ObjectiveConfig,
   Rows,
   Vocabulary,
   rate,
-  row_fields,
+  token_fields,
 )
 
 _SELECT, _ACTION, _TOKEN = range(3)  # sites of the draws
@@ -38,9 +41,14 @@ class MaskedLanguageModel(Objective):
 
   @property
   def fields(self) -> Fields:
-    lengths = dict.fromkeys(("inputs", "segment_ids", "positions"), self.seq_len)
-    lengths |= dict.fromkeys(("mlm_positions", "targets"), self.predictions)
-    return row_fields(lengths, weights=((self.predictions,), FLOAT))
+    shape, axes = (self.predictions,), ("batch", None)
+    return {
+      **token_fields(self.seq_len, self.vocabulary.size),
+      "mlm_positions": Field(shape, INT, "places", axes),
+      "targets": Field(shape, INT, "labels", axes, self.vocabulary.size),
+      "weights": Field(shape, FLOAT, "weights", axes),
+      "rows": ROWS,
+    }
 
   def check(self) -> None:
     self.vocabulary.require("mask", "mlm")

@@ -1,18 +1,46 @@
 """What every objective shares: its settings, what it must know of a vocabulary, and the form of its rows."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.draws import Draws
 
-Fields = dict[str, tuple[tuple[int, ...], np.dtype]]
-
 INT = np.dtype(np.int32)
 FLOAT = np.dtype(np.float32)
+
+
+class Field(NamedTuple):
+  """What one array of a batch holds.
+
+  Attributes:
+    shape: of one row; the batch's array is [rows, *shape].
+    dtype: int32 or float32.
+    kind: what the numbers are.
+      ids: token ids that a model reads; segments: 1, 2, ... of the packed documents, 0 for padding; positions: within
+      a document; places: indices into the row; types: of tokens; labels: classes to predict (tokens too);
+      numbers: quantities to predict; weights: of the labels in the loss; pixels; rows: global row ids.
+    axes: logical axes of the batch's array, as strategies name them; None: never split.
+    classes: ids and labels lie in [0, classes).
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  kind: str
+  axes: tuple[str | None, ...]
+  classes: int = 0
+
+
+Fields = dict[str, Field]
+
+ROWS = Field((), INT, "rows", ("batch",))
+
+
+def along_row(length: int, kind: str, classes: int = 0) -> Field:
+  """A field with one number per token of the row."""
+  return Field((length,), FLOAT if kind == "weights" else INT, kind, ("batch", "seq"), classes)
 
 
 @dataclass(frozen=True)
@@ -81,7 +109,7 @@ class Objective:
 
   @property
   def fields(self) -> Fields:
-    """The arrays of a batch: name -> (shape of one row, dtype). The data set adds `rows`, the row ids."""
+    """The arrays of a batch by name. The data set adds `rows`, the row ids."""
     raise NotImplementedError
 
   def check(self) -> None:
@@ -99,11 +127,6 @@ def rate(name: str, value: float) -> float:
   return value
 
 
-def row_fields(names: Mapping[str, int], **others: tuple[tuple[int, ...], np.dtype]) -> Fields:
-  """int32 fields of one axis (name -> length), others as given, and the row ids."""
-  return {**{name: ((length,), INT) for name, length in names.items()}, **others, "rows": ((), INT)}
-
-
 def shift_right(targets: np.ndarray, positions: np.ndarray, valid: np.ndarray, first: int, pad: int) -> np.ndarray:
   """Decoder inputs: the targets one place later, `first` where a segment starts, `pad` where not valid."""
   shifted = np.empty_like(targets)
@@ -112,12 +135,24 @@ def shift_right(targets: np.ndarray, positions: np.ndarray, valid: np.ndarray, f
   return np.where(valid, shifted, pad).astype(np.int32, copy=False)
 
 
-def encoder_decoder_fields(seq_len: int, target_len: int) -> Fields:
+def token_fields(length: int, classes: int, prefix: str = "") -> Fields:
+  """The fields that a stack reads: token ids, segments and positions."""
+  return {
+    f"{prefix}inputs": along_row(length, "ids", classes),
+    f"{prefix}segment_ids": along_row(length, "segments"),
+    f"{prefix}positions": along_row(length, "positions"),
+  }
+
+
+def encoder_decoder_fields(seq_len: int, target_len: int, classes: int) -> Fields:
   """The fields of every encoder-decoder objective."""
-  encoder = ("encoder_inputs", "encoder_segment_ids", "encoder_positions")
-  decoder = ("decoder_inputs", "decoder_targets", "decoder_segment_ids", "decoder_positions")
-  lengths = dict.fromkeys(encoder, seq_len) | dict.fromkeys(decoder, target_len)
-  return row_fields(lengths, decoder_weights=((target_len,), FLOAT))
+  return {
+    **token_fields(seq_len, classes, "encoder_"),
+    **token_fields(target_len, classes, "decoder_"),
+    "decoder_targets": along_row(target_len, "labels", classes),
+    "decoder_weights": along_row(target_len, "weights"),
+    "rows": ROWS,
+  }
 
 
 def encoder_decoder_arrays(source: Rows, target: Rows, first: int, pad: int) -> dict[str, np.ndarray]:

@@ -41,7 +41,7 @@ class SpanCorruption(Objective):
 
   @property
   def fields(self) -> Fields:
-    return encoder_decoder_fields(self.seq_len, self.target_len)
+    return encoder_decoder_fields(self.seq_len, self.target_len, self.vocabulary.size)
 
   def check(self) -> None:
     self.vocabulary.require("eos", "span_corruption")

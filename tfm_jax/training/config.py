@@ -315,7 +315,7 @@ def _check_tiles(config: Config) -> None:
   data = config.data
   fields = make_objective(config.objective, Vocabulary(1 << 16), data.seq_len, data.target_len).fields
   for name, key in (("inputs", "seq_len"), ("encoder_inputs", "seq_len"), ("decoder_inputs", "target_len")):
-    length = fields[name][0][0] if name in fields else LANES
+    length = fields[name].shape[0] if name in fields else LANES
     if length % LANES:
       natural = "" if getattr(data, key) else " (the objective's own length)"
       raise UserError(

@@ -48,13 +48,13 @@ def row_flops(config: ModelConfig, vocab_size: int, fields: Fields) -> Flops:
   if "inputs" in fields or "images" in fields:
     T = sequence_lengths(c, fields)[0]
     # Positions that go through the head; rows have one.
-    P = T if c.head == "question_answering" else (*fields["targets"][0], 1)[0]
+    P = T if c.head == "question_answering" else (*fields["targets"].shape, 1)[0]
     linear = 6 * (c.num_layers * (attention + mlp) * T + head * P + (E != D) * E * D * T)
     linear += 6 * c.patches * c.patch_size**2 * c.image_channels * D
     square = c.num_layers * dots(T, T)
     causal = square / 2 if P == T else square
     return Flops(linear + square, linear + causal)
-  (S,), (T,) = fields["encoder_inputs"][0], fields["decoder_inputs"][0]
+  (S,), (T,) = fields["encoder_inputs"].shape, fields["decoder_inputs"].shape
   N, M = c.num_layers, c.decoder_depth
   linear = 6 * (N * (attention + mlp) * S + M * ((attention + mlp + 2 * D * HK) * T + 2 * D * GK * S) + head * T)
   others = N * dots(S, S) + M * dots(T, S)
@@ -63,9 +63,8 @@ def row_flops(config: ModelConfig, vocab_size: int, fields: Fields) -> Flops:
 
 def sequence_lengths(config: ModelConfig, fields: Fields) -> list[int]:
   """Positions of each stack that one row brings: tokens, or the patches of an image and the class vector."""
-  if "images" in fields:
-    return [config.patches + 1]
-  return [shape[0] for name, (shape, _) in fields.items() if name.endswith("inputs")]
+  patches = [config.patches + 1 for field in fields.values() if field.kind == "pixels"]
+  return patches + [field.shape[0] for field in fields.values() if field.kind == "ids"]
 
 
 def peak_flops(device: jax.Device) -> float | None:

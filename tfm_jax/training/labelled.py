@@ -1,33 +1,29 @@
 """Batches of the heads that learn from labels: their fields alone, as tasks and `compare` declare them."""
 
-import numpy as np
-
 from tfm_jax.models.config import ModelConfig
-from tfm_jax.objectives.objective import FLOAT, INT, Fields
+from tfm_jax.objectives.objective import FLOAT, INT, ROWS, Field, Fields, along_row, token_fields
 
 LABELLED = (
   "sequence_classification", "token_classification", "question_answering", "replaced_token_detection",
 )  # fmt: skip
 
 
-def labelled_fields(config: ModelConfig, seq_len: int) -> Fields:
-  """The arrays of a batch, name -> (shape of one row, dtype), as `training.loss` takes them."""
-  images = ((config.image_height, config.image_width, config.image_channels), FLOAT)
-  length = (seq_len,)
-  fields: Fields = dict.fromkeys(("inputs", "segment_ids", "positions"), (length, INT))
+def labelled_fields(config: ModelConfig, seq_len: int, vocab_size: int) -> Fields:
+  """The arrays of a batch, as `training.loss` takes them."""
+  labels = config.num_labels
+  of_rows = Field((), FLOAT, "weights", ("batch",))
+  targets, weights = {
+    "sequence_classification": (
+      Field((), INT, "labels", ("batch",), labels) if labels > 1 else Field((), FLOAT, "numbers", ("batch",)),
+      of_rows,
+    ),
+    "token_classification": (along_row(seq_len, "labels", labels), along_row(seq_len, "weights")),
+    "question_answering": (Field((2,), INT, "labels", ("batch", None), seq_len), of_rows),
+    "replaced_token_detection": (along_row(seq_len, "labels", 2), along_row(seq_len, "weights")),
+  }[config.head]
   if config.patch_size:
-    fields = {"images": images}
-  shapes: dict[str, tuple[tuple[int, ...], np.dtype, tuple[int, ...]]] = {
-    "sequence_classification": ((), INT if config.num_labels > 1 else FLOAT, ()),
-    "token_classification": (length, INT, length),
-    "question_answering": ((2,), INT, ()),
-    "replaced_token_detection": (length, INT, length),
-  }
-  targets, dtype, weights = shapes[config.head]
-  return {**fields, "targets": (targets, dtype), "weights": (weights, FLOAT), "rows": ((), INT)}
-
-
-def label_count(config: ModelConfig, seq_len: int) -> int:
-  """Classes of the targets; 0 where they are tokens."""
-  counts = {"question_answering": seq_len, "replaced_token_detection": 2}
-  return counts.get(config.head, config.num_labels) if config.head in LABELLED else 0
+    shape = (config.image_height, config.image_width, config.image_channels)
+    fields = {"images": Field(shape, FLOAT, "pixels", ("batch", None, None, None))}
+  else:
+    fields = token_fields(seq_len, vocab_size)
+  return {**fields, "targets": targets, "weights": weights, "rows": ROWS}

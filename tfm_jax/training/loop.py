@@ -141,8 +141,8 @@ class _Start:
     rate = schedule(config.optimizer, config.train.steps)
     size = config.train.batch_size
     batch = {
-      name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=self.batch_sharding)
-      for name, (shape, dtype) in self.task.fields.items()
+      name: jax.ShapeDtypeStruct((size, *field.shape), field.dtype, sharding=self.batch_sharding)
+      for name, field in self.task.fields.items()
     }
 
     def compile_with(microbatches: int) -> Any:

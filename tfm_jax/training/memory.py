@@ -75,7 +75,7 @@ def row_bytes(model: Model, fields: Fields) -> int:
     return queries * keys * c.num_heads / split * 12 + queries * (4 * D + 4 * F / split) * item
 
   if len(lengths) == 1:
-    T, targets = lengths[0], math.prod(fields["targets"][0])
+    T, targets = lengths[0], math.prod(fields["targets"].shape)
     stacks = [(c.num_layers, T, kept(T, T, 1), working(T, T))]
   else:
     S, T = lengths

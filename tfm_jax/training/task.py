@@ -22,7 +22,7 @@ class Task(Protocol):
 
   @property
   def fields(self) -> Fields:
-    """name -> (shape of one row, dtype)."""
+    """The arrays of a batch by name."""
 
   @property
   def fingerprints(self) -> Mapping[str, str]:
