@@ -17,32 +17,16 @@ def main(flags: Flags) -> None:
   """Compiles the step, runs it for some seconds, prints the figures."""
   import jax
 
-  from tfm_jax.compare.program import random_batch
-  from tfm_jax.data.prepare import objective_fields
-  from tfm_jax.objectives.objective import Vocabulary
+  from tfm_jax.compare.program import build_program, random_batch
   from tfm_jax.training import flops
-  from tfm_jax.training.build import build_model, build_optimizer
-  from tfm_jax.training.config import load, resolve
-  from tfm_jax.training.loss import make_loss
-  from tfm_jax.training.optimizer import schedule
-  from tfm_jax.training.state import init_state
-  from tfm_jax.training.step import compile_train_step, make_train_step
+  from tfm_jax.training.config import load
   from tfm_jax.training.tracking import human_bytes, human_count
 
-  config = resolve(load(flags.require("config"), flags.overrides))
-  vocab_size = config.tokenizer.vocab_size or {"char": 70, "byte": 261}[config.tokenizer.kind]
-  fields = objective_fields(config.objective, config.data, Vocabulary(vocab_size))
-  model = build_model(config, vocab_size)
-  tx = build_optimizer(config, model)
-  state = init_state(model, tx, config.seed)
-  rows = config.train.batch_size
-  batch = jax.device_put(random_batch(fields, rows), model.placement.sharding(("batch",)))
-  rate = schedule(config.optimizer, config.train.steps)
-  microbatches = config.train.microbatches or 1
-  loss = make_loss(model, config.loss)
-  step = make_train_step(loss, tx, rate, model.placement, microbatches, config.seed)
+  program = build_program(load(flags.require("config"), flags.overrides))
+  config, rows = program.config, program.config.train.batch_size
+  state, batch = program.init(), program.put(random_batch(program.fields, rows))
   begin = time.perf_counter()
-  compiled = compile_train_step(step, state, batch, model.placement)
+  compiled = program.compile(config.train.microbatches or 1)
   print(f"compiled in {time.perf_counter() - begin:.1f} s")
   usage = compiled.memory_analysis()
   if usage is not None:
@@ -58,8 +42,8 @@ def main(flags: Flags) -> None:
     jax.block_until_ready(state)
     seconds.append(time.perf_counter() - begin)
   median = statistics.median(seconds)
-  tokens = rows * sum(flops.sequence_lengths(config.model, fields))
-  work = flops.row_flops(config.model, vocab_size, fields).full * rows
+  tokens = rows * program.row_tokens
+  work = flops.row_flops(config.model, program.model.vocab_size, program.fields).full * rows
   print(
     f"step: median {median * 1e3:.2f} ms, range {min(seconds) * 1e3:.2f} to {max(seconds) * 1e3:.2f} ms over "
     f"{len(seconds)} steps; {human_count(tokens / median)} tokens/s; {human_count(work / median)}FLOP/s"

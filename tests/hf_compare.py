@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tfm_jax.hf.exporting import tensors_of
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.model import Model
+from tfm_jax.ops.losses import total
 from tfm_jax.training.load import Run
 from tfm_jax.training.loss import LossConfig, make_loss
 
@@ -100,8 +101,7 @@ def _everything(model: Model, params: Any, batch: dict[str, jax.Array]) -> tuple
   def loss(params: Any) -> tuple[jax.Array, Any]:
     outputs = model.outputs(params, batch)
     if "hidden" not in outputs:
-      sums = make_loss(model, LossConfig())(params, batch, None)
-      return sums.loss / sums.weight, outputs
+      return total(make_loss(model, LossConfig())(params, batch, None).objective), outputs
     kept = (batch["segment_ids"] > 0)[:, :, None]
     squares = jnp.where(kept, jnp.square(outputs["hidden"]), 0).sum() / (kept.sum() * outputs["hidden"].shape[-1])
     return squares + (jnp.square(outputs["pooled"]).mean() if "pooled" in outputs else 0), outputs

@@ -12,15 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from tfm_jax.data.prepare import objective_fields
+from tfm_jax.objectives.objective import Vocabulary
 from tfm_jax.text.tokenizers import load_tokenizer
-from tfm_jax.training.build import build_model, build_optimizer
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.config import Config, from_dict, load, resolve
+from tfm_jax.training.config import Config, from_dict, load
 from tfm_jax.training.loop import fit
 from tfm_jax.training.pretraining import Pretraining
+from tfm_jax.training.program import Program, build_program
 from tfm_jax.training.run_directory import RunDirectory
-from tfm_jax.training.start import stored_tokenizer
-from tfm_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[1]
 EXACT = (
@@ -119,12 +119,17 @@ def state(workdir: Path, step: int | None = None) -> Any:
   run = RunDirectory(workdir)
   config: Config = from_dict(run.read_config())
   config = dataclasses.replace(config, sharding=type(config.sharding)())
-  model = build_model(config, load_tokenizer(run.tokenizer).vocab_size, jax.devices()[:1])
-  abstract = abstract_state(model, build_optimizer(config, model))
+  abstract = program_of(config, load_tokenizer(run.tokenizer).vocab_size, jax.devices()[:1]).state
   with Checkpoints(run.checkpoints) as checkpoints:
     step = checkpoints.latest() if step is None else step
     assert step is not None
     return jax.device_get(checkpoints.restore(step, abstract._asdict()))
+
+
+def program_of(config: Config, vocab_size: int, devices: Any) -> Program:
+  """The program of a run's configuration on these devices."""
+  vocabulary = Vocabulary(vocab_size, sentinel_ids=tuple(range(100)))
+  return build_program(config, vocab_size, objective_fields(config.objective, config.data, vocabulary), devices)
 
 
 def assert_same_state(a: Any, b: Any) -> None:
@@ -142,11 +147,10 @@ def tiny(experiment: Path, family: str = "gpt", **overrides: Any) -> Config:
 class WithoutSamples(Pretraining):
   """Pre-training without the samples at the end, which cost time and matter to few tests."""
 
-  def report(self, model: Any, params: Any, metrics: Any) -> list[str]:
+  def report(self, model: Any, params: Any, metrics: Any, run: Any) -> list[str]:
     return []
 
 
 def quick_fit(config: Config, workdir: Path) -> dict[str, float]:
   """`fit` without samples."""
-  resolved = resolve(config)
-  return fit(config, workdir, WithoutSamples(resolved, stored_tokenizer(RunDirectory(workdir), resolved)))
+  return fit(config, workdir, WithoutSamples)

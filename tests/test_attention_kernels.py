@@ -14,8 +14,8 @@ from tfm_jax.models.model import resolve_model
 from tfm_jax.ops.attention import attention
 from tfm_jax.ops.masks import attention_mask
 from tfm_jax.ops.splash import splash_attention
-from tfm_jax.training.build import build_model
 from tfm_jax.training.config import from_dict, resolve
+from tfm_jax.training.program import build_model
 
 BATCH, SCALE = 2, 0.3
 

@@ -63,7 +63,7 @@ def test_sizes_that_are_none_are_refused(experiment, asked):
 @pytest.mark.parametrize("family", ["bert", "gpt", "t5", "transformer"])
 def test_random_batches_have_the_declared_shapes_and_lie_in_the_vocabulary(experiment, family):
   program = programs(experiment, "dp", family)
-  batch = program.batch(3)
+  batch = random_batch(program.fields, 8, 3)
   assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
     name: ((8, *field.shape), field.dtype) for name, field in program.fields.items()
   }
@@ -93,12 +93,12 @@ def test_rows_of_different_steps_are_different_rows(first, second, rows, vocabul
 
 
 def test_batches_are_the_same_on_every_layout(experiment):
-  batches = [programs(experiment, name).batch(1) for name in ("dp", "fsdp_tp")]
+  batches = [random_batch(programs(experiment, name).fields, 8, 1) for name in ("dp", "fsdp_tp")]
   config = tiny(experiment)
-  batches.append(build_program(work.with_strategy(config, "dp"), jax.devices()[:1]).batch(1))
+  batches.append(random_batch(build_program(work.with_strategy(config, "dp"), jax.devices()[:1]).fields, 8, 1))
   for other in batches[1:]:
     jax.tree.map(np.testing.assert_array_equal, batches[0], other)
-  assert not np.array_equal(batches[0]["inputs"], programs(experiment, "dp").batch(2)["inputs"])
+  assert not np.array_equal(batches[0]["inputs"], random_batch(programs(experiment, "dp").fields, 8, 2)["inputs"])
 
 
 # --- the least that must be sent

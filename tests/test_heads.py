@@ -15,6 +15,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.heads import HEAD_PARAMETERS, HEADS
 from tfm_jax.models.model import Model, resolve_model
+from tfm_jax.ops.losses import total
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.training import flops
 from tfm_jax.training.labelled import LABELLED, labelled_fields
@@ -63,8 +64,7 @@ def params_of(case):
 @functools.partial(jax.jit, static_argnums=0)
 def loss_and_gradient(model, params, batch):
   def mean(params):
-    sums = make_loss(model, LossConfig())(params, batch, None)
-    return sums.loss / sums.weight
+    return total(make_loss(model, LossConfig())(params, batch, None).objective)
 
   return jax.value_and_grad(mean)(params)
 
@@ -80,7 +80,7 @@ def test_every_head_that_has_targets_has_a_loss():
 def test_the_formula_counts_every_dot(case):
   model, batch = make(case), batch_of(case)
   loss = make_loss(model, LossConfig())
-  program = jax.make_jaxpr(jax.grad(lambda params: loss(params, batch, None).loss))(model.shapes())
+  program = jax.make_jaxpr(jax.grad(lambda params: total(loss(params, batch, None).objective)))(model.shapes())
   row = flops.row_flops(model.config, VOCAB, fields(case))
   assert dots(program.jaxpr) / ROWS == pytest.approx(row.full, rel=1e-9)
 
@@ -146,9 +146,9 @@ def test_a_regression_is_the_squared_error():
   case = "bert number"
   batch = batch_of(case)
   batch["targets"] = np.linspace(-1, 2, ROWS, dtype=np.float32)
-  sums = make_loss(make(case), LossConfig())(params_of(case), batch, None)
+  terms = make_loss(make(case), LossConfig())(params_of(case), batch, None)
   y = np.asarray(make(case).logits(params_of(case), batch))[:, 0]
-  np.testing.assert_allclose(sums.loss / sums.weight, np.square(y - batch["targets"]).mean(), rtol=1e-5)
+  np.testing.assert_allclose(total(terms.loss), np.square(y - batch["targets"]).mean(), rtol=1e-5)
 
 
 def test_the_names_of_the_heads_parameters_are_complete():

@@ -7,18 +7,16 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from tiny import BATCH, VARIANTS, make_batch, make_model, model_config
+from tiny import BATCH, VARIANTS, make_batch, make_model, make_program, model_config
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.model import Model, resolve_model
 from tfm_jax.objectives.objective import ROWS, along_row
+from tfm_jax.ops import losses
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.training import flops, memory
 from tfm_jax.training.loss import LossConfig, make_loss
-from tfm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
-from tfm_jax.training.state import abstract_state
-from tfm_jax.training.step import make_train_step
 
 
 def fields(**lengths):
@@ -65,7 +63,7 @@ def test_the_formula_counts_every_dot_of_the_gradient(variant):
   model = Model(family, model_config(variant, decoder_layers=3, head_dim=16), single_device(), 256)
   batch = make_batch(variant)
   loss = make_loss(model, LossConfig())
-  program = jax.make_jaxpr(jax.grad(lambda params: loss(params, batch, None).loss))(model.shapes())
+  program = jax.make_jaxpr(jax.grad(lambda params: losses.total(loss(params, batch, None).objective)))(model.shapes())
   row = flops.row_flops(model.config, 256, fields(**{name: x.shape[1] for name, x in batch.items() if x.ndim > 1}))
   # T5's table of relative positions is left out.
   assert dots(program.jaxpr) / BATCH == pytest.approx(row.full, rel=1e-3 if family == "t5" else 1e-9)
@@ -78,24 +76,10 @@ def test_peaks_are_found_by_the_longest_name():
 
 
 def compiler(model, rows, variant="bert", length=16):
-  axes = jax.tree.map_with_path(lambda path, _: model.axes(path), model.shapes())
-  config = OptimizerConfig()
-  tx = make_optimizer(config, axes)
-  state = abstract_state(model, tx)
-  example = make_batch(variant, rows=rows, length=length)
-  batch = {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=model.placement.sharding(("batch",)))
-    for name, x in example.items()
-  }
-  loss = make_loss(model, LossConfig())
-
-  @functools.cache
-  def compile_with(count):
-    step = make_train_step(loss, tx, schedule(config, 10), model.placement, count, 0)
-    out = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
-    return jax.jit(step, donate_argnums=0, out_shardings=out).lower(state, batch).compile()
-
-  return state, {name: (x.shape[1:], x.dtype) for name, x in example.items()}, compile_with
+  batch = make_batch(variant, rows=rows, length=length)
+  program = make_program(model, batch)
+  shapes = fields(**{name: x.shape[1] for name, x in batch.items() if x.ndim > 1})
+  return program.state, shapes, functools.cache(program.compile)
 
 
 @pytest.mark.parametrize("variant", ["bert", "gpt", "t5"])

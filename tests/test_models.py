@@ -14,8 +14,8 @@ from tfm_jax.models.config import ModelConfig, pad_vocab, param_axes
 from tfm_jax.models.model import resolve_model
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.sharding.strategy import STRATEGIES
-from tfm_jax.training.build import build_model
 from tfm_jax.training.config import load, resolve
+from tfm_jax.training.program import build_model
 
 ROOT = Path(__file__).parents[1]
 SHAPES = Path(__file__).parent / "golden" / "parameter_shapes.json"

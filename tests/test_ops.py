@@ -14,7 +14,7 @@ from tfm_jax.ops.activations import ACTIVATIONS, FUNCTIONS, GATED
 from tfm_jax.ops.attention import attention, softmax
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.linear import embed, linear, matmul
-from tfm_jax.ops.losses import LossSums, Unembedding, cross_entropy, logits
+from tfm_jax.ops.losses import Unembedding, cross_entropy, logits
 from tfm_jax.ops.masks import attention_mask
 
 LINEARS = {
@@ -270,21 +270,20 @@ def test_cross_entropy_and_its_gradients(tiles, smoothing, z_loss):
   draw = np.random.default_rng(3)
   targets, weights = jnp.asarray(draw.integers(0, vocab, (2, 6))), jnp.asarray(draw.random((2, 6)), jnp.float32)
 
-  def mine(h, w, bias) -> LossSums:
+  def mine(h, w, bias):
     return cross_entropy(
       h, Unembedding(w, bias), targets, weights, vocab_size=vocab, label_smoothing=smoothing, z_loss=z_loss,
       tiles=tiles, platform="cpu",
     )  # fmt: skip
 
   theirs = lambda h, w, bias: reference_loss(h, w, bias, targets, weights, vocab, smoothing, z_loss)
-  sums = mine(h, w, bias)
-  np.testing.assert_allclose(sums.loss, theirs(h, w, bias), rtol=1e-5)
-  np.testing.assert_allclose(sums.nll, reference_loss(h, w, bias, targets, weights, vocab, 0, 0), rtol=1e-5)
-  np.testing.assert_allclose(sums.weight, weights.sum(), rtol=1e-6)
+  loss, nll, correct = mine(h, w, bias)
+  np.testing.assert_allclose(loss, theirs(h, w, bias), rtol=1e-5)
+  np.testing.assert_allclose(nll, reference_loss(h, w, bias, targets, weights, vocab, 0, 0), rtol=1e-5)
   best = logits(h, Unembedding(w, bias), vocab, "cpu").argmax(-1)
-  np.testing.assert_allclose(sums.correct, (weights * (best == targets)).sum(), rtol=1e-6)
+  np.testing.assert_allclose(correct, (weights * (best == targets)).sum(), rtol=1e-6)
   expected = jax.grad(theirs, (0, 1, 2))(h, w, bias)
-  for a, b in zip(jax.grad(lambda *x: 3 * mine(*x).loss, (0, 1, 2))(h, w, bias), expected, strict=True):
+  for a, b in zip(jax.grad(lambda *x: 3 * mine(*x)[0], (0, 1, 2))(h, w, bias), expected, strict=True):
     np.testing.assert_allclose(a, 3 * b, atol=1e-5)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import make_model, placement
+from tiny import make_batch, make_model, make_program, placement
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import Axes
@@ -18,7 +18,6 @@ from tfm_jax.training.optimizer import (
   schedule,
   state_shardings,
 )
-from tfm_jax.training.state import abstract_state
 
 AXES = {
   "wq": Axes(("layers", "embed", "heads", None), 1, 1),
@@ -86,7 +85,8 @@ def test_state_follows_the_parameters(name):
       assert shape == (2, 256, 512) and tuple(sharding.spec) == (None, "data", "model")
   for shape, sharding in shardings.values():
     sharding.shard_shape(shape)  # raises where it does not divide
-  assert all(leaf.sharding is not None for leaf in jax.tree.leaves(abstract_state(model, optax.adam(1.0))))
+  program = make_program(model, make_batch("bert"), name=name)
+  assert all(leaf.sharding is not None for leaf in jax.tree.leaves(program.state))
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "rsqrt", "constant"])

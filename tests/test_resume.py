@@ -16,6 +16,7 @@ from launching import (
   assert_same_state,
   environment,
   exact_rows,
+  program_of,
   quick_fit,
   rows,
   state,
@@ -25,12 +26,10 @@ from launching import (
 )
 
 from tfm_jax.training import tracking
-from tfm_jax.training.build import build_model, build_optimizer
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import from_dict
 from tfm_jax.training.interruption import Interrupted
 from tfm_jax.training.run_directory import RunDirectory
-from tfm_jax.training.state import abstract_state
 
 # Runs train.py and kills itself, without a chance to clean up, at the n-th event of a kind that names a text: events
 # are Python's audit events ("open", with a path), and "row", with a split and a step, before the row is written.
@@ -232,8 +231,7 @@ def test_resumes_under_another_strategy_and_device_count(experiment, variant, tm
   for strategy, devices in (("tp", 4), ("fsdp", 8), ("dp", 1), ("fsdp_tp", 4)):
     sharding = dataclasses.replace(type(config.sharding)(), strategy=strategy)
     resolved = dataclasses.replace(from_dict(RunDirectory(workdir).read_config()), sharding=sharding)
-    model = build_model(resolved, 256 + 5 + 10, jax.devices()[:devices])
-    abstract = abstract_state(model, build_optimizer(resolved, model))._asdict()
+    abstract = program_of(resolved, 256 + 5 + 10, jax.devices()[:devices]).state._asdict()
     with Checkpoints(workdir / "checkpoints") as checkpoints:
       restored = checkpoints.restore(stored, abstract)
     for array, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):

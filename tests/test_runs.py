@@ -11,6 +11,7 @@ import pytest
 from launching import EXACT, assert_same_state, quick_fit, rows, state, tiny, write_experiment, write_text
 
 from tfm_jax.errors import UserError
+from tfm_jax.ops.losses import LossTerms
 from tfm_jax.text.tokenizers import load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import from_dict, resolve
@@ -137,7 +138,8 @@ def test_the_first_loss_is_that_of_the_first_batch(experiment, tmp_path):
 
 @pytest.mark.parametrize("family", ["bert", "t5", "transformer"])
 def test_bits_per_byte_only_where_each_token_is_predicted_once(experiment, family):
-  metrics = Pretraining(resolve(tiny(experiment, family))).eval_metrics(2.0)
+  terms = LossTerms({}, {"labels": (20.0, 10.0)}, {})
+  metrics = Pretraining(resolve(tiny(experiment, family))).eval_metrics("eval", terms)
   assert ("bits_per_byte" in metrics) == (family == "transformer")
   assert metrics["perplexity"] == pytest.approx(math.exp(2)) and metrics["unigram_entropy"] > 0
 

@@ -6,35 +6,27 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny import TRAINED, VARIANTS, make_batch, make_model, placement
+from tiny import TRAINED, VARIANTS, fields_of, make_batch, make_model, make_program, placement
 
 from tfm_jax.sharding.strategy import STRATEGIES
-from tfm_jax.training.loss import LossConfig, make_loss
-from tfm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
-from tfm_jax.training.state import abstract_state, init_state
-from tfm_jax.training.step import make_eval_step, make_train_step
+from tfm_jax.training.loss import LossConfig
+from tfm_jax.training.step import make_eval_step
 
 STEPS = 10
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
-
-
-def optimizer(model, name="adamw", **keys):
-  config = OptimizerConfig(name, **({"learning_rate": 1e-2, "warmup_steps": 3, "weight_decay": 0.01} | keys))
-  return make_optimizer(config, jax.tree.map_with_path(lambda path, _: model.axes(path), model.shapes())), config
 
 
 def train(variant, strategy="dp", devices=1, microbatches=1, steps=STEPS, name="adamw", **changes):
   """(initial parameters, losses, gradient norms, last state) of a run with dropout, label smoothing and z-loss."""
   st = placement(strategy, devices)
   model = make_model(variant, st, **(DROPOUT | changes))
-  tx, config = optimizer(model, name)
-  state = init_state(model, tx, seed=0)
-  first = jax.tree.map(np.asarray, state.params)
-  loss = make_loss(model, LossConfig(label_smoothing=0.1, z_loss=1e-3))
-  step = make_train_step(loss, tx, schedule(config, STEPS), st, microbatches, seed=5)
   batches = [make_batch(variant, seed) for seed in range(steps)]
+  extras = LossConfig(label_smoothing=0.1, z_loss=1e-3)
+  program = make_program(model, batches[0], loss=extras, seed=5, steps=STEPS, name=name)
+  state, step = program.init(), program.train_step(microbatches)
+  first = jax.tree.map(np.asarray, state.params)
   stacked = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *batches), st.sharding((None, "batch")))
-  layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, tx))
+  layout = jax.tree.map(lambda leaf: leaf.sharding, program.state)
   state, metrics = jax.jit(lambda s, b: jax.lax.scan(step, s, b), out_shardings=(layout, None))(state, stacked)
   return first, np.asarray(metrics["objective"]), np.asarray(metrics["grad_norm"]), state
 
@@ -80,7 +72,7 @@ def test_parts_of_a_batch_are_rows_that_a_device_has_already():
   st = placement("dp", 8)
   square_of_sum = lambda params, part, noise: params * part["x"].sum() ** 2
   rows = jax.device_put({"x": np.arange(32, dtype=np.float32)}, st.sharding(("batch",)))
-  program = jax.jit(make_eval_step(square_of_sum, st, 4)).lower(np.float32(1), rows).compile()
+  program = jax.jit(make_eval_step(square_of_sum, st, fields_of(rows), 4)).lower(np.float32(1), rows).compile()
   assert float(program(np.float32(1), rows)) == sum(np.arange(j, 32, 4).sum() ** 2 for j in range(4))
   moves = re.findall(r"all-gather|all-to-all|collective-permute|all-reduce", program.as_text())
   assert set(moves) == {"all-reduce"}
@@ -104,10 +96,7 @@ def test_remat_changes_no_result(variant, remat):
 @functools.cache
 def compiled(remat, variant="gpt", dtype="bfloat16"):
   model = make_model(variant, num_layers=6, remat=remat, dtype=dtype)
-  tx, config = optimizer(model)
-  step = make_train_step(make_loss(model, LossConfig()), tx, schedule(config, STEPS), model.placement, 1, seed=0)
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_batch(variant, rows=64))
-  return jax.jit(step, donate_argnums=0).lower(abstract_state(model, tx), batch).compile()
+  return make_program(model, make_batch(variant, rows=64)).compile(1)
 
 
 def test_remat_saves_memory_in_the_order_of_its_names():
@@ -132,12 +121,12 @@ def test_no_strategy_moves_activations_it_need_not(capfd):
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
   model = make_model("gpt", **DROPOUT)
-  tx, config = optimizer(model)
-  step = jax.jit(make_train_step(make_loss(model, LossConfig()), tx, schedule(config, 9), model.placement, 1, seed=0))
   good, bad = make_batch("gpt"), make_batch("gpt")
+  program = make_program(model, good)
+  step = jax.jit(program.train_step(1))
   bad["weights"] = bad["weights"].copy()
   bad["weights"][0, 0] = np.inf
-  state, _ = step(init_state(model, tx, 0), good)
+  state, _ = step(program.init(), good)
   kept = jax.tree.map(np.asarray, (state.params, state.opt_state))
   for count in (1, 2):
     state, metrics = step(state, bad)
@@ -156,16 +145,13 @@ def test_the_loss_is_a_mean_over_the_global_batch_not_over_microbatches():
   batch["weights"] = batch["weights"] * 0
   batch["weights"][0::2, :3] = 1
   batch["weights"][1::2, 0] = 1
-  tx, config = optimizer(model)
+  program = make_program(model, batch)
   results = []
   for microbatches in (1, 2):
-    step = make_train_step(
-      make_loss(model, LossConfig()), tx, schedule(config, 9), model.placement, microbatches, seed=0
-    )
-    _, metrics = jax.jit(step)(init_state(model, tx, 0), batch)
+    _, metrics = jax.jit(program.train_step(microbatches))(program.init(), batch)
     results.append((float(metrics["loss"]), float(metrics["grad_norm"]), float(metrics["accuracy"])))
   np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
-  logits = np.asarray(model.logits(init_state(model, tx, 0).params, batch), np.float64)
+  logits = np.asarray(model.logits(program.init().params, batch), np.float64)
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   nll = -np.take_along_axis(log_p, batch["targets"][:, :, None], -1)[..., 0]
   assert results[0][0] == pytest.approx((nll * batch["weights"]).sum() / batch["weights"].sum(), rel=1e-5)
@@ -173,10 +159,10 @@ def test_the_loss_is_a_mean_over_the_global_batch_not_over_microbatches():
 
 def test_evaluation_is_without_dropout_and_extras_and_the_same_in_parts():
   model = make_model("gpt", **DROPOUT)
-  loss = make_loss(model, LossConfig(label_smoothing=0.1, z_loss=1e-2))
-  params = jax.jit(model.init)(jax.random.key(0))
   batch = make_batch("gpt")
-  whole, parts = (jax.jit(make_eval_step(loss, model.placement, n))(params, batch) for n in (1, 4))
-  np.testing.assert_allclose(whole, parts, rtol=1e-6)
-  assert float(whole.loss) == float(whole.nll)
-  assert float(whole.weight) == batch["weights"].sum()
+  program = make_program(model, batch, loss=LossConfig(label_smoothing=0.1, z_loss=1e-2))
+  params = jax.jit(model.init)(jax.random.key(0))
+  whole, parts = (program.eval_step(n)(params, batch) for n in (1, 4))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, parts)
+  assert jax.device_get(whole.loss) == jax.device_get(whole.objective)
+  assert float(whole.loss["labels"][1]) == batch["weights"].sum()

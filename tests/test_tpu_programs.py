@@ -107,7 +107,7 @@ def test_more_blocks_take_longer():
 MESHES = """
 from tfm_jax.compare.chips import topology_devices
 from tfm_jax.compare.work import with_strategy
-from tfm_jax.training.build import build_model
+from tfm_jax.training.program import build_model
 from tfm_jax.training.config import load, resolve
 for topology in ("v5p:8x8x8", "2*v5e:4x4"):
   devices = topology_devices(topology)[1]

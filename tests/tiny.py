@@ -8,8 +8,13 @@ import numpy as np
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.model import Model, admits, resolve_model
+from tfm_jax.objectives.objective import Field
 from tfm_jax.sharding.placement import Placement, make_mesh, single_device
 from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig, mesh_sizes
+from tfm_jax.training.config import Config, TrainConfig
+from tfm_jax.training.loss import LossConfig, make_loss
+from tfm_jax.training.optimizer import OptimizerConfig
+from tfm_jax.training.program import Program
 
 VOCAB = 250  # padded to 256
 BATCH, LENGTH = 16, 16
@@ -89,3 +94,27 @@ def make_batch(variant: str, seed: int = 0, rows: int = BATCH, length: int = LEN
   sides = {f"{side}_{name}": x for side in ("encoder", "decoder") for name, x in both.items()}
   tokens = {"encoder_inputs": ids(), "decoder_inputs": ids(), "decoder_targets": ids()}
   return {**batch, **sides, **tokens, "decoder_weights": weights.astype(np.float32)}
+
+
+def fields_of(batch: dict[str, Any]) -> dict[str, Field]:
+  """Fields of a batch's shapes; their kinds are not known."""
+  return {name: Field(x.shape[1:], x.dtype, "", ("batch",) + (None,) * (x.ndim - 1)) for name, x in batch.items()}
+
+
+def make_program(
+  model: Model,
+  batch: dict[str, Any],
+  *,
+  loss: LossConfig | None = None,
+  seed: int = 0,
+  steps: int = 10,
+  **optimizer: Any,
+) -> Program:
+  """The program of a model and of batches like this one; by default AdamW with warm-up and weight decay."""
+  chosen = {"learning_rate": 1e-2, "warmup_steps": 3, "weight_decay": 0.01} | optimizer
+  loss = loss or LossConfig()
+  train = TrainConfig(steps=steps, batch_size=len(next(iter(batch.values()))))
+  config = Config(
+    family=model.family, seed=seed, model=model.config, loss=loss, optimizer=OptimizerConfig(**chosen), train=train
+  )
+  return Program(config, model, fields_of(batch), make_loss(model, loss))

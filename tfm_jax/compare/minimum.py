@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from tfm_jax.compare.program import Program
 from tfm_jax.sharding.strategy import BATCH_AXES
 from tfm_jax.training.flops import sequence_lengths
+from tfm_jax.training.program import Program
 
 
 def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:

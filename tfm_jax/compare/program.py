@@ -1,74 +1,27 @@
-"""The training step of a config as a program: built from the config alone, without a corpus, on any devices."""
+"""The program of a config without a corpus: its fields are declared, its vocabulary has the size that is asked for."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from tfm_jax.data.prepare import objective_fields
 from tfm_jax.errors import UserError
-from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Field, Fields, Vocabulary
-from tfm_jax.training.build import build_model, build_optimizer
+from tfm_jax.training import program
 from tfm_jax.training.config import Config, resolve
-from tfm_jax.training.flops import sequence_lengths
 from tfm_jax.training.labelled import LABELLED, labelled_fields
-from tfm_jax.training.loss import make_loss
-from tfm_jax.training.optimizer import schedule
-from tfm_jax.training.state import TrainState, abstract_state
-from tfm_jax.training.step import compile_train_step, make_train_step
+from tfm_jax.training.program import Program
 
 # Tokenizers whose size is that of their text, or fixed, rather than a key of the config.
 _VOCAB_SIZES = {"char": 100, "byte": 261}
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """Everything that a compiled training step is made from."""
-
-  config: Config  # resolved
-  model: Model
-  tx: optax.GradientTransformation
-  fields: Fields
-  state: TrainState  # shapes with shardings
-
-  @property
-  def row_tokens(self) -> int:
-    """Tokens of one row, those of the encoder and the decoder together."""
-    return sum(sequence_lengths(self.config.model, self.fields))
-
-  def compile(self, microbatches: int) -> Any:
-    """The compiled step, in so many parts."""
-    config, placement = self.config, self.model.placement
-    batch = {
-      name: jax.ShapeDtypeStruct((config.train.batch_size, *f.shape), f.dtype, sharding=placement.sharding(f.axes))
-      for name, f in self.fields.items()
-    }
-    rate = schedule(config.optimizer, config.train.steps)
-    loss = make_loss(self.model, config.loss)
-    step = make_train_step(loss, self.tx, rate, placement, microbatches, config.seed)
-    return compile_train_step(step, self.state, batch, placement)
-
-  def batch(self, step: int) -> dict[str, np.ndarray]:
-    """Random rows of the declared shapes, the same on every layout: one segment a row, all weights 1."""
-    return random_batch(self.fields, self.config.train.batch_size, step)
-
-
-def build_program(config: Config, devices: Sequence[jax.Device]) -> Program:
+def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -> Program:
   """The program of a configuration on these devices. Raises UserError where they cannot be divided so."""
   config = resolve(config)
-  vocab_size, fields = vocabulary_size(config), fields_of(config)
-  model = build_model(config, vocab_size, devices)
-  shards = model.placement.batch_shards
-  if config.train.batch_size % shards:
-    raise UserError(
-      f"train.batch_size={config.train.batch_size} does not divide into the {shards} parts of replica x data"
-    )
-  tx = build_optimizer(config, model)
-  return Program(config, model, tx, fields, abstract_state(model, tx))
+  return program.build_program(config, vocabulary_size(config), fields_of(config), devices)
 
 
 def vocabulary_size(config: Config) -> int:

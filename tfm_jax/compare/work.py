@@ -16,7 +16,7 @@ from tfm_jax.compare.chips import Chip, topology_devices
 from tfm_jax.compare.cost import Forecast
 from tfm_jax.compare.minimum import minimum_bytes
 from tfm_jax.compare.products import executed_flops
-from tfm_jax.compare.program import Program, build_program
+from tfm_jax.compare.program import build_program, random_batch
 from tfm_jax.compare.record import OK, OUT_OF_MEMORY, REFUSED, Layout, Memory, Piece, Row
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
@@ -24,7 +24,7 @@ from tfm_jax.sharding.strategy import AXES, ShardingConfig
 from tfm_jax.training import flops
 from tfm_jax.training.config import Config
 from tfm_jax.training.memory import bytes_per_device, choose_microbatches, row_bytes
-from tfm_jax.training.state import init_state
+from tfm_jax.training.program import Program
 
 COMPARED = 3  # steps whose losses and gradient norms are compared with one device in float32
 
@@ -72,10 +72,10 @@ def measure(
     program.model, program.state, program.fields, config.train.batch_size, config.train.microbatches, program.compile
   )
   row = described(program, strategy, compiled, microbatches, time.perf_counter() - begin, layout)
-  state = init_state(program.model, program.tx, config.seed)
+  state = program.init()
   seconds, losses, norms = [], [], []
   for step in range(steps + 1):
-    batch = jax.device_put(program.batch(step), placement.sharding(("batch",)))
+    batch = program.put(random_batch(program.fields, config.train.batch_size, step))
     jax.block_until_ready(batch)
     start = time.perf_counter()
     state, metrics = compiled(state, batch)

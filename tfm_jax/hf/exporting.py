@@ -16,9 +16,10 @@ from tfm_jax.hf.table import Row
 from tfm_jax.hf.tensors import NewTensor, half_made, write_tensors
 from tfm_jax.hf.tokenizer import write_tokenizer
 from tfm_jax.models.model import Model
-from tfm_jax.training.load import Run, flat, load_run
+from tfm_jax.training.load import Run, load_run
 from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.tracking import human_bytes
+from tfm_jax.training.trees import flat
 
 log = logging.getLogger(__name__)
 

@@ -21,12 +21,13 @@ from tfm_jax.models.config import param_axes
 from tfm_jax.models.model import Model
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers import Tokenizer, TokenizerConfig
-from tfm_jax.training.build import build_model
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import OBJECTIVES_OF, Config, to_dict
-from tfm_jax.training.load import flat, fresh_params, nested
+from tfm_jax.training.load import fresh_params
+from tfm_jax.training.program import build_model
 from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.tracking import human_bytes
+from tfm_jax.training.trees import flat, nested
 
 log = logging.getLogger(__name__)
 

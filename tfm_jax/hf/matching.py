@@ -15,7 +15,7 @@ from tfm_jax.hf.tensors import TensorFiles
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.model import Model
 from tfm_jax.sharding.placement import single_device
-from tfm_jax.training.load import flat
+from tfm_jax.training.trees import flat
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Cross-entropy over a vocabulary that never keeps float32 logits of the whole batch."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,54 @@ class Unembedding(NamedTuple):
   bias_V: Array | None
 
 
-class LossSums(NamedTuple):
-  """Sums over positions, float32 scalars: divide by `weight` for means. `loss` is what training minimises: with label
-  smoothing and z-loss; `nll` is the plain negative log-likelihood, in nats."""
+Pair = tuple[Any, Any]
+"""A sum and its weight, float32 scalars; the mean is their quotient."""
 
-  loss: Array
-  nll: Array
-  correct: Array
-  weight: Array
+
+class LossTerms(NamedTuple):
+  """What a loss says of a batch (or of a part of it): named sums, each with its own weight.
+
+  Parts add up: sums and weights are added over microbatches, devices and batches, and divided at the very end. So every
+  mean is one over the global batch, however it was cut. Weights depend on the batch alone, never on parameters.
+
+  Attributes:
+    objective: training minimises the sum of these means; with label smoothing, z-loss and the factors of terms. Only
+      these have a gradient.
+    loss: the same terms without all that: negative log-likelihoods in nats, to be read.
+    metrics: other means to be read, such as the accuracy.
+  """
+
+  objective: dict[str, Pair]
+  loss: dict[str, Pair]
+  metrics: dict[str, Pair]
+
+  def __or__(self, other: "LossTerms") -> "LossTerms":
+    """The terms of both; their names must differ."""
+    return LossTerms(*({**a, **b} for a, b in zip(self, other, strict=True)))
+
+  def means(self) -> dict[str, Any]:
+    """`loss` and `objective`, each the sum of its terms' means; `loss_NAME` of several terms; the metrics."""
+    several = {f"loss_{name}": mean(pair) for name, pair in self.loss.items()} if len(self.loss) > 1 else {}
+    totals = {"loss": total(self.loss), "objective": total(self.objective)}
+    return totals | several | {name: mean(pair) for name, pair in self.metrics.items()}
+
+
+def mean(pair: Pair) -> Any:
+  """sum / weight, of arrays or of numbers; 0 where nothing has weight."""
+  value, weight = pair
+  return value / (max(weight, 1e-9) if isinstance(weight, float) else jnp.maximum(weight, 1e-9))
+
+
+def total(pairs: dict[str, Pair]) -> Any:
+  """The sum of the means."""
+  return sum(mean(pair) for pair in pairs.values())
+
+
+def one_term(
+  name: str, objective: Array, nll: Array, correct: Array, weight: Array, accuracy: str = "accuracy"
+) -> LossTerms:
+  """The terms of a loss that predicts classes, from sums over the batch. `accuracy`: the name of that metric."""
+  return LossTerms({name: (objective, weight)}, {name: (nll, weight)}, {accuracy: (correct, weight)})
 
 
 # (vocab_size, label_smoothing, z_loss, tiles, platform), static.
@@ -61,7 +101,7 @@ def cross_entropy(
   z_loss: float,
   tiles: int,
   platform: str,
-) -> LossSums:
+) -> Sums:
   """Weighted cross-entropy of h [B, T, D] against targets [B, T], summed over positions, in float32.
 
   Logits are made in `tiles` tiles of positions (a divisor of T), each against the full vocabulary; a tile keeps only
@@ -77,10 +117,13 @@ def cross_entropy(
     z_loss: factor of log(Z)^2 (Chowdhery et al. 2022).
     tiles: number of tiles.
     platform: see `linear`.
+
+  Returns:
+    Sums over positions: of the loss with smoothing and z-loss, of the plain negative log-likelihood in nats, and of
+    right predictions.
   """
   settings = (vocab_size, label_smoothing, z_loss, tiles, platform)
-  loss, nll, correct = _cross_entropy(h_BTD, out, targets_BT, weights_BT, settings)
-  return LossSums(loss, nll, correct, weights_BT.sum())
+  return _cross_entropy(h_BTD, out, targets_BT, weights_BT, settings)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -13,10 +13,11 @@ from tfm_jax.models.heads import HEAD_PARAMETERS
 from tfm_jax.models.model import Model, Params
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers import Tokenizer, load_tokenizer
-from tfm_jax.training.build import build_model
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, from_dict, with_model_resolved
+from tfm_jax.training.program import build_model
 from tfm_jax.training.run_directory import RunDirectory
+from tfm_jax.training.trees import flat, nested
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +76,14 @@ def abstract_params(model: Model) -> Any:
   return jax.tree.map(place, model.shapes(), model.shardings())
 
 
-def initial_params(run: RunDirectory, model: Model, seed: int) -> Any:
+def initial_params(run: RunDirectory, model: Model, seed: int, frozen: Collection[str] = ()) -> Any:
   """The parameters of a run's last checkpoint, for another run to start from: its head may be another.
 
   Parameters of the head that the run does not have, or has in another shape, start afresh; what this model has no
-  use for is left behind. Both are said. Raises UserError for a difference outside the head.
+  use for is left behind. Both are said.
+
+  Raises:
+    UserError: a difference outside the head, or a parameter that stays as it is (`frozen`) would start afresh.
   """
   with Checkpoints(run.checkpoints) as checkpoints:
     step = checkpoints.latest()
@@ -87,6 +91,11 @@ def initial_params(run: RunDirectory, model: Model, seed: int) -> Any:
       raise UserError(f"{run.path} has no checkpoint yet")
     wanted, stored = flat(abstract_params(model)), checkpoints.shapes(step, "params")
     fresh = {p for p in wanted if _of_head(p) and (p not in stored or stored[p].shape != wanted[p].shape)}
+    if fresh & set(frozen):
+      raise UserError(
+        f"optimizer.frozen keeps {', '.join(sorted(fresh & set(frozen)))}, which {run.path} does not have: it would "
+        f"never be trained"
+      )
     left = {p for p in stored if _of_head(p) and (p not in wanted or p in fresh)}
     asked = {p: leaf for p, leaf in wanted.items() if p not in fresh} | {p: stored[p] for p in left}
     log.info("parameters of %s, step %d", run.path, step)
@@ -107,20 +116,3 @@ def fresh_params(model: Model, seed: int, paths: Collection[str]) -> dict[str, j
 
 def _of_head(path: str) -> bool:
   return path.split("/")[0] in HEAD_PARAMETERS
-
-
-def flat(tree: Any) -> dict[str, Any]:
-  """Leaves by path, as "blocks/attn/wq"."""
-  return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-  """The tree of `flat`."""
-  tree: dict[str, Any] = {}
-  for path, leaf in leaves.items():
-    *parents, name = path.split("/")
-    place = tree
-    for parent in parents:
-      place = place.setdefault(parent, {})
-    place[name] = leaf
-  return tree

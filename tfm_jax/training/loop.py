@@ -7,23 +7,19 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
-from jax import Array
 
 from tfm_jax.cache import cache_dir
-from tfm_jax.ops.losses import LossSums
 from tfm_jax.training import flops
 from tfm_jax.training.agreement import SHORTLY, exchange, in_turn, together
-from tfm_jax.training.build import build_model, build_optimizer
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, resolve, to_dict
 from tfm_jax.training.interruption import Interrupted, Interruption
 from tfm_jax.training.load import initial_params
 from tfm_jax.training.memory import choose_microbatches
 from tfm_jax.training.meter import Meter, Profiler
-from tfm_jax.training.optimizer import schedule
 from tfm_jax.training.pretraining import Pretraining
+from tfm_jax.training.program import build_program
 from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.start import (
   check_fingerprints,
@@ -37,15 +33,14 @@ from tfm_jax.training.start import (
   stored_tokenizer,
   use_compilation_cache,
 )
-from tfm_jax.training.state import TrainState, abstract_state, init_state
-from tfm_jax.training.step import compile_train_step, make_eval_step, make_train_step
-from tfm_jax.training.task import Batch, Task
+from tfm_jax.training.step import TrainState
+from tfm_jax.training.task import EvalStream, Task
 from tfm_jax.training.tracking import Tracker, human_count
 
 log = logging.getLogger(__name__)
 
 
-def fit(config: Config, workdir: epath.PathLike, task: Task | None = None) -> dict[str, float]:
+def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining) -> dict[str, float]:
   """Trains to `config.train.steps` in `workdir`; goes on where an earlier start ended.
 
   Several processes call it alike. A mistake that one of them meets is raised in all of them, where they can still
@@ -54,7 +49,7 @@ def fit(config: Config, workdir: epath.PathLike, task: Task | None = None) -> di
   Args:
     config: the configuration; it must agree with that of the run in `workdir`, if there is one (`MAY_CHANGE` aside).
     workdir: the run directory, local or gs://.
-    task: what to train on; None: pre-training as the configuration says.
+    task: what to train on.
 
   Returns:
     The last row of evaluation: loss and what else applies. Empty without held-out data.
@@ -65,7 +60,7 @@ def fit(config: Config, workdir: epath.PathLike, task: Task | None = None) -> di
   """
   run = RunDirectory(workdir)
   with together():
-    config = resolve(config)
+    config = resolve(task.configure(config))
     check_same_config(config)
   use_compilation_cache()
   with held(run):
@@ -73,13 +68,13 @@ def fit(config: Config, workdir: epath.PathLike, task: Task | None = None) -> di
       check_resumable(run, config)
       starts, tokenizer = run.starts(), stored_tokenizer(run, config)
     with in_turn(cache_dir()):
-      task = task or Pretraining(config, tokenizer)
+      work = task(config, tokenizer)
     with together():
-      check_same_data(task)
-      check_fingerprints(starts, task, run)
+      check_same_data(work)
+      check_fingerprints(starts, work, run)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
       with together():
-        start = _Start(config, run, task, checkpoints)
+        start = _Start(config, run, work, checkpoints)
       return start.fit(starts)
 
 
@@ -88,12 +83,11 @@ class _Start:
 
   def __init__(self, config: Config, run: RunDirectory, task: Task, checkpoints: Checkpoints) -> None:
     self.config, self.run, self.task, self.checkpoints = config, run, task, checkpoints
-    self.model = build_model(config, task.tokenizer.vocab_size)
-    self.tx = build_optimizer(config, self.model)
-    self.loss = task.loss(self.model)
-    self.abstract = abstract_state(self.model, self.tx)
-    self.batch_sharding = self.model.placement.sharding(("batch",))
-    self.rows = rows_here(self.batch_sharding, config.train.batch_size)
+    vocab_size = task.tokenizer.vocab_size if task.tokenizer else 0
+    self.program = build_program(config, vocab_size, task.fields, loss=task.loss)
+    self.model = self.program.model
+    self.abstract = self.program.state  # now, as mistakes in what is frozen come up
+    self.rows = rows_here(self.model.placement.sharding(("batch",)), config.train.batch_size)
     self.eval_step: Any = None  # made with the number of microbatches, where there is something to train
     self.result: dict[str, float] = {}
 
@@ -107,8 +101,7 @@ class _Start:
       chosen = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
       with together():
         microbatches, train_step = self._compile(chosen)
-      eval_step = make_eval_step(self.loss, self.model.placement, microbatches)
-      self.eval_step = jax.jit(eval_step, out_shardings=self.model.placement.replicated)  # each process fetches it
+      self.eval_step = self.program.eval_step(microbatches)
     with together(SHORTLY):
       self._run(latest, train_step, microbatches)
     return self.result
@@ -118,7 +111,7 @@ class _Start:
     run = self.run
     state = self._state(latest)
     if not run.exists:
-      if run.writes:
+      if run.writes and self.task.tokenizer is not None:
         self.task.tokenizer.save(run.tokenizer)
       run.write_config(to_dict(self.config))
     source = run if latest is not None or not self.config.init_from else RunDirectory(self.config.init_from)
@@ -132,29 +125,19 @@ class _Start:
         state = self._train(state, train_step, tracker)
       self.checkpoints.wait()
     log.info("curves: %s, or tensorboard --logdir %s", run.path / "metrics.jsonl", run.tensorboard)
-    for line in self.task.report(self.model, state.params, self.result):
+    for line in self.task.report(self.model, state.params, self.result, run):
       log.info("%s", line)
 
   def _compile(self, chosen: int) -> tuple[int, Any]:
     """(microbatches, compiled train step); a number that an earlier start chose is kept, where it still divides."""
-    config, placement = self.config, self.model.placement
-    rate = schedule(config.optimizer, config.train.steps)
-    size = config.train.batch_size
-    batch = {
-      name: jax.ShapeDtypeStruct((size, *field.shape), field.dtype, sharding=self.batch_sharding)
-      for name, field in self.task.fields.items()
-    }
-
-    def compile_with(microbatches: int) -> Any:
-      step = make_train_step(self.loss, self.tx, rate, placement, microbatches, config.seed)
-      return compile_train_step(step, self.abstract, batch, placement)
-
+    config, program = self.config, self.program
     begin = time.monotonic()
-    divides = chosen and size // placement.batch_shards % chosen == 0  # else the mesh has changed since
+    size = config.train.batch_size
+    divides = chosen and size // program.placement.batch_shards % chosen == 0  # else the mesh has changed since
     asked = config.train.microbatches or (chosen if divides else 0)
-    made = choose_microbatches(self.model, self.abstract, self.task.fields, size, asked, compile_with)
-    log.info("train step: compiled in %.1f s, microbatches %d", time.monotonic() - begin, made[0])
-    return made
+    microbatches, step = choose_microbatches(self.model, self.abstract, program.fields, size, asked, program.compile)
+    log.info("train step: compiled in %.1f s, microbatches %d", time.monotonic() - begin, microbatches)
+    return microbatches, step
 
   def _state(self, latest: int | None) -> TrainState:
     """The state of the last checkpoint, or a fresh one."""
@@ -164,14 +147,14 @@ class _Start:
       return TrainState(**self.checkpoints.restore(latest, self.abstract._asdict()))
     params = None
     if config.init_from:
-      params = initial_params(RunDirectory(config.init_from), self.model, config.seed)
-    return init_state(self.model, self.tx, config.seed, params)
+      source = RunDirectory(config.init_from)
+      params = initial_params(source, self.model, config.seed, self.program.named_frozen)
+    return self.program.init(params)
 
   def _meter(self, tracker: Tracker) -> Meter:
     """The meter of this run; says once what its figures mean."""
     config, placement, fields = self.config, self.model.placement, self.task.fields
     row = flops.row_flops(config.model, self.model.vocab_size, fields)
-    inputs = flops.sequence_lengths(config.model, fields)
     peak = flops.peak_flops(placement.mesh.devices.flat[0])
     step, seen = (human_count(count * config.train.batch_size) for count in row)
     total = peak and peak * placement.mesh.size
@@ -181,8 +164,8 @@ class _Start:
       f"; mfu = {step}FLOP / seconds / {human_count(total)}FLOP/s" if total else "; no mfu, as the peak is not known",
     )  # fmt: skip
     return Meter(
-      tracker, config.train.log_every, config.train.batch_size * sum(inputs), row.full * config.train.batch_size,
-      total,
+      tracker, config.train.log_every, config.train.batch_size * self.program.row_tokens,
+      row.full * config.train.batch_size, total,
     )  # fmt: skip
 
   def _train(self, state: TrainState, train_step: Any, tracker: Tracker) -> TrainState:
@@ -201,7 +184,7 @@ class _Start:
         asked = time.perf_counter()
         rows = next(batches)[1]
         waited = time.perf_counter() - asked
-        batch = self._put(rows)
+        batch = self.program.put(rows, self.rows)
         profiler.before(step)
         state, metrics = train_step(state, batch)
         profiler.after(step, metrics["loss"])
@@ -224,25 +207,25 @@ class _Start:
           raise Interrupted(stopped, step)
     return state
 
-  def _put(self, batch: Batch) -> dict[str, Array]:
-    """The batch on the devices; each process brings its own rows."""
-    rows, size = self.rows, self.config.train.batch_size
-    if rows is None:
-      return jax.device_put(dict(batch), self.batch_sharding)
-
-    def put(x: np.ndarray) -> Array:
-      """Whatever rows a device wants are among ours, in order."""
-      part = lambda index: x[np.searchsorted(rows, np.arange(size)[index[0]])]
-      return jax.make_array_from_callback((size, *x.shape[1:]), self.batch_sharding, part)
-
-    return {name: put(x) for name, x in batch.items()}
-
   def _evaluate(self, state: TrainState, tracker: Tracker, step: int) -> None:
-    """One row of evaluation: means over all positions of the held-out batches."""
-    sums = [self.eval_step(state.params, self._put(batch)) for batch in self.task.eval_batches(self.rows)]
+    """One row of metrics per stream of held-out batches: means over all that it holds."""
+    for number, (split, stream) in enumerate(self.task.eval_streams.items()):
+      row = self._evaluate_stream(state, split, stream)
+      if not row:
+        continue
+      tracker.log(split, step, row)
+      if number == 0:
+        self.result = row
+
+  def _evaluate_stream(self, state: TrainState, split: str, stream: EvalStream) -> dict[str, float]:
+    """Empty where nothing is held out, or nothing of it has weight."""
+    sums = [self.eval_step(state.params, self.program.put(batch, self.rows)) for batch in stream(self.rows)]
     if not sums:
-      return
-    total = LossSums(*(math.fsum(map(float, column)) for column in zip(*jax.device_get(sums), strict=True)))  # type: ignore[arg-type]
-    loss, accuracy = float(total.nll / total.weight), float(total.correct / total.weight)
-    self.result = {"loss": loss, "accuracy": accuracy, **self.task.eval_metrics(loss)}
-    tracker.log("eval", step, self.result)
+      return {}
+    totals = jax.tree.map(lambda *parts: math.fsum(map(float, parts)), *jax.device_get(sums))
+    if not all(weight > 0 for _, weight in totals.loss.values()):
+      log.warning("%s: nothing to predict in its %d batches: no evaluation", split, len(sums))
+      return {}
+    row = totals.means()
+    del row["objective"]  # evaluation is without extras: it is the loss
+    return row | self.task.eval_metrics(split, totals)

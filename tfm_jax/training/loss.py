@@ -12,10 +12,10 @@ from tfm_jax.models.heads import Output, Outputs
 from tfm_jax.models.model import Model
 from tfm_jax.ops import losses
 from tfm_jax.ops.dropout import Noise
-from tfm_jax.ops.losses import LossSums, cross_entropy
+from tfm_jax.ops.losses import LossTerms, cross_entropy, one_term
 
 Batch = Mapping[str, Array]
-LossFunction = Callable[[Any, Batch, Noise | None], LossSums]
+LossFunction = Callable[[Any, Batch, Noise | None], LossTerms]
 
 # Float32 logits of one tile on one device. Larger tiles gain nothing.
 _TILE_BYTES = 256 * 2**20
@@ -35,7 +35,7 @@ def weights_of(batch: Batch) -> Array:
 
 
 def make_loss(model: Model, config: LossConfig) -> LossFunction:
-  """(params, batch, noise) -> sums over the batch, see `LossSums`; noise None (evaluation) leaves the extras out.
+  """(params, batch, noise) -> sums over the batch; noise None (evaluation) leaves the extras out.
 
   The batch has `targets` (`decoder_targets`) and float32 `weights` (`decoder_weights`): [B, T or P] for tokens,
   classes of tokens and replaced tokens, [B] for classes of rows (float32 targets if `num_labels` is 1), [B, 2] targets
@@ -48,25 +48,27 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
     raise ValueError(f"model.head={model.config.head} has no loss: it predicts nothing")
   of_head = LOSSES[model.config.head]
 
-  def loss(params: Any, batch: Batch, noise: Noise | None) -> LossSums:
+  def loss(params: Any, batch: Batch, noise: Noise | None) -> LossTerms:
     extras = config if noise is not None else LossConfig()
     return of_head(model, model.apply(params, batch, noise), batch, extras)
 
   return loss
 
 
-def classes(model: Model, made: Outputs, batch: Batch, config: LossConfig) -> LossSums:
+def classes(model: Model, made: Outputs, batch: Batch, config: LossConfig) -> LossTerms:
   """Cross-entropy of tokens, or of classes of tokens or rows."""
   targets = batch["targets"] if "targets" in batch else batch["decoder_targets"]
-  return _cross_entropy(model, made["logits"], targets, weights_of(batch), config)
+  return _cross_entropy(model, "labels", made["logits"], targets, weights_of(batch), config)
 
 
-def _cross_entropy(model: Model, made: Output, targets: Array, weights: Array, config: LossConfig) -> LossSums:
-  h = made.h
+def _cross_entropy(
+  model: Model, name: str, made: Output, targets: Array, weights: Array, config: LossConfig, accuracy: str = "accuracy"
+) -> LossTerms:
+  h, weight = made.h, weights.sum()
   if h.ndim == 2:  # rows: one position each
     h, targets, weights = h[:, None], targets[:, None], weights[:, None]
   assert made.out is not None
-  return cross_entropy(
+  objective, nll, correct = cross_entropy(
     h, made.out, targets, weights,
     vocab_size=made.classes,
     label_smoothing=config.label_smoothing,
@@ -74,39 +76,44 @@ def _cross_entropy(model: Model, made: Output, targets: Array, weights: Array, c
     tiles=_tiles(model, made.classes, *targets.shape),
     platform=model.placement.platform,
   )  # fmt: skip
+  return one_term(name, objective, nll, correct, weight, accuracy)
 
 
-def pretraining(model: Model, made: Outputs, batch: Batch, config: LossConfig) -> LossSums:
+def pretraining(model: Model, made: Outputs, batch: Batch, config: LossConfig) -> LossTerms:
   """Cross-entropy of tokens, and of the next sentence where the batch has it: their means are added."""
   tokens = classes(model, made, batch, config)
   if "next_sentence" not in batch:
     return tokens
-  following = batch["next_sentence"]
-  rows = _cross_entropy(model, made["next_sentence"], following, jnp.ones(following.shape), LossConfig())
-  share = tokens.weight / rows.weight  # sums are divided by the weight of the tokens alone
-  return tokens._replace(loss=tokens.loss + share * rows.loss, nll=tokens.nll + share * rows.nll)
+  labels = batch["next_sentence"]
+  # Rows that only fill up a batch count nothing.
+  weights = (batch["segment_ids"] != 0).any(1) if "segment_ids" in batch else jnp.ones(labels.shape, bool)
+  return tokens | _cross_entropy(
+    model, "next_sentence", made["next_sentence"], labels, weights.astype(jnp.float32), LossConfig(),
+    accuracy="next_sentence_accuracy",
+  )  # fmt: skip
 
 
-def rows(model: Model, made: Outputs, batch: Batch, config: LossConfig) -> LossSums:
+def rows(model: Model, made: Outputs, batch: Batch, config: LossConfig) -> LossTerms:
   """Cross-entropy of rows' classes; squared error where there is one number instead."""
   if made["logits"].classes > 1:
     return classes(model, made, batch, config)
   error = jnp.square(_logits(model, made)[:, 0] - batch["targets"].astype(jnp.float32))
-  return _sums(error, jnp.zeros_like(error), batch["weights"])
+  pairs = {"labels": ((batch["weights"] * error).sum(), batch["weights"].sum())}
+  return LossTerms(pairs, pairs, {})
 
 
-def answers(model: Model, made: Outputs, batch: Batch, config: LossConfig) -> LossSums:
+def answers(model: Model, made: Outputs, batch: Batch, config: LossConfig) -> LossTerms:
   """Mean of the cross-entropies of start and end over all places of a row, padding too (as everybody trains it)."""
   log_p = jax.nn.log_softmax(_logits(model, made), axis=1)  # [B, T, 2]
   hit = jnp.arange(log_p.shape[1])[None, :, None] == batch["targets"][:, None, :]
   nll = -jnp.where(hit, log_p, 0.0).sum(1).mean(1)
-  return _sums(nll, (log_p.argmax(1) == batch["targets"]).all(1), batch["weights"])
+  return _weighted(nll, (log_p.argmax(1) == batch["targets"]).all(1), batch["weights"])
 
 
-def replaced(model: Model, made: Outputs, batch: Batch, config: LossConfig) -> LossSums:
+def replaced(model: Model, made: Outputs, batch: Batch, config: LossConfig) -> LossTerms:
   """Binary cross-entropy of each token."""
   y, target = _logits(model, made)[..., 0], batch["targets"] > 0
-  return _sums(jnp.logaddexp(0.0, jnp.where(target, -y, y)), (y > 0) == target, batch["weights"])
+  return _weighted(jnp.logaddexp(0.0, jnp.where(target, -y, y)), (y > 0) == target, batch["weights"])
 
 
 def _logits(model: Model, made: Outputs) -> Array:
@@ -115,13 +122,14 @@ def _logits(model: Model, made: Outputs) -> Array:
   return losses.logits(output.h, output.out, output.classes, model.placement.platform)
 
 
-def _sums(nll: Array, correct: Array, weights: Array) -> LossSums:
-  total = (weights * nll).sum()
-  return LossSums(total, total, (weights * correct.astype(jnp.float32)).sum(), weights.sum())
+def _weighted(nll: Array, correct: Array, weights: Array) -> LossTerms:
+  """The terms of one loss from its values."""
+  nll_sum = (weights * nll).sum()
+  return one_term("labels", nll_sum, nll_sum, (weights * correct.astype(jnp.float32)).sum(), weights.sum())
 
 
 # Of each head in models.heads.HEADS that has targets.
-LOSSES: dict[str, Callable[[Model, Outputs, Batch, LossConfig], LossSums]] = {
+LOSSES: dict[str, Callable[[Model, Outputs, Batch, LossConfig], LossTerms]] = {
   "lm": classes,
   "pretraining": pretraining,
   "sequence_classification": rows,

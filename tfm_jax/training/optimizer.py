@@ -30,6 +30,7 @@ class OptimizerConfig:
   beta2: float = 0.999  # decay of the squared gradients (adamw, adam)
   epsilon: float = 1e-8  # added to the root of the squared gradients (adamw, adam)
   grad_clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
+  frozen: str = ""  # parameters that stay as they are: a regular expression that their paths start with; empty: none
 
 
 def schedule(config: OptimizerConfig, steps: int) -> Callable[[Array], Array]:

@@ -11,10 +11,12 @@ from tfm_jax.data.dataset import batches, unigram_entropy
 from tfm_jax.data.prepare import prepare
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
+from tfm_jax.ops.losses import LossTerms, total
 from tfm_jax.training import samples
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction, make_loss
-from tfm_jax.training.task import Batch
+from tfm_jax.training.run_directory import RunDirectory
+from tfm_jax.training.task import Batch, EvalStream
 
 
 class Pretraining:
@@ -38,29 +40,38 @@ class Pretraining:
     self.fingerprints = prepared.fingerprints
     self._unigram = unigram_entropy(self._eval, config.eval.batches) if self._eval else math.nan
 
+  @classmethod
+  def configure(cls, config: Config) -> Config:
+    """See `Task`."""
+    return config
+
   def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
     """See `Task`."""
     return batches(self._train, start, stop, rows, self._config.data.prefetch)
 
-  def eval_batches(self, rows: np.ndarray | None) -> Iterator[Batch]:
+  @property
+  def eval_streams(self) -> dict[str, EvalStream]:
     """See `Task`."""
-    if self._eval is not None:
-      for step in range(self._eval.num_batches(self._config.eval.batches)):
-        yield self._eval.batch(step, rows)
+    held_out = self._eval
+    if held_out is None:
+      return {}
+    steps = range(held_out.num_batches(self._config.eval.batches))
+    return {"eval": lambda rows: (held_out.batch(step, rows) for step in steps)}
 
   def loss(self, model: Model) -> LossFunction:
     """See `Task`."""
     return make_loss(model, self._config.loss)
 
-  def eval_metrics(self, loss: float) -> dict[str, float]:
+  def eval_metrics(self, split: str, totals: LossTerms) -> dict[str, float]:
     """Perplexity, the entropy of the targets' unigram distribution in nats, and bits per byte of text where each token
     is predicted once."""
+    loss = total(totals.loss)
     metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram}
     if self._config.objective.name in ("causal", "seq2seq") and self._eval is not None and self._eval.text_bytes:
       metrics["bits_per_byte"] = loss / math.log(2) * self._eval.text_tokens / self._eval.text_bytes
     return metrics
 
-  def report(self, model: Model, params: Any, metrics: Mapping[str, float]) -> list[str]:
+  def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
     """The scores, and what the model makes of some held-out text."""
     lines = []
     batch = None

@@ -1,0 +1,228 @@
+"""`Program`: the static parts of a run and the functions compiled from them, one for all who train or measure."""
+
+import dataclasses
+import functools
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import NamedSharding
+
+from tfm_jax.errors import UserError
+from tfm_jax.models.model import Model, admits
+from tfm_jax.objectives.objective import Fields
+from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
+from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
+from tfm_jax.training.config import Config
+from tfm_jax.training.flops import sequence_lengths
+from tfm_jax.training.loss import LossFunction, make_loss
+from tfm_jax.training.optimizer import make_optimizer, schedule, state_shardings
+from tfm_jax.training.step import TrainState, make_eval_step, make_train_step
+from tfm_jax.training.trees import flat, partition
+
+log = logging.getLogger(__name__)
+
+
+def build_model(config: Config, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Model:
+  """The model of a resolved configuration, on a mesh of all devices or the given ones.
+
+  Args:
+    config: the configuration.
+    vocab_size: ids of the tokenizer; `model.vocab_size` may be larger.
+    devices: None: all.
+
+  Raises:
+    UserError: the model, its strategy and the devices do not go together.
+  """
+  own = config.model.vocab_size
+  if own and own < vocab_size:
+    raise UserError(f"the tokenizer has {vocab_size} ids, but the model has rows for model.vocab_size={own} alone")
+  vocab_size = own or vocab_size
+  devices = jax.devices() if devices is None else devices
+  if config.model.attention == "splash" and devices[0].platform != "tpu":
+    raise UserError(f"model.attention=splash needs a TPU, not a {devices[0].platform}: set model.attention=auto")
+  sizes = mesh_sizes(config.sharding, len(devices), admits(config.model, vocab_size), slice_count(devices))
+  placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices))
+  log.info(
+    "mesh: %d x %s, strategy %s: %s", len(devices), devices[0].device_kind, config.sharding.strategy,
+    ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device",
+  )  # fmt: skip
+  return Model(config.family, config.model, placement, vocab_size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+  """A model, what it learns from, and how: everything static that a training step is compiled from.
+
+  Attributes:
+    config: the resolved configuration.
+    model: on its mesh.
+    fields: what the arrays of a batch hold.
+    loss: see `training.loss`.
+  """
+
+  config: Config
+  model: Model
+  fields: Fields
+  loss: LossFunction
+
+  @property
+  def placement(self) -> Placement:
+    """The strategy on its mesh."""
+    return self.model.placement
+
+  @property
+  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of the global batch as shapes with shardings."""
+    rows = self.config.train.batch_size
+    return {
+      name: jax.ShapeDtypeStruct((rows, *field.shape), field.dtype, sharding=self.sharding(name))
+      for name, field in self.fields.items()
+    }
+
+  def sharding(self, name: str) -> NamedSharding:
+    """Where the array of one field lies."""
+    return self.placement.sharding(self.fields[name].axes)
+
+  @property
+  def row_tokens(self) -> int:
+    """Tokens of one row, those of the encoder and the decoder together."""
+    return sum(sequence_lengths(self.config.model, self.fields))
+
+  @functools.cached_property
+  def named_frozen(self) -> frozenset[str]:
+    """Paths of the parameters that `optimizer.frozen` names. Raises UserError if it names none."""
+    paths, pattern = flat(self.model.shapes()).keys(), self.config.optimizer.frozen
+    try:
+      named = frozenset(path for path in paths if pattern and re.match(pattern, path))
+    except re.error as error:
+      raise UserError(f"optimizer.frozen={pattern!r} is no regular expression: {error}") from error
+    if pattern and not named:
+      raise UserError(f"optimizer.frozen={pattern!r} matches no parameter; they are {', '.join(sorted(paths))}")
+    return named
+
+  @functools.cached_property
+  def frozen(self) -> frozenset[str]:
+    """Paths of the parameters that stay as they are: those that `optimizer.frozen` names, and those that the loss does
+    not depend on (a head for which the batch has no labels), which weight decay alone would move.
+
+    Raises:
+      UserError: see `named_frozen`, or nothing is left to train.
+    """
+    paths, named = flat(self.model.shapes()).keys(), self.named_frozen
+    objective = lambda params, batch: self.loss(params, batch, None).objective
+    unused = _unused(objective, self.model.shapes(), self.batch_shapes)
+    if unused - named:
+      log.info("not trained, as the loss does not depend on them: %s", ", ".join(sorted(unused - named)))
+    if not paths - named - unused:
+      raise UserError(f"optimizer.frozen={self.config.optimizer.frozen!r} leaves no parameter to train")
+    return frozenset(named | unused)
+
+  @functools.cached_property
+  def tx(self) -> optax.GradientTransformation:
+    """The Optax chain for the parameters that are trained."""
+    trained = partition(self.model.shapes(), self.frozen)[0]
+    axes = jax.tree.map_with_path(lambda path, _: self.model.axes(path), trained)
+    return make_optimizer(self.config.optimizer, axes)
+
+  @functools.cached_property
+  def state(self) -> TrainState:
+    """The training state as shapes with shardings: what a checkpoint is restored into."""
+    opt_state = jax.eval_shape(self.tx.init, partition(self.model.shapes(), self.frozen)[0])
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.placement.replicated)
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return TrainState(
+      scalar,
+      scalar,
+      jax.tree.map(place, self.model.shapes(), self.model.shardings()),
+      jax.tree.map(place, opt_state, state_shardings(self.model, opt_state)),
+    )
+
+  def init(self, params: Any = None) -> TrainState:
+    """A fresh state, each array made where the strategy puts it; `params` replaces the fresh parameters."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+    if params is None:
+      params = jax.jit(self.model.init, out_shardings=shardings.params)(jax.random.key(self.config.seed))
+
+    def rest(params: Any) -> TrainState:
+      zero = jnp.zeros((), jnp.int32)
+      return TrainState(zero, zero, params, self.tx.init(partition(params, self.frozen)[0]))
+
+    return jax.jit(rest, out_shardings=shardings, donate_argnums=0)(params)
+
+  def train_step(self, microbatches: int) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
+    """The pure function (state, batch) -> (state, metrics), see `make_train_step`."""
+    rate = schedule(self.config.optimizer, self.config.train.steps)
+    return make_train_step(
+      self.loss, self.tx, rate, self.placement, self.fields, microbatches, self.config.seed, self.frozen
+    )
+
+  def compile(self, microbatches: int) -> Any:
+    """The compiled train step. The state is donated and stays where it is; the metrics are on every device."""
+    out = (jax.tree.map(lambda leaf: leaf.sharding, self.state), self.placement.replicated)
+    step = jax.jit(self.train_step(microbatches), donate_argnums=0, out_shardings=out)
+    return step.lower(self.state, self.batch_shapes).compile()
+
+  def eval_step(self, microbatches: int) -> Callable[[Any, Any], Any]:
+    """The jitted function (params, batch) -> `LossTerms` over the batch, without dropout; each process has them all."""
+    step = make_eval_step(self.loss, self.placement, self.fields, microbatches)
+    return jax.jit(step, out_shardings=self.placement.replicated)
+
+  def put(self, batch: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> dict[str, Array]:
+    """A batch on the devices. `rows`: the global rows, ascending, that this process brings; None: all."""
+    if rows is None:
+      return jax.device_put(dict(batch), {name: self.sharding(name) for name in batch})
+    size = self.config.train.batch_size
+
+    def place(name: str, x: np.ndarray) -> Array:
+      """Whatever rows a device wants are among ours, in order."""
+      part = lambda index: x[(np.searchsorted(rows, np.arange(size)[index[0]]), *index[1:])]
+      return jax.make_array_from_callback((size, *x.shape[1:]), self.sharding(name), part)
+
+    return {name: place(name, x) for name, x in batch.items()}
+
+
+def build_program(
+  config: Config,
+  vocab_size: int,
+  fields: Fields,
+  devices: Sequence[jax.Device] | None = None,
+  loss: Callable[[Model], LossFunction] | None = None,
+) -> Program:
+  """The program of a resolved configuration.
+
+  Args:
+    config: the configuration.
+    vocab_size: ids of the tokenizer, 0 without one.
+    fields: what the arrays of a batch hold.
+    devices: None: all.
+    loss: model -> its loss; None: that of its head.
+
+  Raises:
+    UserError: model, batch, strategy and devices do not go together.
+  """
+  model = build_model(config, vocab_size, devices)
+  shards = model.placement.batch_shards
+  if config.train.batch_size % shards:
+    raise UserError(
+      f"train.batch_size={config.train.batch_size} does not divide into the {shards} parts of replica x data: "
+      f"choose a multiple of {shards}"
+    )
+  return Program(config, model, fields, loss(model) if loss else make_loss(model, config.loss))
+
+
+def _unused(function: Callable[[Any, Any], Any], params: Any, batch: Any) -> set[str]:
+  """Paths of the parameters that no result of function(params, batch) depends on."""
+  jaxpr = jax.make_jaxpr(function)(params, batch).jaxpr
+  needed = {id(variable) for variable in jaxpr.outvars}
+  for equation in reversed(jaxpr.eqns):
+    if any(id(variable) in needed for variable in equation.outvars):
+      needed.update(id(variable) for variable in equation.invars)
+  paths = list(flat(params))
+  return {path for path, variable in zip(paths, jaxpr.invars, strict=False) if id(variable) not in needed}
