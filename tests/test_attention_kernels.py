@@ -9,7 +9,6 @@ import pytest
 from tiny import VOCAB, make_batch, make_model, placement
 
 from tfm_jax.errors import UserError
-from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.model import resolve_model
 from tfm_jax.ops.attention import attention
 from tfm_jax.ops.masks import attention_mask
@@ -238,4 +237,4 @@ def test_splash_attention_away_from_tpus_is_refused():
 
 def test_an_unknown_kernel_is_refused():
   with pytest.raises(UserError, match=r"model\.attention='flash' is not one of auto, xla, splash"):
-    resolve_model("gpt", ModelConfig(attention="flash"))
+    resolve_model("gpt", {"attention": "flash"})

@@ -19,11 +19,13 @@ from tfm_jax.training.config import (
   changed_keys,
   defaults,
   from_dict,
+  from_stored,
   load,
   parse_value,
   resolve,
   to_dict,
 )
+from tfm_jax.training.moved import MOVED
 
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("base", "__init__"))
 
@@ -93,6 +95,10 @@ def test_the_keys_that_others_rely_on():
     "optimizer.": "name learning_rate schedule warmup_steps weight_decay beta1 beta2 grad_clip",
     "train.": "steps batch_size microbatches log_every profile_at",
     "eval.": "every batches",
+    "rotary.": "base local_base factor original low high",
+    "window.": "size global_every",
+    "head.": "name transform activation bias pooler pooling num_labels labels",
+    "image.": "height width channels patch",
     "checkpoint.": "every keep",
     "sharding.": "strategy replica data model context stage",
   }
@@ -105,7 +111,8 @@ def test_the_keys_that_others_rely_on():
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_loads_and_resolves(path):
   config = resolve(load(str(path)))
-  assert None not in to_dict(config)["model"].values()
+  sections = [section for section in to_dict(config).values() if isinstance(section, dict)]
+  assert not any(None in section.values() for section in sections)
   assert resolve(config) == config
 
 
@@ -230,7 +237,8 @@ def test_wrong_types_are_refused_and_named(values, named):
 
 def test_numbers_of_numpy_and_none_where_a_family_decides():
   assert from_dict({"optimizer": {"learning_rate": 1}}).optimizer.learning_rate == 1.0
-  assert from_dict({"model": {"dropout": None}}).model.dropout is None
+  assert from_dict({"model": {"dropout": None}, "family": "llama"}).model.dropout == 0.0
+  assert from_dict({"model": {"dropout": None}}).model.dropout == 0.1
 
 
 @pytest.mark.parametrize(
@@ -310,8 +318,7 @@ def test_wrong_values_of_flags(key, text, wanted):
   ],
 )
 def test_impossible_settings_are_refused_by_name(change, named):
-  config = from_dict(change)
-  assert named in refusal(resolve, config)
+  assert named in refusal(lambda: resolve(from_dict(change)))
 
 
 # Flags.
@@ -349,6 +356,78 @@ def test_mistakes_in_flags(arguments, named):
 
 def test_a_missing_flag():
   assert "--config=... is missing" in refusal(parse([], ["config"]).require, "config")
+
+
+# Sections of the model, and where the values of older runs stand in them.
+
+# Written by the revision before there were sections, 996c29e, from the file and overrides beside them.
+OLD = json.loads((ROOT / "tests/golden/old_configs.json").read_text())
+TODAY = {
+  "t5": ("t5_small", {}),
+  "modernbert": (
+    "quickstart",
+    {"family": "modernbert", "model.bias": "qkv,norm", "window.size": "3", "window.global_every": "2",
+     "head.name": "pretraining", "head.pooler": "tanh", "rotary.local_base": "500"},
+  ),
+  "llama": (
+    "quickstart",
+    {"family": "llama", "objective.name": "causal", "rotary.factor": "8", "rotary.original": "32", "rotary.low": "2",
+     "rotary.high": "8"},
+  ),
+  "vit": (
+    "quickstart",
+    {"family": "vit", "head.name": "sequence_classification", "head.num_labels": "3", "head.labels": "a|b|c",
+     "head.pooling": "mean", "image.height": "8", "image.width": "12", "image.channels": "1", "image.patch": "4",
+     "model.positions": "learned"},
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_an_older_run_has_the_configuration_that_it_had(name, tmp_path):
+  file, overrides = TODAY[name]
+  wanted = resolve(load(str(ROOT / f"configs/{file}.py"), overrides))
+  assert resolve(from_stored(OLD[name])) == wanted
+  assert changed_keys(to_dict(from_stored(OLD[name])), to_dict(wanted)) == []
+  assert from_stored(to_dict(wanted)) == wanted
+  (tmp_path / "config.json").write_text(json.dumps(OLD[name]))
+  assert resolve(load(str(tmp_path))) == wanted
+
+
+def test_no_key_of_an_older_run_is_without_a_place_today():
+  old = {f"model.{key}" for key in OLD["t5"]["model"]} - set(all_keys())
+  assert old == set(MOVED) and set(MOVED.values()) <= set(all_keys())
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_a_key_that_has_moved_is_answered_with_its_new_name(old, new):
+  message = f"config.{old} is now config.{new}"
+  assert refusal(load, str(ROOT / "configs/quickstart.py"), {old: "1"}) == message
+  assert refusal(parse_value, old, "1") == message
+  section, _, name = old.partition(".")
+  assert refusal(from_dict, {section: {name: 1}}) == message
+
+
+def test_a_key_that_has_moved_in_an_experiment_file(file):
+  assert "config.model.head is now config.head.name" in refusal(load, file("c.model.head = 'lm'"))
+
+
+def test_the_family_decides_what_the_experiment_leaves_open():
+  config = load(str(ROOT / "configs/quickstart.py"), {"family": "gpt", "objective.name": "causal"})
+  assert config.model.init == "gpt" and config.model.activation == "gelu_tanh" and config.model.positions == "rotary"
+  assert config.model.head.pooler == "none" and config.model.token_types == 0
+
+
+@pytest.mark.parametrize(
+  ("text", "parts"),
+  [("true", "all"), ("false", "none"), ("all", "all"), ("norm,qkv", "qkv,norm"), ("qkv,out,mlp,norm,transform", "all")],
+)
+def test_biases_by_the_parts_that_have_them(text, parts):
+  assert load(str(ROOT / "configs/quickstart.py"), {"model.bias": text}).model.bias == parts
+
+
+def test_a_bias_of_what_has_none():
+  assert "'embed'" in refusal(load, str(ROOT / "configs/quickstart.py"), {"model.bias": "qkv,embed"})
 
 
 # What may change at a resume.

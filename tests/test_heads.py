@@ -1,6 +1,5 @@
 """Heads: their losses count every dot, reach every parameter, and are the same on every mesh."""
 
-import dataclasses
 import functools
 
 import jax
@@ -12,7 +11,7 @@ from tiny import SIZES, placement
 
 from tfm_jax.compare.program import random_batch
 from tfm_jax.errors import UserError
-from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.config import replaced
 from tfm_jax.models.heads import HEAD_PARAMETERS, HEADS
 from tfm_jax.models.model import Model, resolve_model
 from tfm_jax.ops.losses import total
@@ -23,23 +22,27 @@ from tfm_jax.training.loss import LOSSES, LossConfig, make_loss
 
 VOCAB, LENGTH, ROWS = 250, 12, 8
 PLAIN = {"dropout": 0.0, "attention_dropout": 0.0, "dtype": "float32"}
-IMAGES = {"image_height": 8, "image_width": 12, "patch_size": 4, "max_positions": 0}
+IMAGES = {"image.height": 8, "image.width": 12, "image.patch": 4, "max_positions": 0}
+WINDOWS = {"window.size": 2, "window.global_every": 2}
 CASES = {
-  "bert rows": ("bert", {"head": "sequence_classification", "num_labels": 3}),
-  "bert number": ("bert", {"head": "sequence_classification", "num_labels": 1}),
-  "distilbert tokens": ("distilbert", {"head": "token_classification", "num_labels": 5}),
-  "roberta answers": ("roberta", {"head": "question_answering"}),
-  "electra replaced": ("electra", {"head": "replaced_token_detection", "embedding_dim": 16}),
-  "modernbert mean": ("modernbert", {"head": "sequence_classification", "pooling": "mean", "window": 2}),
-  "modernbert tokens": ("modernbert", {"head": "token_classification", "window": 2, "global_every": 2}),
-  "vit": ("vit", {"head": "sequence_classification", "num_labels": 10, **IMAGES}),
+  "bert rows": ("bert", {"head.name": "sequence_classification", "head.num_labels": 3}),
+  "bert number": ("bert", {"head.name": "sequence_classification", "head.num_labels": 1}),
+  "distilbert tokens": ("distilbert", {"head.name": "token_classification", "head.num_labels": 5}),
+  "roberta answers": ("roberta", {"head.name": "question_answering"}),
+  "electra replaced": ("electra", {"head.name": "replaced_token_detection", "embedding_dim": 16}),
+  "modernbert mean": ("modernbert", {"head.name": "sequence_classification", "head.pooling": "mean", "window.size": 2}),
+  "modernbert tokens": (
+    "modernbert",
+    {"head.name": "token_classification", "window.size": 2, "window.global_every": 2},
+  ),
+  "vit": ("vit", {"head.name": "sequence_classification", "head.num_labels": 10, **IMAGES}),
 }
 
 
 def make(case, st=None):
   family, changes = CASES[case]
-  config = resolve_model(family, ModelConfig(**(SIZES | PLAIN | changes)))
-  return Model(family, config, st or single_device(), 0 if config.patch_size else VOCAB)
+  config = resolve_model(family, SIZES | PLAIN | changes)
+  return Model(family, config, st or single_device(), 0 if config.image.patch else VOCAB)
 
 
 @functools.cache
@@ -71,8 +74,8 @@ def loss_and_gradient(model, params, batch):
 
 def test_every_head_that_has_targets_has_a_loss():
   assert set(LOSSES) == set(HEADS) - {"none", "pooled"} and set(LABELLED) < set(LOSSES)
-  config = resolve_model("bert", ModelConfig(**SIZES, head="none"))
-  with pytest.raises(ValueError, match="head=none"):
+  config = resolve_model("bert", {**SIZES, "head.name": "none"})
+  with pytest.raises(ValueError, match=r"head\.name=none"):
     make_loss(Model("bert", config, single_device(), VOCAB), LossConfig())
 
 
@@ -117,7 +120,7 @@ def test_padding_counts_for_nothing(case):
 def test_windows_reach_as_far_as_they_say():
   """One local layer: a token is seen from `window` places away, and from no further."""
   config = resolve_model(
-    "modernbert", ModelConfig(**(SIZES | PLAIN | {"num_layers": 1, "window": 2, "global_every": 0, "head": "none"}))
+    "modernbert", SIZES | PLAIN | {"num_layers": 1, "window.size": 2, "window.global_every": 0, "head.name": "none"}
   )
   model = Model("modernbert", config, single_device(), VOCAB)
   params = jax.jit(model.init)(jax.random.key(0))
@@ -132,7 +135,7 @@ def test_windows_reach_as_far_as_they_say():
 def test_global_layers_see_everything():
   config = make("modernbert tokens").config
   for layers, everywhere in ((1, True), (2, True)):
-    one = dataclasses.replace(config, num_layers=layers, head="none")
+    one = replaced(config, {"num_layers": layers, "head.name": "none"})
     model = Model("modernbert", one, single_device(), VOCAB)
     params = jax.jit(model.init)(jax.random.key(0))
     ids = np.arange(LENGTH, dtype=np.int32)[None] + 5
@@ -156,7 +159,7 @@ def test_the_names_of_the_heads_parameters_are_complete():
   base = make("bert rows").config
   trees = [
     {p[0].key for p, _ in jax.tree.leaves_with_path(Model("bert", c, single_device(), VOCAB).shapes())}
-    for c in (dataclasses.replace(base, head=head) for head in HEADS)
+    for c in (replaced(base, {"head.name": head}) for head in HEADS)
   ]
   assert set.union(*trees) - set.intersection(*trees) <= set(HEAD_PARAMETERS)
 
@@ -164,13 +167,13 @@ def test_the_names_of_the_heads_parameters_are_complete():
 @pytest.mark.parametrize(
   ("family", "changes", "names"),
   [
-    ("bert", {"head": "classify"}, "model.head"), ("t5", {"head": "token_classification"}, "family=t5"),
-    ("vit", {"head": "lm", **IMAGES}, "family=vit"), ("bert", {"labels": "a|b|c"}, "model.labels"),
-    ("vit", {**IMAGES, "head": "none", "image_width": 13}, "model.image_width"),
-    ("gpt", {"embedding_dim": 16}, "model.embedding_dim"), ("modernbert", {"attention": "splash"}, "model.window"),
-    ("bert", {"pooler": "sigmoid"}, "model.pooler"), ("bert", {"num_labels": 0}, "model.num_labels"),
+    ("bert", {"head.name": "classify"}, "head.name"), ("t5", {"head.name": "token_classification"}, "family=t5"),
+    ("vit", {"head.name": "lm", **IMAGES}, "family=vit"), ("bert", {"head.labels": "a|b|c"}, "head.labels"),
+    ("vit", {**IMAGES, "head.name": "none", "image.width": 13}, "image.width"),
+    ("gpt", {"embedding_dim": 16}, "model.embedding_dim"), ("modernbert", {"attention": "splash"}, "window.size"),
+    ("bert", {"head.pooler": "sigmoid"}, "head.pooler"), ("bert", {"head.num_labels": 0}, "head.num_labels"),
   ],
 )  # fmt: skip
 def test_impossible_heads_are_refused_by_name(family, changes, names):
   with pytest.raises(UserError, match=names):
-    resolve_model(family, ModelConfig(**(SIZES | PLAIN | changes)))
+    resolve_model(family, SIZES | PLAIN | changes)

@@ -20,7 +20,7 @@ from tfm_jax.hf.__main__ import main
 from tfm_jax.hf.exporting import export_checkpoint
 from tfm_jax.hf.families import FAMILIES, config_from, config_to
 from tfm_jax.hf.importing import import_checkpoint
-from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.config import replaced
 from tfm_jax.models.model import FAMILIES as OURS
 from tfm_jax.models.model import resolve_model
 from tfm_jax.training.config import load
@@ -71,13 +71,13 @@ def test_a_run_starts_from_an_import_with_another_head(bert, tmp_path, caplog):
   """The tower is taken, the unused head is left behind, the missing one starts afresh, and it is said."""
   config = fine_tuning(bert, tmp_path, **{"model.vocab_size": load_run(bert).model.vocab_size})
   caplog.set_level("INFO", logger="tfm_jax")
-  fit(dataclasses.replace(config, model=dataclasses.replace(config.model, head="lm")), tmp_path / "run")
+  fit(dataclasses.replace(config, model=replaced(config.model, {"head.name": "lm"})), tmp_path / "run")
   said = caplog.text
   assert "left behind: next_sentence/b, next_sentence/w, pooler/b, pooler/w" in said and "afresh" not in said
   caplog.clear()
   import_checkpoint(GOLDEN / "bert_tokens", tmp_path / "tokens")
   config = fine_tuning(tmp_path / "tokens", tmp_path)
-  config = dataclasses.replace(config, model=dataclasses.replace(config.model, head="lm"))
+  config = dataclasses.replace(config, model=replaced(config.model, {"head.name": "lm"}))
   vocab = load_run(tmp_path / "tokens").model.vocab_size
   fit(dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab)), tmp_path / "other")
   assert "starting afresh: head/bias, head/dense/b" in caplog.text
@@ -92,7 +92,7 @@ def test_an_import_is_no_run_to_go_on_with(bert):
 
 def test_pre_training_has_nothing_for_heads_that_learn_from_labels(tmp_path):
   import_checkpoint(GOLDEN / "bert_tokens", tmp_path / "tokens")
-  with pytest.raises(UserError, match=r"model\.head=lm"):
+  with pytest.raises(UserError, match=r"head\.name=lm"):
     fit(load(str(tmp_path / "tokens"), {"train.steps": 2}), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
@@ -124,7 +124,7 @@ def test_a_step_of_a_run_can_be_chosen_and_narrowed(tmp_path, bert):
 
 @pytest.mark.parametrize("family", [family for family in OURS if family != "vit"])
 def test_every_family_as_it_is_made_here_has_its_counterpart_there(family):
-  config = resolve_model(family, ModelConfig(**{**SIZES, "vocab_size": 250}))
+  config = resolve_model(family, {**SIZES, "vocab_size": 250})
   if family not in FAMILIES:
     with pytest.raises(UserError, match=family):
       config_to(config, family)
@@ -137,16 +137,16 @@ def test_every_family_as_it_is_made_here_has_its_counterpart_there(family):
   ("family", "changes", "named"),
   [
     ("gpt", {"positions": "rotary"}, "model.positions='rotary'"), ("bert", {"norm": "rms"}, "model.norm='rms'"),
-    ("gpt", {"head_dim": 16}, "model.head_dim=16"), ("t5", {"bias": True}, "model.qkv_bias=True"),
+    ("gpt", {"head_dim": 16}, "model.head_dim=16"), ("t5", {"bias": "all"}, "model.bias='all'"),
     ("bert", {"num_kv_heads": 2}, "model.num_kv_heads=2"), ("llama", {"norm": "layer"}, "model.norm='layer'"),
     ("modernbert", {"positions": "learned"}, "model.positions"), ("bert", {"gated": True}, "model.gated=True"),
-    ("gpt", {"head": "sequence_classification"}, "model.head=sequence_classification"),
-    ("llama", {"window": 4, "qkv_bias": True}, "model.qkv_bias=True"),
-    ("llama", {"window": 4, "local_rotary_base": 5.0}, "model.local_rotary_base=5.0"),
+    ("gpt", {"head.name": "sequence_classification"}, "head.name=sequence_classification"),
+    ("llama", {"window.size": 4, "bias": "qkv"}, "model.bias='qkv'"),
+    ("llama", {"window.size": 4, "rotary.local_base": 5.0}, "rotary.local_base=5.0"),
   ],
 )  # fmt: skip
 def test_what_has_no_counterpart_is_refused_by_name(family, changes, named):
-  config = resolve_model(family, ModelConfig(**{**SIZES, "vocab_size": 250, **changes}))
+  config = resolve_model(family, {**SIZES, "vocab_size": 250, **changes})
   with pytest.raises(UserError) as error:
     config_to(config, family)
   assert named in str(error.value)

@@ -10,7 +10,6 @@ import pytest
 from tiny import BATCH, VARIANTS, make_batch, make_model, make_program, model_config
 
 from tfm_jax.errors import UserError
-from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.model import Model, resolve_model
 from tfm_jax.objectives.objective import ROWS, along_row
 from tfm_jax.ops import losses
@@ -26,17 +25,17 @@ def fields(**lengths):
 
 @pytest.mark.parametrize(("targets", "expected"), [(512, 710e6), (77, 588e6)])
 def test_bert_base(targets, expected):
-  row = flops.row_flops(resolve_model("bert", ModelConfig()), 30_522, fields(inputs=512, targets=targets))
+  row = flops.row_flops(resolve_model("bert"), 30_522, fields(inputs=512, targets=targets))
   assert row.full / 512 == pytest.approx(expected, rel=0.005)
 
 
 def test_gpt2_in_both_conventions():
-  row = flops.row_flops(resolve_model("gpt", ModelConfig()), 50_257, fields(inputs=1024, targets=1024))
+  row = flops.row_flops(resolve_model("gpt"), 50_257, fields(inputs=1024, targets=1024))
   assert row.full / 1024 == pytest.approx(855e6, rel=0.005) and row.causal / 1024 == pytest.approx(798e6, rel=0.005)
 
 
 def test_t5_base_1_1():
-  config = resolve_model("t5", ModelConfig(mlp_dim=2048, gated=True, tied=False))
+  config = resolve_model("t5", {"mlp_dim": 2048, "gated": True, "tied": False})
   row = flops.row_flops(config, 32_128, fields(encoder_inputs=512, decoder_inputs=114, decoder_targets=114))
   assert row.full == pytest.approx(425e9, rel=0.02)
 

@@ -10,7 +10,7 @@ import pytest
 from tiny import LENGTH, TRAINED, VARIANTS, VOCAB, make_batch, make_model, params_of, placement
 
 from tfm_jax.errors import UserError
-from tfm_jax.models.config import ModelConfig, pad_vocab, param_axes
+from tfm_jax.models.config import pad_vocab, param_axes
 from tfm_jax.models.model import resolve_model
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.sharding.strategy import STRATEGIES
@@ -158,7 +158,7 @@ def test_fresh_parameters_are_the_same_bits_under_every_strategy(variant):
 def wide(family):
   """Fresh parameters of a model wide enough for statistics."""
   sizes = {"num_layers": 2, "embed_dim": 256, "num_heads": 4, "mlp_dim": 512}
-  config = resolve_model(family, ModelConfig(**sizes))
+  config = resolve_model(family, sizes)
   model = type(make_model("bert"))(family, config, single_device(), 1000)
   return jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0)))
 
@@ -206,7 +206,7 @@ def test_each_family_is_initialised_as_its_paper_says():
 )  # fmt: skip
 def test_impossible_models_are_refused_by_name(changes, names):
   with pytest.raises(UserError, match=names):
-    resolve_model("bert", ModelConfig(**changes))
+    resolve_model("bert", changes)
 
 
 def test_vocabularies_are_padded_to_128():

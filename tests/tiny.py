@@ -22,14 +22,14 @@ SIZES = {"num_layers": 2, "embed_dim": 32, "num_heads": 4, "mlp_dim": 64, "dtype
 # Trained under every strategy: one of each kind, and one with windows.
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
   **{family: (family, {}) for family in ("bert", "gpt", "t5", "transformer")},
-  "modernbert": ("modernbert", {"window": 3, "global_every": 2}),
+  "modernbert": ("modernbert", {"window.size": 3, "window.global_every": 2}),
 }
 # What their presets leave out.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
   **TRAINED,
   "llama": ("llama", {}),
   "t5_1_1": ("t5", {"gated": True, "activation": "gelu_tanh", "tied": False}),
-  "rotary": ("bert", {"positions": "rotary", "norm_order": "pre", "embed_norm": False, "norm": "rms", "bias": False}),
+  "rotary": ("bert", {"positions": "rotary", "norm_order": "pre", "embed_norm": False, "norm": "rms", "bias": "none"}),
 }
 
 
@@ -45,7 +45,7 @@ def placement(strategy: str = "dp", devices: int = 1, **sizes: int) -> Placement
 def model_config(variant: str = "bert", **changes: Any) -> ModelConfig:
   """The resolved configuration of a variant."""
   family, own = VARIANTS[variant]
-  return resolve_model(family, ModelConfig(**(SIZES | own | changes)))
+  return resolve_model(family, SIZES | own | changes)
 
 
 def make_model(variant: str, st: Placement | None = None, **changes: Any) -> Model:

@@ -26,7 +26,7 @@ def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -
 
 def vocabulary_size(config: Config) -> int:
   """The size that the config asks for, or that its kind of tokenizer has; 0 for images. Raises UserError."""
-  if config.model.patch_size:
+  if config.model.image.patch:
     return 0
   size = config.model.vocab_size or config.tokenizer.vocab_size or _VOCAB_SIZES.get(config.tokenizer.kind, 0)
   if size < 16:
@@ -36,7 +36,7 @@ def vocabulary_size(config: Config) -> int:
 
 def fields_of(config: Config) -> Fields:
   """The arrays of a batch, as the objective declares them, or as the head that learns from labels wants them."""
-  if config.model.head in LABELLED:
+  if config.model.head.name in LABELLED:
     return labelled_fields(config.model, config.data.seq_len, vocabulary_size(config))
   vocabulary = Vocabulary(vocabulary_size(config), sentinel_ids=_SENTINELS)
   return objective_fields(config.objective, config.data, vocabulary)

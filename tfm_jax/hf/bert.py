@@ -74,7 +74,7 @@ def bert_rows(c: ModelConfig) -> list[Row]:
     *same("head/w", "cls.predictions.decoder.weight"),
     *same("head/bias", output_bias(c, "cls.predictions.")),
     *linear("next_sentence/*", "cls.seq_relationship", layout="as is"),
-    *classifier(c.head),
+    *classifier(c.head.name),
   ]
 
 
@@ -98,7 +98,7 @@ BERT = Family(
 
 def roberta_rows(c: ModelConfig) -> list[Row]:
   """RoBERTa: its classification head has the pooler's place, and a name of its own."""
-  classifies = c.head == "sequence_classification"
+  classifies = c.head.name == "sequence_classification"
   return [
     *tower("roberta."),
     *linear("pooler/*", "classifier.dense" if classifies else "roberta.pooler.dense"),
@@ -106,7 +106,7 @@ def roberta_rows(c: ModelConfig) -> list[Row]:
     *norm("head/norm", "lm_head.layer_norm"),
     *same("head/w", "lm_head.decoder.weight"),
     *same("head/bias", output_bias(c, "lm_head.")),
-    *classifier(c.head, "classifier.out_proj" if classifies else "classifier"),
+    *classifier(c.head.name, "classifier.out_proj" if classifies else "classifier"),
   ]
 
 

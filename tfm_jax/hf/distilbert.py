@@ -38,7 +38,7 @@ def rows(c: ModelConfig) -> list[Row]:
     *same("head/w", "vocab_projector.weight"),
     *same("head/bias", "vocab_projector.bias"),
     *linear("pooler/*", "pre_classifier"),
-    *classifier(c.head),
+    *classifier(c.head.name),
   ]
 
 

@@ -81,7 +81,7 @@ def new_tensors(model: Model, params: Any, dtype: np.dtype) -> Iterator[NewTenso
   """The tensors under their names, each made when its turn comes."""
   config, family, leaves = model.config, FAMILIES[model.family], flat(params)
   shapes = {path: leaf.shape for path, leaf in leaves.items()}
-  bare = config.head in ("none", "pooled")
+  bare = config.head.name in ("none", "pooled")
   for row in family.rows(config):
     if row.ours[0] not in shapes:
       continue
@@ -90,7 +90,7 @@ def new_tensors(model: Model, params: Any, dtype: np.dtype) -> Iterator[NewTenso
         continue
       name = row.name(layer)
       name = name.removeprefix(family.prefix) if bare else name
-      shape = row.shape(shapes, model.vocab_size, config.patch_size)
+      shape = row.shape(shapes, model.vocab_size, config.image.patch)
       yield NewTensor(name, shape, dtype, _maker(model, row, layer, leaves, dtype))
       if not config.tied and row.of_head:
         for other in (alias for alias, standard in family.aliases(config).items() if standard == name):
@@ -102,7 +102,7 @@ def _maker(model: Model, row: Row, layer: int | None, leaves: dict[str, Any], dt
 
   def make() -> np.ndarray:
     parts = [np.asarray(leaves[path]) if layer is None else np.asarray(leaves[path])[layer] for path in row.ours]
-    made = row.export(parts, model.vocab_size, model.config.patch_size)
+    made = row.export(parts, model.vocab_size, model.config.image.patch)
     return np.ascontiguousarray(made, dtype)
 
   return make

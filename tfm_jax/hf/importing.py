@@ -115,8 +115,8 @@ def _read_config(directory: epath.Path) -> dict[str, Any]:
 def run_config(plan: Plan, tokenizer: Tokenizer | None, strategy: str | None) -> Config:
   """The configuration of the imported run: its model, and defaults for the rest that go with it."""
   base, model = Config(), plan.model
-  usable = (model.max_positions or _ROW) - (model.position_offset or 0)
-  length = min(_ROW, usable) if model.positions in ("learned", "rotary") and not model.patch_size else _ROW
+  usable = (model.max_positions or _ROW) - model.position_offset
+  length = min(_ROW, usable) if model.positions in ("learned", "rotary") and not model.image.patch else _ROW
   kind = TokenizerConfig()
   if tokenizer is not None:
     kind = TokenizerConfig(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size)
@@ -140,7 +140,7 @@ def read_params(model: Model, plan: Plan, files: TensorFiles) -> Any:
     if not tensor:  # a norm that does not exist: as it would be made
       return float(path.endswith("/scale"))
     read = lambda region: files.read(tensor, region)
-    return plan.sources[path].row.read(path, index, shapes, model.vocab_size, read, model.config.patch_size)
+    return plan.sources[path].row.read(path, index, shapes, model.vocab_size, read, model.config.image.patch)
 
   def make(path: str) -> jax.Array:
     shape, tensors = shapes[path], plan.sources[path].tensors

@@ -60,10 +60,10 @@ def to_ours(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any
   return {
     "num_kv_heads": 0 if heads == ours["num_heads"] else heads,
     "head_dim": theirs.get("head_dim") or 0,
-    "qkv_bias": attention or kind == "qwen2",
-    "out_bias": attention,
-    "mlp_bias": theirs.get("mlp_bias", False) if kind == "llama" else False,
-    "window": window - 1 if window else 0,
+    "bias.qkv": attention or kind == "qwen2",
+    "bias.out": attention,
+    "bias.mlp": theirs.get("mlp_bias", False) if kind == "llama" else False,
+    "window.size": window - 1 if window else 0,
     **_rotation(theirs),
   }
 
@@ -77,37 +77,36 @@ def _rotation(theirs: Mapping[str, Any]) -> dict[str, Any]:
     raise UserError("config.json: partial_rotary_factor is not supported: all features are rotated here")
   match kind:
     case "default":
-      return {"rotary_base": base}
+      return {"rotary.base": base}
     case "linear":
-      return {"rotary_base": base, "rotary_factor": float(rope["factor"])}
+      return {"rotary.base": base, "rotary.factor": float(rope["factor"])}
     case "llama3":
       original = rope.get("original_max_position_embeddings") or theirs.get("max_position_embeddings", 2048)
       low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
       return {
-        "rotary_base": base, "rotary_factor": float(rope["factor"]), "rotary_original": original,
-        "rotary_low": low, "rotary_high": high,
+        "rotary.base": base, "rotary.factor": float(rope["factor"]), "rotary.original": original,
+        "rotary.low": low, "rotary.high": high,
       }  # fmt: skip
   raise UserError(f"config.json: rope_type={kind!r} is not one of default, linear, llama3")
 
 
 def to_theirs(c: ModelConfig, kind: str) -> dict[str, Any]:
   """The same; without a model type that is wanted, it is the one that has what is used."""
-  rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rotary_base}
-  if c.rotary_original:
-    rope |= {"rope_type": "llama3", "factor": c.rotary_factor, "low_freq_factor": c.rotary_low}
-    rope |= {"high_freq_factor": c.rotary_high, "original_max_position_embeddings": c.rotary_original}
-  elif c.rotary_factor != 1:
-    rope |= {"rope_type": "linear", "factor": c.rotary_factor}
+  rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rotary.base}
+  if c.rotary.original:
+    rope |= {"rope_type": "llama3", "factor": c.rotary.factor, "low_freq_factor": c.rotary.low}
+    rope |= {"high_freq_factor": c.rotary.high, "original_max_position_embeddings": c.rotary.original}
+  elif c.rotary.factor != 1:
+    rope |= {"rope_type": "linear", "factor": c.rotary.factor}
   shared = {"num_key_value_heads": c.kv_heads, "rope_parameters": rope}
-  kind = kind or ("mistral" if c.window else "qwen2" if c.qkv_bias and not c.out_bias else "llama")
+  kind = kind or ("mistral" if c.window.size else "qwen2" if c.has_bias("qkv") and not c.has_bias("out") else "llama")
   if kind == "mistral":
-    window = c.window + 1 if c.window else None
+    window = c.window.size + 1 if c.window.size else None
     return {"model_type": "mistral", **shared, "head_dim": c.head_features, "sliding_window": window}
   if kind == "qwen2":
     return {"model_type": "qwen2", **shared, "use_sliding_window": False}
-  return {
-    "model_type": "llama", **shared, "head_dim": c.head_features, "attention_bias": c.qkv_bias, "mlp_bias": c.mlp_bias,
-  }  # fmt: skip
+  biases = {"attention_bias": c.has_bias("qkv"), "mlp_bias": c.has_bias("mlp")}
+  return {"model_type": "llama", **shared, "head_dim": c.head_features, **biases}
 
 
 LLAMA = Family(

@@ -12,7 +12,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.hf.families import FAMILIES, config_from, family_of, head_of
 from tfm_jax.hf.table import Family, Row
 from tfm_jax.hf.tensors import TensorFiles
-from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.config import ModelConfig, replaced
 from tfm_jax.models.model import Model
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.training.trees import flat
@@ -62,7 +62,7 @@ class Names:
   def __init__(self, files: TensorFiles, family: Family, config: ModelConfig) -> None:
     self._family, self._aliases = family, family.aliases(config)
     heads = dict.fromkeys(family.architectures.values())
-    variants = [dataclasses.replace(config, head=head, tied=tied) for head in heads for tied in (config.tied, True)]
+    variants = [replaced(config, {"head.name": head, "tied": tied}) for head in heads for tied in (config.tied, True)]
     rows = {row.theirs: row for variant in variants for row in family.rows(variant)}
     self._rows = {theirs: row for theirs, row in rows.items() if "{}" not in theirs}
     self._layered = [(re.compile(re.escape(name).replace(r"\{\}", r"\d+")), row) for name, row in rows.items()]
@@ -177,7 +177,7 @@ def _match(files: TensorFiles, names: Names, plan: Plan) -> Plan:
   """The plan with its sources and what starts afresh. Raises UserError with all that does not fit."""
   config, family = plan.model, FAMILIES[plan.family]
   shapes = _shapes(config, plan.family)
-  wanted = list(_wanted(config, family, shapes))
+  wanted, patch = list(_wanted(config, family, shapes)), config.image.patch
   absent = [(row, name) for row, _, name in wanted if name not in names.found]
   there = {_part(row) for row, _, name in wanted if name in names.found}
   fresh = sorted({path for row, _ in absent if row.of_head and _part(row) not in there for path in row.ours})
@@ -186,7 +186,7 @@ def _match(files: TensorFiles, names: Names, plan: Plan) -> Plan:
     f"{names.found[name]} {list(files.shape(names.found[name]))} instead of {list(shape)}"
     for row, _, name in wanted
     if name in names.found
-    and not _fits(row, files.shape(names.found[name]), shape := row.shape(shapes, config.vocab_size, config.patch_size))
+    and not _fits(row, files.shape(names.found[name]), shape := row.shape(shapes, config.vocab_size, patch))
   ]
   problems["misshapen"] += [
     f"{names.found[name]} of dtype {files.dtype(names.found[name])}"

@@ -16,16 +16,16 @@ KEYS = (
   Key("vocab_size", "vocab_size", 50_368),
   Key("max_positions", "max_position_embeddings", 8192),
   Key("activation", "hidden_activation", "gelu"),
-  Key("head_activation", "classifier_activation", "gelu"),
+  Key("head.activation", "classifier_activation", "gelu"),
   Key("dropout", "embedding_dropout", 0.0),
   Key("attention_dropout", "attention_dropout", 0.0),
   Key("norm_epsilon", "norm_eps", 1e-5),
-  Key("qkv_bias", "attention_bias", False),
-  Key("out_bias", "attention_bias", False),
-  Key("mlp_bias", "mlp_bias", False),
-  Key("norm_bias", "norm_bias", False),
-  Key("transform_bias", "classifier_bias", False),
-  Key("head_bias", "decoder_bias", True),
+  Key("bias.qkv", "attention_bias", False),
+  Key("bias.out", "attention_bias", False),
+  Key("bias.mlp", "mlp_bias", False),
+  Key("bias.norm", "norm_bias", False),
+  Key("bias.transform", "classifier_bias", False),
+  Key("head.bias", "decoder_bias", True),
   Key("tied", "tie_word_embeddings", True),
 )
 THETAS = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
@@ -70,25 +70,26 @@ def to_ours(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any
       raise UserError(f"config.json: rope_type={one['rope_type']!r} of {kind} is not supported, only 'default' is")
     bases[kind] = float(one.get("rope_theta") or theirs.get(key) or default)
   return {
-    "window": theirs.get("local_attention", 128) // 2 if every != 1 else 0,
-    "global_every": every if every != 1 else 0,
-    "rotary_base": bases["full_attention"],
-    "local_rotary_base": bases["sliding_attention"],
-    "pooling": {"cls": "first"}.get(theirs.get("classifier_pooling", "cls"), theirs.get("classifier_pooling")),
+    "window.size": theirs.get("local_attention", 128) // 2 if every != 1 else 0,
+    "window.global_every": every if every != 1 else 0,
+    "rotary.base": bases["full_attention"],
+    "rotary.local_base": bases["sliding_attention"],
+    "head.pooling": {"cls": "first"}.get(theirs.get("classifier_pooling", "cls"), theirs.get("classifier_pooling")),
   }
 
 
 def to_theirs(c: ModelConfig, kind: str) -> dict[str, Any]:
   """The same."""
-  full = [not c.window or (bool(c.global_every) and i % c.global_every == 0) for i in range(c.num_layers)]
+  size, every = c.window.size, c.window.global_every
+  full = [not size or (bool(every) and i % every == 0) for i in range(c.num_layers)]
   return {
     "layer_types": ["full_attention" if whole else "sliding_attention" for whole in full],
-    "local_attention": 2 * c.window or 128,
+    "local_attention": 2 * size or 128,
     "rope_parameters": {
-      "full_attention": {"rope_type": "default", "rope_theta": c.rotary_base},
-      "sliding_attention": {"rope_type": "default", "rope_theta": c.local_rotary_base},
+      "full_attention": {"rope_type": "default", "rope_theta": c.rotary.base},
+      "sliding_attention": {"rope_type": "default", "rope_theta": c.rotary.local_base},
     },
-    "classifier_pooling": {"first": "cls"}.get(c.pooling, c.pooling),
+    "classifier_pooling": {"first": "cls"}.get(c.head.pooling, c.head.pooling),
     "mlp_dropout": c.dropout,
   }
 

@@ -70,7 +70,7 @@ def to_ours(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any
     "decoder_layers": theirs.get("num_decoder_layers") or ours["num_layers"],
     "gated": gated,
     "activation": "gelu_tanh" if kind == "gated-gelu" else activation(name),
-    "scale_output": bool(scaled) and theirs["model_type"] == "t5",
+    "scale_output": "always" if scaled and theirs["model_type"] == "t5" else "never",
   }
 
 
@@ -83,7 +83,7 @@ def to_theirs(c: ModelConfig, kind: str) -> dict[str, Any]:
     "num_decoder_layers": c.decoder_depth,
     "feed_forward_proj": f"gated-{name}" if c.gated else name,
     "is_encoder_decoder": True,
-    **({} if kind == "mt5" else {"scale_decoder_outputs": c.scale_output}),
+    **({} if kind == "mt5" else {"scale_decoder_outputs": c.scale_output == "always"}),
   }
 
 

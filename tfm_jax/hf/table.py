@@ -170,7 +170,10 @@ def norm(ours: str, theirs: str) -> list[Row]:
 
 
 class Key(NamedTuple):
-  """A field of ModelConfig, the key of config.json that says the same, and what the key's absence means."""
+  """A field of ModelConfig, the key of config.json that says the same, and what the key's absence means.
+
+  Fields of sections are "head.bias"; "bias.qkv" is whether that part has a bias.
+  """
 
   ours: str
   theirs: str

@@ -16,9 +16,9 @@ KEYS = (
   Key("dropout", "hidden_dropout_prob", 0.0),
   Key("attention_dropout", "attention_probs_dropout_prob", 0.0),
   Key("norm_epsilon", "layer_norm_eps", 1e-12),
-  Key("image_channels", "num_channels", 3),
-  Key("patch_size", "patch_size", 16),
-  Key("qkv_bias", "qkv_bias", True),
+  Key("image.channels", "num_channels", 3),
+  Key("image.patch", "patch_size", 16),
+  Key("bias.qkv", "qkv_bias", True),
 )
 
 
@@ -54,7 +54,7 @@ def to_ours(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any
     if len(set(patch)) != 1:
       raise UserError(f"config.json: patch_size={patch} is not supported: patches are squares here")
     patch = patch[0]
-  return {"image_height": sides[0], "image_width": sides[1], "patch_size": patch}
+  return {"image.height": sides[0], "image.width": sides[1], "image.patch": patch}
 
 
 VIT = Family(
@@ -65,6 +65,6 @@ VIT = Family(
   rows=rows,
   to_ours=to_ours,
   to_theirs=lambda c, kind: {
-    "image_size": c.image_height if c.image_height == c.image_width else [c.image_height, c.image_width]
+    "image_size": c.image.height if c.image.height == c.image.width else [c.image.height, c.image.width]
   },
 )

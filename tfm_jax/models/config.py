@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import typing
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,8 +14,53 @@ VOCAB_MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True)
+class RotaryConfig:
+  """Rotary positions (Su et al. 2021), and how they are stretched to reach longer texts."""
+
+  base: float = 10_000.0  # the longest wave is about 2 pi times it
+  local_base: float = 0.0  # the same in layers with a window; 0: base
+  factor: float = 1.0  # by which waves are stretched
+  original: int = 0  # Llama 3: the length trained on, of which only long waves are stretched; 0: all waves
+  low: float = 1.0  # Llama 3: waves longer than original / low are stretched wholly
+  high: float = 4.0  # Llama 3: waves shorter than original / high stay as they are
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowConfig:
+  """Local attention."""
+
+  size: int = 0  # how far away a key may be, on either side; 0: every layer sees all
+  global_every: int = 0  # layers 0, n, 2 n ... see all nonetheless; 0: none does
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+  """What is predicted from the last hidden states."""
+
+  name: str = "lm"  # a name in models.heads.HEADS
+  transform: bool = False  # a dense layer, activation and norm before the output layer
+  classifier_transform: bool = False  # the same before classifiers
+  activation: str = ""  # its activation; empty: that of the blocks
+  bias: bool = False  # in the output layer
+  pooler: str = "none"  # of a row into one vector: tanh, relu (a dense layer and this activation) or none
+  pooling: str = "first"  # what the pooler sees: first (token) or mean
+  num_labels: int = 2  # classes of the heads that classify
+  labels: str = ""  # their names, separated by "|"; empty: none
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+  """Images, in families that see them."""
+
+  height: int = 0  # pixels
+  width: int = 0  # pixels
+  channels: int = 3  # values of a pixel
+  patch: int = 0  # pixels along a side of the squares that images are cut into; 0: the model sees no images
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Shape and kind of a Transformer. Empty (None) fields take the family's own value, see `models.families`."""
+  """Shape and kind of a Transformer: what all families share, and four sections. A family's preset is such a value."""
 
   num_layers: int = 12  # blocks; of the encoder, where there are two stacks
   decoder_layers: int = 0  # blocks of the decoder in encoder-decoder families; 0: num_layers
@@ -24,61 +71,37 @@ class ModelConfig:
   mlp_dim: int = 0  # hidden features of the feed-forward layer; 0: 4 * embed_dim
   embedding_dim: int = 0  # features of the embedding tables, projected to embed_dim (ELECTRA); 0: embed_dim
   vocab_size: int = 0  # rows of the table of tokens, if more than the tokenizer has; 0: the tokenizer's vocabulary
-  max_positions: int | None = None  # rows of the table of learned positions
-  dropout: float | None = None  # rate after embeddings and sub-layers
-  attention_dropout: float | None = None  # rate on the attention weights
+  max_positions: int = 0  # rows of the table of learned positions
+  dropout: float = 0.0  # rate after embeddings and sub-layers
+  attention_dropout: float = 0.0  # rate on the attention weights
   attention: str = "auto"  # auto (the fastest that can do it), xla, or splash (TPU; without dropout, bias and window)
   dtype: str = "bfloat16"  # compute dtype: bfloat16 or float32; parameters are float32
-  remat: str = (
-    "none"  # kept for the backward pass: none (everything), dots (outputs of linears), full (inputs of blocks)
-  )
+  remat: str = "none"  # kept for the backward pass: none (all), dots (outputs of linears), full (inputs of blocks)
   scan: bool = True  # one compiled block for all layers; false unrolls it
-  positions: str | None = None  # learned, sinusoidal, relative (T5), rotary or none
-  position_offset: int | None = None  # rows of the table before the one of position 0; the last of them is for padding
+  positions: str = "learned"  # learned, sinusoidal, relative (T5), rotary or none
+  position_offset: int = 0  # rows of the table before the one of position 0; the last of them is for padding
   relative_buckets: int = 32  # of relative positions
   relative_distance: int = 128  # of relative positions: beyond it all share one bucket
-  rotary_base: float | None = None  # of rotary positions: the longest wave is about 2 pi times it
-  local_rotary_base: float | None = None  # the same in layers with a window
-  rotary_factor: float = 1.0  # by which rotary waves are stretched, to reach longer texts
-  rotary_original: int = 0  # Llama 3: the length trained on, of which only long waves are stretched; 0: all waves
-  rotary_low: float = 1.0  # Llama 3: waves longer than rotary_original / rotary_low are stretched wholly
-  rotary_high: float = 4.0  # Llama 3: waves shorter than rotary_original / rotary_high stay as they are
-  window: int | None = None  # how far away a key may be in local attention, on either side; 0: every layer sees all
-  global_every: int | None = None  # of local attention: layers 0, n, 2 n ... see all nonetheless; 0: none does
-  norm: str | None = None  # layer or rms
-  norm_order: str | None = None  # pre or post
-  norm_epsilon: float | None = None  # added to the variance
-  first_norm: bool | None = None  # of pre-norm: before the attention of the first block too
-  activation: str | None = None  # gelu (erf), gelu_tanh, relu or silu
-  gated: bool | None = None  # a gate beside the activation (GEGLU, SwiGLU)
-  bias: bool | None = None  # biases in linears and norms; the following four differ where they are set
-  qkv_bias: bool | None = None  # in the projections to queries, keys and values
-  out_bias: bool | None = None  # in the projection of attention back to the residual stream
-  mlp_bias: bool | None = None  # in the feed-forward layer
-  norm_bias: bool | None = None  # in norms
-  tied: bool | None = None  # the output layer is the embedding table
-  token_types: int | None = None  # rows of the table of token types; 0: none
-  embed_norm: bool | None = None  # a norm after the embeddings
-  scale_attention: bool | None = None  # logits times head_dim^-0.5
+  norm: str = "layer"  # layer or rms
+  norm_order: str = "pre"  # pre or post
+  norm_epsilon: float = 1e-5  # added to the variance
+  first_norm: bool = True  # of pre-norm: before the attention of the first block too
+  activation: str = "gelu"  # gelu (erf), gelu_tanh, relu or silu
+  gated: bool = False  # a gate beside the activation (GEGLU, SwiGLU)
+  bias: str = "all"  # what has a bias: all, none, or some of qkv, out, mlp, norm, transform, separated by commas
+  tied: bool = True  # the output layer is the embedding table
+  token_types: int = 0  # rows of the table of token types; 0: none
+  embed_norm: bool = False  # a norm after the embeddings
+  scale_attention: bool = True  # logits times head_dim^-0.5
   scale_by_layer: bool = False  # logits divided by the number of the layer, counted from 1
-  scale_embed: bool | None = None  # embeddings times embed_dim^0.5
-  scale_output: bool | None = None  # hidden states times embed_dim^-0.5 before the output layer
-  inner_dropout: bool | None = None  # dropout inside the feed-forward layer and after the last norm too
-  head: str = "lm"  # what is predicted, a name in models.heads.HEADS
-  head_transform: bool | None = None  # a dense layer, activation and norm before the output layer
-  classifier_transform: bool | None = None  # the same before classifiers
-  head_activation: str | None = None  # its activation, if not that of the blocks
-  head_bias: bool | None = None  # in the output layer
-  transform_bias: bool | None = None  # in that dense layer, if not as in the blocks
-  pooler: str | None = None  # of a row into one vector: tanh, relu (a dense layer and this activation) or none
-  pooling: str | None = None  # what the pooler sees: first (token) or mean
-  num_labels: int = 2  # classes of the heads that classify
-  labels: str = ""  # their names, separated by "|"; empty: none
-  image_height: int = 0  # pixels, of families that see images
-  image_width: int = 0
-  image_channels: int = 3
-  patch_size: int = 0  # pixels along a side of the squares that images are cut into
-  init: str | None = None  # initialisation, a name in models.init.INITS
+  scale_embed: bool = False  # embeddings times embed_dim^0.5
+  scale_output: str = "never"  # hidden states times embed_dim^-0.5 before the output layer: always, never, if tied
+  inner_dropout: bool = False  # dropout inside the feed-forward layer and after the last norm too
+  init: str = "bert"  # initialisation, a name in models.init.INITS
+  rotary: RotaryConfig = RotaryConfig()
+  window: WindowConfig = WindowConfig()
+  head: HeadConfig = HeadConfig()
+  image: ImageConfig = ImageConfig()
 
   @property
   def head_features(self) -> int:
@@ -108,26 +131,22 @@ class ModelConfig:
   @property
   def patches(self) -> int:
     """Squares that an image is cut into; 0 in families that see no images."""
-    return self.patch_size and (self.image_height // self.patch_size) * (self.image_width // self.patch_size)
+    image = self.image
+    return image.patch and (image.height // image.patch) * (image.width // image.patch)
 
   @property
   def compute_dtype(self) -> jnp.dtype:
     """dtype of activations."""
     return jnp.dtype(self.dtype)
 
+  def has_bias(self, part: str) -> bool:
+    """Whether a part, one of `BIASES`, has a bias."""
+    return self.bias in ("all", "true") or part in self.bias.split(",")
 
-# What families do, unless their presets say otherwise.
-COMMON: dict[str, Any] = {
-  "max_positions": 0, "position_offset": 0, "rotary_base": 10_000.0, "window": 0, "global_every": 0,
-  "first_norm": True, "gated": False, "token_types": 0, "embed_norm": False, "scale_attention": True,
-  "scale_embed": False, "scale_output": False, "inner_dropout": False, "head_transform": False, "head_bias": False,
-  "classifier_transform": False, "pooler": "none", "pooling": "first",
-}  # fmt: skip
-# Fields that otherwise take the value of another.
-FOLLOWS = {
-  "qkv_bias": "bias", "out_bias": "bias", "mlp_bias": "bias", "norm_bias": "bias", "transform_bias": "bias",
-  "head_activation": "activation", "local_rotary_base": "rotary_base",
-}  # fmt: skip
+
+# Parts of a model that may have a bias: projections to queries, keys and values; the one back to the residual stream;
+# the feed-forward layer; norms; the dense layer of the head's transform.
+BIASES = ("qkv", "out", "mlp", "norm", "transform")
 
 CHOICES: dict[str, tuple[str, ...]] = {
   "attention": ("auto", "xla", "splash"),
@@ -137,27 +156,74 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "norm": ("layer", "rms"),
   "norm_order": ("pre", "post"),
   "activation": ("gelu", "gelu_tanh", "relu", "silu"),
-  "head_activation": ("gelu", "gelu_tanh", "relu", "silu"),
-  "pooler": ("none", "tanh", "relu"),
-  "pooling": ("first", "mean"),
+  "scale_output": ("always", "never", "tied"),
+  "head.activation": ("gelu", "gelu_tanh", "relu", "silu"),
+  "head.pooler": ("none", "tanh", "relu"),
+  "head.pooling": ("first", "mean"),
 }
 
 
-def resolve(config: ModelConfig, preset: dict[str, Any]) -> ModelConfig:
-  """The config with every empty field filled from the family's preset, checked. Raises UserError."""
-  for values in (preset, COMMON):
-    config = dataclasses.replace(config, **{k: v for k, v in values.items() if getattr(config, k) is None})
-  followed = {k: getattr(config, other) for k, other in FOLLOWS.items() if getattr(config, k) is None}
-  config = dataclasses.replace(config, **followed)
+def fields_of(kind: type) -> dict[str, type]:
+  """The fields of a dataclass and of those it holds, `name` or `section.name`, with their types."""
+  made: dict[str, type] = {}
+  hints: dict[str, Any] = typing.get_type_hints(kind)
+  for name, hint in hints.items():
+    inner = fields_of(typing.cast(type, hint)) if dataclasses.is_dataclass(hint) else {}
+    made |= {f"{name}.{key}": kind for key, kind in inner.items()} or {name: hint}
+  return made
+
+
+def field(config: ModelConfig, key: str) -> Any:
+  """The value of a field, as "num_layers" or "head.name"."""
+  section, _, name = key.rpartition(".")
+  return getattr(getattr(config, section) if section else config, name)
+
+
+def full_key(key: str) -> str:
+  """The key of the whole configuration that holds a field: "model.num_layers", "head.name"."""
+  return key if "." in key else f"model.{key}"
+
+
+def replaced(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+  """The configuration with other values in some fields, "num_layers" or "head.name"."""
+  sections: dict[str, dict[str, Any]] = {}
+  for key, value in changes.items():
+    section, _, name = key.rpartition(".")
+    sections.setdefault(section, {})[name] = value
+  own = sections.pop("", {})
+  inner = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+  return dataclasses.replace(config, **own, **inner)
+
+
+def resolve(config: ModelConfig) -> ModelConfig:
+  """The configuration with values in place of those that stand for another field's, checked. Raises UserError."""
+  parts = [part for part in BIASES if config.has_bias(part)]
+  others = set(config.bias.split(",")) - {*BIASES, "all", "none", "true", "false"}
+  if others:
+    raise UserError(f"model.bias={config.bias!r}: {others.pop()!r} is not one of all, none, {', '.join(BIASES)}")
+  changes: dict[str, Any] = {
+    "bias": {len(BIASES): "all", 0: "none"}.get(len(parts), ",".join(parts)),
+    "head.activation": config.head.activation or config.activation,
+    "rotary.local_base": config.rotary.local_base or config.rotary.base,
+  }
+  if config.scale_output == "tied":
+    changes["scale_output"] = "always" if config.tied else "never"
+  config = replaced(config, changes)
+  check(config)
+  return config
+
+
+def check(config: ModelConfig) -> None:
+  """Raises UserError for an impossible value, and for values that do not go together."""
   for key, choices in CHOICES.items():
-    if getattr(config, key) not in choices:
-      raise UserError(f"model.{key}={getattr(config, key)!r} is not one of {', '.join(choices)}")
-  for key in ("num_layers", "embed_dim", "num_heads", "num_labels"):
-    if getattr(config, key) < 1:
-      raise UserError(f"model.{key}={getattr(config, key)} must be positive")
+    if field(config, key) not in choices:
+      raise UserError(f"{full_key(key)}={field(config, key)!r} is not one of {', '.join(choices)}")
+  for key in ("num_layers", "embed_dim", "num_heads", "head.num_labels"):
+    if field(config, key) < 1:
+      raise UserError(f"{full_key(key)}={field(config, key)} must be positive")
   for key in ("dropout", "attention_dropout"):
-    if not 0 <= getattr(config, key) < 1:
-      raise UserError(f"model.{key}={getattr(config, key)} must lie in [0, 1)")
+    if not 0 <= field(config, key) < 1:
+      raise UserError(f"model.{key}={field(config, key)} must lie in [0, 1)")
   if not config.head_dim and config.embed_dim % config.num_heads:
     raise UserError(
       f"model.num_heads={config.num_heads} does not divide model.embed_dim={config.embed_dim}: set model.head_dim"
@@ -169,32 +235,31 @@ def resolve(config: ModelConfig, preset: dict[str, Any]) -> ModelConfig:
     )
   if config.positions == "rotary" and config.head_features % 2:
     raise UserError(f"rotary positions need an even head dimension, not {config.head_features}: set model.head_dim")
-  if config.embed_features != config.embed_dim and config.tied and config.head == "lm" and not config.head_transform:
+  head, image = config.head, config.image
+  if config.embed_features != config.embed_dim and config.tied and head.name == "lm" and not head.transform:
     raise UserError(
       f"model.embedding_dim={config.embedding_dim} is not the width of the model, {config.embed_dim}: the embedding "
-      f"table cannot be the output layer without model.head_transform=true; or set model.tied=false"
+      f"table cannot be the output layer without head.transform=true; or set model.tied=false"
     )
-  if config.labels and len(config.labels.split("|")) != config.num_labels:
-    raise UserError(f"model.labels has {len(config.labels.split('|'))} names for model.num_labels={config.num_labels}")
-  for side in ("height", "width"):
-    length = getattr(config, f"image_{side}")
-    if config.patch_size and (not length or length % config.patch_size):
-      raise UserError(f"model.image_{side}={length} is no multiple of model.patch_size={config.patch_size}")
+  if head.labels and len(head.labels.split("|")) != head.num_labels:
+    raise UserError(f"head.labels has {len(head.labels.split('|'))} names for head.num_labels={head.num_labels}")
+  for side, length in (("height", image.height), ("width", image.width)):
+    if image.patch and (not length or length % image.patch):
+      raise UserError(f"image.{side}={length} is no multiple of image.patch={image.patch}")
   if config.attention == "splash":
     _check_splash(config)
-  return config
 
 
 def _check_splash(config: ModelConfig) -> None:
   """Raises UserError for what splash attention cannot do."""
   for key, why in (
     ("attention_dropout", "has no dropout"),
-    ("window", "is used without windows"),
+    ("window.size", "is used without windows"),
     ("scale_by_layer", "has one scale for all layers"),
   ):
-    if getattr(config, key):
+    if field(config, key):
       raise UserError(
-        f"model.attention=splash {why}, but model.{key}={getattr(config, key):g}: set that to 0, or "
+        f"model.attention=splash {why}, but {full_key(key)}={field(config, key):g}: set that to 0, or "
         f"model.attention=auto"
       )
   if config.positions == "relative":

@@ -4,10 +4,7 @@ from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.towers import Single
 from tfm_jax.sharding.placement import Placement
 
-PRESET = {
-  "max_positions": 1024, "dropout": 0.1, "attention_dropout": 0.1, "positions": "learned", "norm": "layer",
-  "norm_order": "pre", "norm_epsilon": 1e-5, "activation": "gelu_tanh", "bias": True, "tied": True, "init": "gpt",
-}  # fmt: skip
+PRESET = ModelConfig(max_positions=1024, dropout=0.1, attention_dropout=0.1, activation="gelu_tanh", init="gpt")
 
 
 def build(cfg: ModelConfig, st: Placement, vocab_size: int) -> Single:

@@ -49,18 +49,18 @@ class Head(Layer):
   def __call__(self, h: Array, tied_VE: Array | None) -> Output:
     c, st = self.cfg, self.st
     V = pad_vocab(self.vocab_size)
-    if c.head_transform:
+    if c.head.transform:
       h = transformed(c, st, h, c.embed_features)
-    if c.scale_output:
+    if c.scale_output == "always":
       h = h * np.asarray(c.embed_dim**-0.5, h.dtype)
     w_VD = self.matrix("w", (V, h.shape[-1]), 1, ("vocab", "embed"), kind="head") if tied_VE is None else tied_VE
-    bias_V = self.bias("bias", (V,), c.head_bias)
+    bias_V = self.bias("bias", (V,), c.head.bias)
     return Output(h, Unembedding(w_VD, bias_V), self.vocab_size)
 
 
 def transformed(c: ModelConfig, st: Placement, h: Array, features: int) -> Array:
   """A dense layer, its activation and a norm, as part of the compact module that calls it."""
-  h = Dense(c, st, features, c.head_activation, use_bias=c.transform_bias, name="dense")(h)
+  h = Dense(c, st, features, c.head.activation, use_bias=c.has_bias("transform"), name="dense")(h)
   return Norm(c, st, name="norm")(h)
 
 
@@ -85,20 +85,20 @@ class Classifier(Layer):
 
 def pooled(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Array:
   """One vector a row, [B, D]: the first token's or the mean of all, through the pooler if there is one."""
-  if c.pooling == "first":
+  if c.head.pooling == "first":
     h_BD = h_BTD[:, 0]
   else:
     weights = jnp.ones(h_BTD.shape[:2]) if seen.segments_BT is None else (seen.segments_BT != 0).astype(jnp.float32)
     total = (h_BTD.astype(jnp.float32) * weights[:, :, None]).sum(1)
     h_BD = (total / jnp.maximum(weights.sum(1), 1)[:, None]).astype(h_BTD.dtype)
-  if c.pooler == "none":
+  if c.head.pooler == "none":
     return h_BD
-  return Dense(c, st, c.embed_dim, c.pooler, name="pooler")(h_BD)
+  return Dense(c, st, c.embed_dim, c.head.pooler, name="pooler")(h_BD)
 
 
 def classify(c: ModelConfig, st: Placement, h: Array, classes: int, name: str = "classifier") -> Output:
   """Classes of each vector of h; behind the transform in families whose heads all have it (ModernBERT)."""
-  if c.classifier_transform:
+  if c.head.classifier_transform:
     h = Transform(c, st, name="head")(h)
   return Classifier(c, st, classes, name=name)(h)
 
@@ -128,12 +128,12 @@ def pooled_only(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outp
 
 def sequence_classification(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
   """A class of each row (a number, if `num_labels` is 1)."""
-  return {"logits": classify(c, st, pooled(c, st, h_BTD, seen), c.num_labels)}
+  return {"logits": classify(c, st, pooled(c, st, h_BTD, seen), c.head.num_labels)}
 
 
 def token_classification(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
   """A class of each token."""
-  return {"logits": classify(c, st, h_BTD, c.num_labels)}
+  return {"logits": classify(c, st, h_BTD, c.head.num_labels)}
 
 
 def question_answering(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:

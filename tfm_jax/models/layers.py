@@ -84,7 +84,7 @@ class Norm(Layer):
     epsilon: Any = self.cfg.norm_epsilon
     if self.cfg.norm == "rms":
       return norms.rms_norm(x_BTD, scale, epsilon)
-    return norms.layer_norm(x_BTD, scale, self.bias("bias", x_BTD.shape[-1:], self.cfg.norm_bias), epsilon)
+    return norms.layer_norm(x_BTD, scale, self.bias("bias", x_BTD.shape[-1:], self.cfg.has_bias("norm")), epsilon)
 
 
 class Attention(Layer):
@@ -109,9 +109,8 @@ class Attention(Layer):
       sizes = {"q": H // G, "k": 1, "v": 1}
       ws = [self.stored(f"w{n}", (D, G * sizes[n], K), 1).reshape(D, G, sizes[n], K) for n in names]
       w_DGRK = jnp.concatenate(ws, axis=2)
-      bs = [
-        b.reshape(G, sizes[n], K) for n in names if (b := self.bias(f"b{n}", (G * sizes[n], K), c.qkv_bias)) is not None
-      ]
+      biases = [self.bias(f"b{n}", (G * sizes[n], K), c.has_bias("qkv")) for n in names]
+      bs = [b.reshape(G, sizes[n], K) for n, b in zip(names, biases, strict=True) if b is not None]
       b_GRK = jnp.concatenate(bs, axis=1) if bs else None
       y_BTGRK = linear("BTD,DGRK->BTGRK", x, w_DGRK, b_GRK, ("embed", "kv_heads", None, None), st)
       y_BTGRK = st.constrain(y_BTGRK, ("batch", "seq", "act_heads", None, None))
@@ -119,10 +118,12 @@ class Attention(Layer):
       return [y.reshape(*y.shape[:2], -1, K) for y in jnp.split(y_BTGRK, ends, axis=3)]
 
     if self.cross:
+      assert ctx.memory_BSD is not None
       (q_BTHK,), (k_BSGK, v_BSGK) = projections(x_BTD, "q"), projections(ctx.memory_BSD, "kv")
     else:
       q_BTHK, k_BSGK, v_BSGK = projections(x_BTD, "qkv")
     if c.positions == "rotary" and not self.cross:
+      assert ctx.positions_BT is not None
       rates = rotary_rates(c, layer)
       q_BTHK, k_BSGK = (positions.rotate(x, ctx.positions_BT, rates) for x in (q_BTHK, k_BSGK))
     if c.scale_by_layer:
@@ -130,7 +131,9 @@ class Attention(Layer):
     y_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, layer, ctx)
     y_BTHK = st.constrain(y_BTHK, ("batch", "seq", "act_heads", None))
     wo_HKD = self.stored("wo", (H, K, D), 2)
-    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, self.bias("bo", (D,), c.out_bias), ("heads", None, "embed"), st)
+    return linear(
+      "BTHK,HKD->BTD", y_BTHK, wo_HKD, self.bias("bo", (D,), c.has_bias("out")), ("heads", None, "embed"), st
+    )
 
   def attend(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, layer: Array, ctx: Context) -> Array:
     """The attention itself, by the kernel that the config, or else the platform, wants."""
@@ -156,24 +159,25 @@ class Attention(Layer):
 
 def is_global(c: ModelConfig, layer: Array) -> Array | bool:
   """Whether a layer of a model with local attention sees all keys nonetheless."""
-  return layer % c.global_every == 0 if c.global_every else False
+  return layer % c.window.global_every == 0 if c.window.global_every else False
 
 
 def self_mask(c: ModelConfig, layer: Array, ctx: Context) -> Array | None:
   """The mask of a layer's attention over its own input."""
-  if not c.window:
+  if not c.window.size:
     return ctx.mask_BTS
+  assert ctx.local_mask_BTS is not None
   everything = jnp.ones_like(ctx.local_mask_BTS) if ctx.mask_BTS is None else ctx.mask_BTS
   return jnp.where(is_global(c, layer), everything, ctx.local_mask_BTS)
 
 
 def rotary_rates(c: ModelConfig, layer: Array) -> Array | np.ndarray:
   """The rates of a layer's rotary positions, [K / 2]."""
-  stretched = (c.rotary_factor, c.rotary_original, c.rotary_low, c.rotary_high)
+  stretched = (c.rotary.factor, c.rotary.original, c.rotary.low, c.rotary.high)
   rates, local = (
-    positions.rotary_rates(c.head_features, base, *stretched) for base in (c.rotary_base, c.local_rotary_base)
+    positions.rotary_rates(c.head_features, base, *stretched) for base in (c.rotary.base, c.rotary.local_base)
   )
-  return jnp.where(is_global(c, layer), rates, local) if c.window else rates
+  return jnp.where(is_global(c, layer), rates, local) if c.window.size else rates
 
 
 def splash_serves(c: ModelConfig, st: Placement, queries: int, keys: int, training: bool) -> bool:
@@ -181,7 +185,7 @@ def splash_serves(c: ModelConfig, st: Placement, queries: int, keys: int, traini
   if not splash_fits(queries, keys):  # initialisation has a short row, whatever the config wants
     return False
   able = c.positions != "relative" and not (training and c.attention_dropout)
-  able = able and not c.window and not c.scale_by_layer
+  able = able and not c.window.size and not c.scale_by_layer
   return c.attention == "splash" or (c.attention == "auto" and st.platform == "tpu" and able)
 
 
@@ -194,7 +198,8 @@ class Mlp(Layer):
     D, F = c.embed_dim, c.mlp_features
     names = "ig" if c.gated else "i"
     w_DCF = jnp.stack([self.stored(f"w{n}", (D, F), 1) for n in names], axis=1)
-    b_CF = jnp.stack([self.bias(f"b{n}", (F,), True) for n in names]) if c.mlp_bias else None
+    biases = [b for n in names if (b := self.bias(f"b{n}", (F,), c.has_bias("mlp"))) is not None]
+    b_CF = jnp.stack(biases) if biases else None
     h_CBTF = linear("BTD,DCF->CBTF", x_BTD, w_DCF, b_CF, ("embed", None, "mlp"), st)
     h_CBTF = st.constrain(h_CBTF, (None, "batch", "seq", "act_mlp"))
     # wi is what the activation sees, wg the linear gate beside it.
@@ -205,7 +210,7 @@ class Mlp(Layer):
     if c.inner_dropout:
       h_BTF = dropout(h_BTF, c.dropout, ctx.noise, layer, INNER)
     wo_FD = self.stored("wo", (F, D), 1)
-    return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,), c.mlp_bias), ("mlp", "embed"), st)
+    return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,), c.has_bias("mlp")), ("mlp", "embed"), st)
 
 
 class Block(Layer):

@@ -4,11 +4,10 @@ from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.towers import Single
 from tfm_jax.sharding.placement import Placement
 
-PRESET = {
-  "max_positions": 2048, "dropout": 0.0, "attention_dropout": 0.0, "positions": "rotary", "norm": "rms",
-  "norm_order": "pre", "norm_epsilon": 1e-6, "activation": "silu", "gated": True, "bias": False, "tied": False,
-  "init": "gpt",
-}  # fmt: skip
+PRESET = ModelConfig(
+  max_positions=2048, positions="rotary", norm="rms", norm_epsilon=1e-6, activation="silu", gated=True, bias="none",
+  tied=False, init="gpt",
+)  # fmt: skip
 
 
 def build(cfg: ModelConfig, st: Placement, vocab_size: int) -> Single:

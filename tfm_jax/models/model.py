@@ -13,7 +13,7 @@ from jax import Array
 
 from tfm_jax.errors import UserError
 from tfm_jax.models import bert, distilbert, electra, gpt, llama, modernbert, roberta, t5, transformer, vit
-from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, resolve
+from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
 from tfm_jax.models.heads import HEADS, Output, Outputs
 from tfm_jax.ops import losses
 from tfm_jax.ops.dropout import Noise
@@ -37,19 +37,22 @@ def find_family(name: str) -> Any:
   return FAMILIES[name]
 
 
-def resolve_model(family: str, config: ModelConfig) -> ModelConfig:
-  """`config` with the empty fields filled from the family's preset. Raises UserError."""
-  preset = find_family(family).PRESET
-  tied = preset["tied"] if config.tied is None else config.tied
-  # T5: only where the table serves both ends.
-  config = resolve(config, {"scale_output": tied, **preset} if family == "t5" else preset)
-  if config.head not in HEADS:
-    raise UserError(f"model.head={config.head!r} is not one of {', '.join(HEADS)}")
-  if config.head != "lm" and family in ENCODER_DECODER:
-    raise UserError(f"model.head={config.head} is not for family={family}, which has the head lm alone")
-  if family == "vit" and config.head not in ("none", "pooled", "sequence_classification"):
-    raise UserError(f"model.head={config.head} is not for family=vit: set model.head=sequence_classification")
+def resolve_model(family: str, changes: Mapping[str, Any] | None = None) -> ModelConfig:
+  """The family's preset with some fields replaced ("num_layers", "head.name"), checked. Raises UserError."""
+  config = resolve(replaced(find_family(family).PRESET, changes or {}))
+  check_family(family, config)
   return config
+
+
+def check_family(family: str, config: ModelConfig) -> None:
+  """Raises UserError for what the family does not have."""
+  head = config.head.name
+  if head not in HEADS:
+    raise UserError(f"head.name={head!r} is not one of {', '.join(HEADS)}")
+  if head != "lm" and family in ENCODER_DECODER:
+    raise UserError(f"head.name={head} is not for family={family}, which has the head lm alone")
+  if family == "vit" and head not in ("none", "pooled", "sequence_classification"):
+    raise UserError(f"head.name={head} is not for family=vit: set head.name=sequence_classification")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +78,8 @@ class Model:
     """Fresh parameters; the same on every strategy, bit for bit."""
     c, ids = self.config, jnp.zeros((1, 8), jnp.int32)
     batch = {"encoder_inputs": ids, "decoder_inputs": ids} if self.encoder_decoder else {"inputs": ids}
-    if c.patch_size:
-      batch = {"images": jnp.zeros((1, c.image_height, c.image_width, c.image_channels))}
+    if c.image.patch:
+      batch = {"images": jnp.zeros((1, c.image.height, c.image.width, c.image.channels))}
     return self.module.init(key, batch)["params"]
 
   def apply(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Outputs:
@@ -97,7 +100,7 @@ class Model:
       if made.out is None:
         return made.h.astype(jnp.float32)
       y = losses.logits(made.h, made.out, made.classes, self.placement.platform)
-      return y[..., 0] if self.config.head == "replaced_token_detection" else y
+      return y[..., 0] if self.config.head.name == "replaced_token_detection" else y
 
     return {name: finish(made) for name, made in self.apply(params, batch, noise).items()}
 

@@ -1,15 +1,13 @@
 """RoBERTa (Liu et al. 2019): BERT without token types; its positions start behind two rows kept for padding."""
 
-from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.config import HeadConfig, ModelConfig
 from tfm_jax.models.towers import Single
 from tfm_jax.sharding.placement import Placement
 
-PRESET = {
-  "max_positions": 514, "position_offset": 2, "dropout": 0.1, "attention_dropout": 0.1, "positions": "learned",
-  "norm": "layer", "norm_order": "post", "norm_epsilon": 1e-5, "activation": "gelu", "bias": True, "tied": True,
-  "token_types": 1, "embed_norm": True, "head_transform": True, "head_activation": "gelu", "head_bias": True,
-  "pooler": "tanh", "init": "bert",
-}  # fmt: skip
+PRESET = ModelConfig(
+  max_positions=514, position_offset=2, dropout=0.1, attention_dropout=0.1, norm_order="post", token_types=1,
+  embed_norm=True, head=HeadConfig(transform=True, activation="gelu", bias=True, pooler="tanh"),
+)  # fmt: skip
 
 
 def build(cfg: ModelConfig, st: Placement, vocab_size: int) -> Single:

@@ -7,11 +7,10 @@ from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.sharding.placement import Placement
 
-PRESET = {
-  "dropout": 0.1, "attention_dropout": 0.1, "positions": "relative", "norm": "rms",
-  "norm_order": "pre", "norm_epsilon": 1e-6, "activation": "relu", "bias": False, "tied": True,
-  "scale_attention": False, "inner_dropout": True, "init": "t5",
-}  # fmt: skip
+PRESET = ModelConfig(
+  dropout=0.1, attention_dropout=0.1, positions="relative", norm="rms", norm_epsilon=1e-6, activation="relu",
+  bias="none", scale_attention=False, scale_output="tied", inner_dropout=True, init="t5",
+)  # fmt: skip
 
 
 def build(cfg: ModelConfig, st: Placement, vocab_size: int) -> EncoderDecoder:

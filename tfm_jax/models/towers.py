@@ -63,7 +63,7 @@ def tower(
     memory_mask = attention_mask(segments_BT, memory[1], False, T, memory[0].shape[1])
   ctx = Context(
     mask_BTS=attention_mask(segments_BT, segments_BT, causal, T, T),
-    local_mask_BTS=attention_mask(segments_BT, segments_BT, causal, T, T, c.window) if c.window else None,
+    local_mask_BTS=attention_mask(segments_BT, segments_BT, causal, T, T, c.window.size) if c.window.size else None,
     segments_BT=segments_BT,
     bias_HTS=bias_HTS,
     positions_BT=positions_BT,
@@ -98,7 +98,7 @@ class Single(Layer):
     x_BTD, table = embed(batch["inputs"], positions, segments, batch.get("token_types"), noise, c.num_layers)
     h_BTD = tower(c, st, x_BTD, segments, positions, noise, causal=self.causal, depth=c.num_layers)
     seen = Seen(self.vocab_size, table if c.tied else None, segments, batch.get("mlm_positions"))
-    return HEADS[c.head](c, st, h_BTD, seen)
+    return HEADS[c.head.name](c, st, h_BTD, seen)
 
 
 class Vision(Layer):
@@ -112,7 +112,7 @@ class Vision(Layer):
     c, st = self.cfg, self.st
     x_BTD = Patches(c, st, name="embed")(batch["images"], noise)
     h_BTD = tower(c, st, x_BTD, None, None, noise, causal=False, depth=c.num_layers)
-    return HEADS[c.head](c, st, h_BTD, Seen(0))
+    return HEADS[c.head.name](c, st, h_BTD, Seen(0))
 
 
 class Patches(Layer):
@@ -121,7 +121,7 @@ class Patches(Layer):
   @nn.compact
   def __call__(self, images: Array, noise: Noise | None) -> Array:
     c, st = self.cfg, self.st
-    P, D = c.patch_size, c.embed_dim
+    P, D = c.image.patch, c.embed_dim
     B, height, width, channels = images.shape
     x = images.astype(c.compute_dtype).reshape(B, height // P, P, width // P, P, channels)
     x_BTP = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, c.patches, P * P * channels)

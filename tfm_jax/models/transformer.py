@@ -4,11 +4,10 @@ from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.sharding.placement import Placement
 
-PRESET = {
-  "dropout": 0.1, "attention_dropout": 0.0, "positions": "sinusoidal", "norm": "layer",
-  "norm_order": "post", "norm_epsilon": 1e-6, "activation": "relu", "bias": True, "tied": True,
-  "scale_embed": True, "init": "xavier",
-}  # fmt: skip
+PRESET = ModelConfig(
+  dropout=0.1, positions="sinusoidal", norm_order="post", norm_epsilon=1e-6, activation="relu", scale_embed=True,
+  init="xavier",
+)  # fmt: skip
 
 
 def build(cfg: ModelConfig, st: Placement, vocab_size: int) -> EncoderDecoder:

@@ -99,12 +99,11 @@ def _help(usage: str) -> int:
   from tfm_jax.training.config import Config, to_dict
 
   print(usage)
-  print("Keys and their defaults (null: the family's own value):")
+  print("Keys and their defaults (of the model: those of family=bert; other families have their own):")
   for name, section in to_dict(Config()).items():
     values = section.items() if isinstance(section, dict) else [("", section)]
     for key, value in values:
-      shown = "null" if value is None else repr(value)
-      print(f"  --config.{name}{'.' if key else ''}{key}={shown}")
+      print(f"  --config.{name}{'.' if key else ''}{key}={value!r}")
   return 0
 
 

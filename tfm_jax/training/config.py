@@ -2,13 +2,13 @@
 
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import json
 import math
 import re
 import sys
 import traceback
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +20,9 @@ from ml_collections import config_dict
 from tfm_jax.data.config import DataConfig
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.config import resolve as resolve_config
 from tfm_jax.models.init import INITS
-from tfm_jax.models.model import resolve_model
+from tfm_jax.models.model import check_family, resolve_model
 from tfm_jax.objectives.objective import ObjectiveConfig, Vocabulary
 from tfm_jax.objectives.table import make_objective
 from tfm_jax.ops.splash import LANES
@@ -29,6 +30,7 @@ from tfm_jax.sharding.strategy import ShardingConfig, find_strategy
 from tfm_jax.text.tokenizers import TokenizerConfig
 from tfm_jax.training.checkpoint import CheckpointConfig
 from tfm_jax.training.loss import LossConfig
+from tfm_jax.training.moved import MOVED, translated
 from tfm_jax.training.optimizer import OptimizerConfig, find_optimizer, schedule
 
 
@@ -58,7 +60,7 @@ class Config:
   family: str = "bert"  # bert, roberta, distilbert, electra, modernbert, gpt, llama, t5, transformer or vit
   seed: int = 0  # of initialisation, order of rows, masks and dropout
   init_from: str = ""  # a run directory whose parameters this run starts from (continued pre-training)
-  model: ModelConfig = ModelConfig()
+  model: ModelConfig = resolve_model("bert")  # the family's own values, and what differs from them
   tokenizer: TokenizerConfig = TokenizerConfig()
   data: DataConfig = DataConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
@@ -83,90 +85,108 @@ OBJECTIVES_OF: dict[str, tuple[str, ...]] = {
 POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len")  # elsewhere 0 has a meaning
 
 
+def sections() -> dict[str, type]:
+  """Section -> its dataclass, "" for the keys of none. Those that the model's configuration holds stand beside it."""
+  made: dict[str, type] = {"": Config}
+  for kind in (Config, ModelConfig):
+    hints: dict[str, Any] = typing.get_type_hints(kind)
+    made |= {name: typing.cast(type, hint) for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+  return made
+
+
+def _keys_of(kind: type) -> dict[str, type]:
+  """The keys of a section alone, with their types."""
+  return {key: hint for key, hint in typing.get_type_hints(kind).items() if not dataclasses.is_dataclass(hint)}
+
+
+def _of_model(section: str) -> bool:
+  """Whether a section is the model's or held by its configuration: what is not set there follows from the family."""
+  return section == "model" or section in typing.get_type_hints(ModelConfig)
+
+
 def defaults() -> config_dict.ConfigDict:
-  """The tree as a ConfigDict with every default, for experiment files; `configs/base.py` hands it out."""
-  return config_dict.ConfigDict(_section(Config))
+  """The tree as a ConfigDict with every default, for experiment files; `configs/base.py` hands it out.
 
-
-def _section(cls: type) -> dict[str, Any]:
-  hints = typing.get_type_hints(cls)
-  values: dict[str, Any] = {}
-  for field in dataclasses.fields(cls):
-    kind = hints[field.name]
-    if dataclasses.is_dataclass(kind):
-      values[field.name] = config_dict.ConfigDict(_section(typing.cast(type, kind)))
-    elif field.default is None:
-      values[field.name] = config_dict.placeholder(_plain_type(kind))
-    else:
-      values[field.name] = field.default
-  return values
-
-
-def _plain_type(kind: Any) -> type:
-  """T of `T | None`."""
-  if isinstance(kind, types.UnionType):
-    return next(arg for arg in typing.get_args(kind) if arg is not type(None))
-  return typing.cast(type, kind)
+  Keys of the model are None: the family's own values, whichever the family.
+  """
+  tree = config_dict.ConfigDict()
+  for name, kind in sections().items():
+    place = tree if not name else config_dict.ConfigDict()
+    for key, hint in _keys_of(kind).items():
+      place[key] = config_dict.placeholder(hint) if _of_model(name) else getattr(kind, key)
+    if name:
+      tree[name] = place
+  return tree
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-  """The typed configuration of a nested dictionary; missing keys take their defaults.
+  """The typed configuration of a nested dictionary. Missing keys take their defaults; those of the model that are
+  missing or None take the family's own values.
 
   Raises:
-    UserError: an unknown key (the nearest right one is named) or a value of the wrong type.
+    UserError: an unknown key (the nearest right one is named), a value of the wrong type, or an impossible model.
   """
-  return typing.cast(Config, _build(Config, values, ""))
+  known = sections()
+  top: dict[str, Any] = {}
+  model: dict[str, Any] = {}
+  for name, value in values.items():
+    if name not in known:
+      top[name] = _typed(_kind(name), value, name)
+    elif not isinstance(value, Mapping):
+      raise UserError(f"config.{name} is a section, not {value!r}")
+    else:
+      fields = {}
+      for key, given in value.items():
+        kind = _kind(f"{name}.{key}")
+        if given is not None or not _of_model(name):
+          fields[key] = _typed(kind, given, f"{name}.{key}")
+      if _of_model(name):
+        model |= {f"{name}.{key}".removeprefix("model."): given for key, given in fields.items()}
+      else:
+        top[name] = known[name](**fields)
+  return Config(**top, model=resolve_model(top.get("family", Config.family), model))
 
 
-def _build(cls: type, values: Any, prefix: str) -> Any:
-  if not isinstance(values, Mapping):
-    raise UserError(f"config.{prefix.rstrip('.')} is a section, not {values!r}")
-  hints = typing.get_type_hints(cls)
-  for key in values:
-    if key not in hints:
-      raise UserError(unknown_key(prefix + str(key)))
-  made = {}
-  for key, value in values.items():
-    kind = hints[key]
-    made[key] = (
-      _build(typing.cast(type, kind), value, f"{prefix}{key}.")
-      if dataclasses.is_dataclass(kind)
-      else _typed(kind, value, prefix + key)
-    )
-  return cls(**made)
+def _kind(key: str) -> type:
+  """The type of a key. Raises UserError for one that does not exist."""
+  keys = all_keys()
+  if key not in keys:
+    raise UserError(unknown_key(key))
+  return keys[key]
 
 
-def _typed(kind: Any, value: Any, key: str) -> Any:
+def from_stored(values: Mapping[str, Any]) -> Config:
+  """The typed configuration of a run's `config.json`, which may be older than some keys. Raises UserError."""
+  return from_dict(translated(values))
+
+
+def _typed(kind: type, value: Any, key: str) -> Any:
   """The value, if it is of that type; an int serves as a float, nothing else is converted."""
-  plain = _plain_type(kind)
-  if value is None and plain is not kind:
-    return None
-  if plain is float and isinstance(value, int) and not isinstance(value, bool):
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
+  if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
     return value
-  raise UserError(f"config.{key}={value!r} is of type {type(value).__name__}, but {plain.__name__} is wanted")
+  raise UserError(f"config.{key}={value!r} is of type {type(value).__name__}, but {kind.__name__} is wanted")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-  """The nested dictionary of a configuration, for config.json."""
-  return dataclasses.asdict(config)
+  """The nested dictionary of a configuration, for config.json: one level of sections."""
+  tree = dataclasses.asdict(config)
+  tree |= {name: tree["model"].pop(name) for name in list(tree["model"]) if name in sections()}
+  return tree
 
 
+@functools.cache
 def all_keys() -> dict[str, type]:
   """Every key, as `section.key`, with its type."""
-  keys: dict[str, type] = {}
-  for name, kind in typing.get_type_hints(Config).items():
-    if dataclasses.is_dataclass(kind):
-      hints = typing.get_type_hints(kind)
-      keys |= {f"{name}.{key}": _plain_type(hint) for key, hint in hints.items()}
-    else:
-      keys[name] = _plain_type(kind)
-  return keys
+  found = ((name, key, hint) for name, kind in sections().items() for key, hint in _keys_of(kind).items())
+  return {f"{name}.{key}" if name else key: hint for name, key, hint in found}
 
 
 def unknown_key(key: str) -> str:
-  """One line about a key that does not exist, with the nearest that does."""
+  """One line about a key that does not exist, with what it is called now, or the nearest that does."""
+  if key in MOVED:
+    return f"config.{key} is now config.{MOVED[key]}"
   keys = list(all_keys())
   near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
   same = [name for name in keys if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
@@ -175,11 +195,8 @@ def unknown_key(key: str) -> str:
 
 def parse_value(key: str, text: str) -> Any:
   """The value of a flag `--config.KEY=TEXT`, in the key's type. Raises UserError."""
-  keys = all_keys()
-  if key not in keys:
-    raise UserError(unknown_key(key))
-  kind = keys[key]
-  if text.lower() in ("none", "null") and _flat(to_dict(Config()))[key] is None:
+  kind = _kind(key)
+  if text.lower() in ("none", "null") and kind is not str and _of_model(key.rpartition(".")[0]):
     return None
   try:
     if kind is bool:
@@ -226,7 +243,7 @@ def load_file(path: str) -> config_dict.ConfigDict:
 def _load_run(path: Path) -> config_dict.ConfigDict:
   """The ConfigDict of a run's `config.json`. Raises UserError."""
   try:
-    config = from_dict(json.loads(path.read_text()))
+    config = from_stored(json.loads(path.read_text()))
   except (ValueError, AttributeError, TypeError) as error:
     raise UserError(f"{path} is no configuration of a run: {error}") from error
   values = defaults()
@@ -265,28 +282,23 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
   """
   values = typing.cast(dict[str, Any], load_file(path).to_dict())
   for key, value in (overrides or {}).items():
-    if key not in all_keys():
-      raise UserError(unknown_key(key))
+    _kind(key)
     section, _, name = key.rpartition(".")
     (values[section] if section else values)[name] = parse_value(key, value) if isinstance(value, str) else value
   return from_dict(values)
 
 
-def with_model_resolved(config: Config) -> Config:
-  """The configuration with every empty field of the model filled from its family. Raises UserError."""
-  return dataclasses.replace(config, model=resolve_model(config.family, config.model))
-
-
 def resolve(config: Config) -> Config:
-  """The configuration with every empty field of the model filled from its family, checked. Raises UserError."""
-  model = resolve_model(config.family, config.model)
+  """The configuration, checked; see `models.config.resolve` for what is filled in. Raises UserError."""
+  model = resolve_config(config.model)
+  check_family(config.family, model)
   find_strategy(config.sharding.strategy)
   find_optimizer(config.optimizer.name)
   schedule(config.optimizer, config.train.steps)
   if model.init not in INITS:
     raise UserError(f"model.init={model.init!r} is not one of {', '.join(INITS)}")
-  rows, offset = model.max_positions or 0, model.position_offset or 0
-  if model.positions == "learned" and not model.patch_size and config.data.seq_len + offset > rows:
+  rows, offset = model.max_positions, model.position_offset
+  if model.positions == "learned" and not model.image.patch and config.data.seq_len + offset > rows:
     raise UserError(
       f"data.seq_len={config.data.seq_len} is longer than the table of {rows - offset} learned positions: "
       f"set model.max_positions={config.data.seq_len + offset}"
@@ -301,7 +313,7 @@ def resolve(config: Config) -> Config:
       f"train.microbatches={config.train.microbatches} does not divide train.batch_size={config.train.batch_size}"
     )
   wanted = OBJECTIVES_OF.get(config.family, ("mlm",))
-  if model.head in ("lm", "pretraining") and config.objective.name not in wanted:
+  if model.head.name in ("lm", "pretraining") and config.objective.name not in wanted:
     raise UserError(
       f"objective.name={config.objective.name!r} does not fit family={config.family}: choose {' or '.join(wanted)}"
     )

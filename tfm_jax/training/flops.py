@@ -34,12 +34,12 @@ def row_flops(config: ModelConfig, vocab_size: int, fields: Fields) -> Flops:
   D, HK, GK, F = c.embed_dim, c.num_heads * c.head_features, c.kv_heads * c.head_features, c.mlp_features
   attention, mlp = 2 * D * (HK + GK), (3 if c.gated else 2) * D * F
   E = c.embed_features
-  wide = E if c.head_transform else D  # what the output layer sees
-  head = wide * vocab_size + c.head_transform * D * wide
-  if c.head not in ("lm", "pretraining"):
-    labels = {"question_answering": 2, "replaced_token_detection": 1}.get(c.head, c.num_labels)
-    dense = int(c.classifier_transform or c.head == "replaced_token_detection")
-    dense += c.head == "sequence_classification" and c.pooler != "none"
+  wide = E if c.head.transform else D  # what the output layer sees
+  head = wide * vocab_size + c.head.transform * D * wide
+  if c.head.name not in ("lm", "pretraining"):
+    labels = {"question_answering": 2, "replaced_token_detection": 1}.get(c.head.name, c.head.num_labels)
+    dense = int(c.head.classifier_transform or c.head.name == "replaced_token_detection")
+    dense += c.head.name == "sequence_classification" and c.head.pooler != "none"
     head = D * labels + dense * D * D
 
   def dots(queries: int, keys: int) -> int:
@@ -48,9 +48,9 @@ def row_flops(config: ModelConfig, vocab_size: int, fields: Fields) -> Flops:
   if "inputs" in fields or "images" in fields:
     T = sequence_lengths(c, fields)[0]
     # Positions that go through the head; rows have one.
-    P = T if c.head == "question_answering" else (*fields["targets"].shape, 1)[0]
+    P = T if c.head.name == "question_answering" else (*fields["targets"].shape, 1)[0]
     linear = 6 * (c.num_layers * (attention + mlp) * T + head * P + (E != D) * E * D * T)
-    linear += 6 * c.patches * c.patch_size**2 * c.image_channels * D
+    linear += 6 * c.patches * c.image.patch**2 * c.image.channels * D
     square = c.num_layers * dots(T, T)
     causal = square / 2 if P == T else square
     return Flops(linear + square, linear + causal)

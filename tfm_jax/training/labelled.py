@@ -10,7 +10,7 @@ LABELLED = (
 
 def labelled_fields(config: ModelConfig, seq_len: int, vocab_size: int) -> Fields:
   """The arrays of a batch, as `training.loss` takes them."""
-  labels = config.num_labels
+  labels = config.head.num_labels
   of_rows = Field((), FLOAT, "weights", ("batch",))
   targets, weights = {
     "sequence_classification": (
@@ -20,9 +20,9 @@ def labelled_fields(config: ModelConfig, seq_len: int, vocab_size: int) -> Field
     "token_classification": (along_row(seq_len, "labels", labels), along_row(seq_len, "weights")),
     "question_answering": (Field((2,), INT, "labels", ("batch", None), seq_len), of_rows),
     "replaced_token_detection": (along_row(seq_len, "labels", 2), along_row(seq_len, "weights")),
-  }[config.head]
-  if config.patch_size:
-    shape = (config.image_height, config.image_width, config.image_channels)
+  }[config.head.name]
+  if config.image.patch:
+    shape = (config.image.height, config.image.width, config.image.channels)
     fields = {"images": Field(shape, FLOAT, "pixels", ("batch", None, None, None))}
   else:
     fields = token_fields(seq_len, vocab_size)

@@ -14,7 +14,7 @@ from tfm_jax.models.model import Model, Params
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers import Tokenizer, load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.config import Config, from_dict, with_model_resolved
+from tfm_jax.training.config import Config, from_stored
 from tfm_jax.training.program import build_model
 from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.trees import flat, nested
@@ -48,10 +48,8 @@ def load_run(
     UserError: there is no such run or checkpoint, or it is damaged.
   """
   run = RunDirectory(workdir)
-  config = from_dict(run.read_config())
-  config = with_model_resolved(
-    dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype or config.model.dtype))
-  )
+  config = from_stored(run.read_config())
+  config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype or config.model.dtype))
   tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer.exists() else None
   sharding = ShardingConfig(strategy=strategy or "dp")
   devices = jax.devices() if strategy else jax.local_devices()[:1]

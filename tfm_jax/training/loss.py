@@ -44,9 +44,9 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
   Raises:
     ValueError: the head predicts nothing that has targets.
   """
-  if model.config.head not in LOSSES:
-    raise ValueError(f"model.head={model.config.head} has no loss: it predicts nothing")
-  of_head = LOSSES[model.config.head]
+  if model.config.head.name not in LOSSES:
+    raise ValueError(f"head.name={model.config.head.name} has no loss: it predicts nothing")
+  of_head = LOSSES[model.config.head.name]
 
   def loss(params: Any, batch: Batch, noise: Noise | None) -> LossTerms:
     extras = config if noise is not None else LossConfig()

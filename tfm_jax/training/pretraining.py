@@ -28,9 +28,9 @@ class Pretraining:
   """
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
-    if config.model.head not in ("lm", "pretraining") or config.model.patch_size:
-      remedy = "" if config.model.patch_size else ": set model.head=lm (its output layer starts afresh)"
-      raise UserError(f"model.head={config.model.head} has nothing to learn from unlabelled text{remedy}")
+    if config.model.head.name not in ("lm", "pretraining") or config.model.image.patch:
+      remedy = "" if config.model.image.patch else ": set head.name=lm (its output layer starts afresh)"
+      raise UserError(f"head.name={config.model.head.name} has nothing to learn from unlabelled text{remedy}")
     prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer)
     self._config = config
     self._train = prepared.train(config.train.batch_size)

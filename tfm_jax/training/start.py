@@ -19,7 +19,7 @@ from tfm_jax.cache import cache_dir
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.training.agreement import differing, together
-from tfm_jax.training.config import Config, changed_keys, from_dict, to_dict, with_model_resolved
+from tfm_jax.training.config import Config, changed_keys, from_stored, to_dict
 from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.task import Task
 from tfm_jax.training.tracking import ParameterRow, parameter_table
@@ -86,7 +86,7 @@ def check_resumable(run: RunDirectory, config: Config) -> None:
         f"from them by --config.init_from={run.path}"
       )
     # Keys that are newer than the run have the values that it was made with.
-    stored, asked = to_dict(with_model_resolved(from_dict(run.read_config()))), to_dict(config)
+    stored, asked = to_dict(from_stored(run.read_config())), to_dict(config)
     changed = changed_keys(stored, asked)
     if changed:
       raise UserError(
