@@ -21,7 +21,7 @@ from tfm_jax.hf.exporting import export_checkpoint
 from tfm_jax.hf.families import FAMILIES, config_from, config_to
 from tfm_jax.hf.importing import import_checkpoint
 from tfm_jax.models.config import replaced
-from tfm_jax.models.model import FAMILIES as OURS
+from tfm_jax.models.families.table import FAMILIES as OURS
 from tfm_jax.models.model import resolve_model
 from tfm_jax.training.config import load
 from tfm_jax.training.load import load_run

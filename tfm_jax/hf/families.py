@@ -14,6 +14,7 @@ from tfm_jax.hf.t5 import T5
 from tfm_jax.hf.table import Family, activation, their_activation
 from tfm_jax.hf.vit import VIT
 from tfm_jax.models.config import BIASES, ModelConfig, field, fields_of, full_key
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.model import resolve_model
 
 FAMILIES: dict[str, Family] = {
@@ -73,8 +74,7 @@ def config_from(theirs: Mapping[str, Any], name: str, head: str) -> ModelConfig:
   ours |= _labels(theirs, head)
   said = {key.ours: key.theirs for key in family.keys}
   ours = {key: _typed(value, KINDS[key], said.get(key, key)) for key, value in ours.items()}
-  preset = resolve_model(name)
-  biases = [part for part in BIASES if ours.pop(f"bias.{part}", preset.has_bias(part))]
+  biases = [part for part in BIASES if ours.pop(f"bias.{part}", find_family(name).preset.has_bias(part))]
   return resolve_model(name, {**ours, "bias": ",".join(biases) or "none"})
 
 

@@ -18,11 +18,12 @@ from tfm_jax.hf.matching import Plan, plan_import
 from tfm_jax.hf.tensors import TensorFiles
 from tfm_jax.hf.tokenizer import read_tokenizer
 from tfm_jax.models.config import param_axes
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.model import Model
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers import Tokenizer, TokenizerConfig
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.config import OBJECTIVES_OF, Config, to_dict
+from tfm_jax.training.config import Config, to_dict
 from tfm_jax.training.load import fresh_params
 from tfm_jax.training.program import build_model
 from tfm_jax.training.run_directory import RunDirectory
@@ -120,13 +121,14 @@ def run_config(plan: Plan, tokenizer: Tokenizer | None, strategy: str | None) ->
   kind = TokenizerConfig()
   if tokenizer is not None:
     kind = TokenizerConfig(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size)
+  objective = next(iter(find_family(plan.family).objectives), base.objective.name)
   return dataclasses.replace(
     base,
     family=plan.family,
     model=model,
     tokenizer=kind,
     data=dataclasses.replace(base.data, seq_len=max(length, 2)),
-    objective=dataclasses.replace(base.objective, name=OBJECTIVES_OF.get(plan.family, ("mlm",))[0]),
+    objective=dataclasses.replace(base.objective, name=objective),
     sharding=ShardingConfig(strategy=strategy or "dp"),
   )
 

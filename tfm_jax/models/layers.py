@@ -213,11 +213,22 @@ class Mlp(Layer):
     return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,), c.has_bias("mlp")), ("mlp", "embed"), st)
 
 
+class Sublayers(NamedTuple):
+  """The classes of which a family's blocks are made."""
+
+  attention: type[Layer] = Attention
+  mlp: type[Layer] = Mlp
+
+
+STANDARD = Sublayers()
+
+
 class Block(Layer):
   """Attention, cross-attention where there is an encoder, feed-forward: each with its residual, norm and dropout."""
 
   causal: bool = False
   cross: bool = False
+  sublayers: Sublayers = STANDARD
 
   @nn.compact
   def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> Array:
@@ -233,10 +244,11 @@ class Block(Layer):
       x = x + dropout(y, c.dropout, ctx.noise, layer, site)
       return x if c.norm_order == "pre" else norm(x)
 
-    x_BTD = residual(x_BTD, "attn", AFTER_ATTENTION, Attention(c, st, self.causal, name="attn"))
+    attention: Any = self.sublayers.attention
+    x_BTD = residual(x_BTD, "attn", AFTER_ATTENTION, attention(c, st, self.causal, name="attn"))
     if self.cross:
-      x_BTD = residual(x_BTD, "cross", AFTER_CROSS, Attention(c, st, cross=True, name="cross"))
-    return residual(x_BTD, "mlp", AFTER_MLP, Mlp(c, st, name="mlp"))
+      x_BTD = residual(x_BTD, "cross", AFTER_CROSS, attention(c, st, cross=True, name="cross"))
+    return residual(x_BTD, "mlp", AFTER_MLP, self.sublayers.mlp(c, st, name="mlp"))
 
 
 _KEPT = {
@@ -254,6 +266,7 @@ def stack(
   first: int = 0,
   causal: bool = False,
   cross: bool = False,
+  sublayers: Sublayers = STANDARD,
 ) -> Array:
   """`depth` blocks as one scan over stacked parameters `blocks/...` [N, ...]; `model.scan=false` unrolls it.
 
@@ -270,7 +283,7 @@ def stack(
     unroll=1 if cfg.scan else depth,
   )
   layers = jnp.arange(first, first + depth, dtype=jnp.int32)
-  return run(block(cfg, st, causal, cross, name="blocks"), x_BTD, layers)[0]
+  return run(block(cfg, st, causal, cross, sublayers, name="blocks"), x_BTD, layers)[0]
 
 
 class Embed(Layer):

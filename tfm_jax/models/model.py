@@ -12,47 +12,32 @@ import jax.numpy as jnp
 from jax import Array
 
 from tfm_jax.errors import UserError
-from tfm_jax.models import bert, distilbert, electra, gpt, llama, modernbert, roberta, t5, transformer, vit
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads import HEADS, Output, Outputs
+from tfm_jax.models.layers import Sublayers
+from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.ops import losses
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.sharding.placement import Placement
 
-# A family: one file with its PRESET of ModelConfig and its module. The name is the config's `family`.
-FAMILIES = {
-  "bert": bert, "roberta": roberta, "distilbert": distilbert, "electra": electra, "modernbert": modernbert,
-  "gpt": gpt, "llama": llama, "t5": t5, "transformer": transformer, "vit": vit,
-}  # fmt: skip
-
-ENCODER_DECODER = ("t5", "transformer")
-
 Params = dict[str, Any]
-
-
-def find_family(name: str) -> Any:
-  """The family's file; UserError lists the names."""
-  if name not in FAMILIES:
-    raise UserError(f"family={name!r} is not one of {', '.join(FAMILIES)}")
-  return FAMILIES[name]
 
 
 def resolve_model(family: str, changes: Mapping[str, Any] | None = None) -> ModelConfig:
   """The family's preset with some fields replaced ("num_layers", "head.name"), checked. Raises UserError."""
-  config = resolve(replaced(find_family(family).PRESET, changes or {}))
-  check_family(family, config)
+  config = resolve(replaced(find_family(family).preset, changes or {}))
+  check_head(family, config)
   return config
 
 
-def check_family(family: str, config: ModelConfig) -> None:
-  """Raises UserError for what the family does not have."""
-  head = config.head.name
-  if head not in HEADS:
-    raise UserError(f"head.name={head!r} is not one of {', '.join(HEADS)}")
-  if head != "lm" and family in ENCODER_DECODER:
-    raise UserError(f"head.name={head} is not for family={family}, which has the head lm alone")
-  if family == "vit" and head not in ("none", "pooled", "sequence_classification"):
-    raise UserError(f"head.name={head} is not for family=vit: set head.name=sequence_classification")
+def check_head(family: str, config: ModelConfig) -> None:
+  """Raises UserError for a head that does not exist, or not for this family."""
+  name, heads = config.head.name, find_family(family).heads
+  if name not in HEADS:
+    raise UserError(f"head.name={name!r} is not one of {', '.join(HEADS)}")
+  if name not in heads:
+    raise UserError(f"head.name={name} is not for family={family}: choose {' or '.join(heads)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,20 +52,18 @@ class Model:
   @property
   def module(self) -> nn.Module:
     """The Linen module."""
-    return find_family(self.family).build(self.config, self.placement, self.vocab_size)
+    row = find_family(self.family)
+    sublayers = Sublayers(row.attention, row.mlp)
+    return row.module(self.config, self.placement, vocab_size=self.vocab_size, causal=row.causal, sublayers=sublayers)
 
   @property
   def encoder_decoder(self) -> bool:
     """Whether batches have an encoder's and a decoder's side."""
-    return self.family in ENCODER_DECODER
+    return issubclass(find_family(self.family).module, EncoderDecoder)
 
   def init(self, key: Array) -> Params:
     """Fresh parameters; the same on every strategy, bit for bit."""
-    c, ids = self.config, jnp.zeros((1, 8), jnp.int32)
-    batch = {"encoder_inputs": ids, "decoder_inputs": ids} if self.encoder_decoder else {"inputs": ids}
-    if c.image.patch:
-      batch = {"images": jnp.zeros((1, c.image.height, c.image.width, c.image.channels))}
-    return self.module.init(key, batch)["params"]
+    return self.module.init(key, find_family(self.family).module.example(self.config))["params"]
 
   def apply(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Outputs:
     """What the head predicts, as final hidden states with the last linear not applied: name -> `Output`. `noise`

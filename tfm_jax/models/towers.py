@@ -8,7 +8,7 @@ from jax import Array
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.heads import HEADS, Head, Outputs, Seen
-from tfm_jax.models.layers import EMBED, FINAL, STREAM, Context, Dense, Embed, Layer, Norm, stack
+from tfm_jax.models.layers import EMBED, FINAL, STANDARD, STREAM, Context, Dense, Embed, Layer, Norm, Sublayers, stack
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.masks import attention_mask
 from tfm_jax.ops.positions import relative_bias
@@ -39,6 +39,7 @@ def tower(
   depth: int,
   first: int = 0,
   memory: tuple[Array, Array | None] | None = None,
+  sublayers: Sublayers = STANDARD,
 ) -> Array:
   """Blocks over embeddings, with the stack's mask and positions, and the last norm of pre-norm families.
 
@@ -53,6 +54,7 @@ def tower(
     depth: number of blocks.
     first: number of the first block, so that two towers differ in their dropout.
     memory: the encoder's output [B, S, D] and its segments, for blocks with cross-attention.
+    sublayers: of the blocks.
   """
   T = x_BTD.shape[1]
   bias_HTS = None
@@ -72,7 +74,7 @@ def tower(
     memory_segments_BS=memory[1] if memory else None,
     noise=noise,
   )
-  x_BTD = stack(c, st, x_BTD, ctx, depth, first, causal, cross=memory is not None)
+  x_BTD = stack(c, st, x_BTD, ctx, depth, first, causal, cross=memory is not None, sublayers=sublayers)
   if c.norm_order == "pre":
     x_BTD = Norm(c, st, name="final_norm")(x_BTD)
   if c.inner_dropout:
@@ -80,15 +82,25 @@ def tower(
   return x_BTD
 
 
-class Single(Layer):
+class Network(Layer):
+  """A whole model: batch -> what its head predicts. The fields come from the family's row."""
+
+  vocab_size: int = 0
+  causal: bool = False
+  sublayers: Sublayers = STANDARD
+
+  @staticmethod
+  def example(c: ModelConfig) -> Batch:
+    """The least batch from which the parameters can be initialised."""
+    return {"inputs": jnp.zeros((1, 8), jnp.int32)}
+
+
+class Single(Network):
   """One tower with its embeddings and its head: BERT and its kin (bidirectional), GPT and Llama (`causal`).
 
   Batch: `inputs` [B, T], and where there are any `segment_ids`, `positions`, `token_types` [B, T]; with `mlm_positions`
   [B, P] only these positions go through the head of a language model.
   """
-
-  vocab_size: int = 0
-  causal: bool = False
 
   @nn.compact
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
@@ -96,22 +108,28 @@ class Single(Layer):
     positions, segments = default_positions(batch.get("positions"), batch["inputs"]), batch.get("segment_ids")
     embed = Embed(c, st, self.vocab_size, name="embed")
     x_BTD, table = embed(batch["inputs"], positions, segments, batch.get("token_types"), noise, c.num_layers)
-    h_BTD = tower(c, st, x_BTD, segments, positions, noise, causal=self.causal, depth=c.num_layers)
+    kind: Any = {"causal": self.causal, "depth": c.num_layers, "sublayers": self.sublayers}
+    h_BTD = tower(c, st, x_BTD, segments, positions, noise, **kind)
     seen = Seen(self.vocab_size, table if c.tied else None, segments, batch.get("mlm_positions"))
     return HEADS[c.head.name](c, st, h_BTD, seen)
 
 
-class Vision(Layer):
+class Vision(Network):
   """One tower over the patches of an image, behind a vector that stands for the whole (Dosovitskiy et al. 2021).
 
   Batch: `images` float32 [B, height, width, channels].
   """
 
+  @staticmethod
+  def example(c: ModelConfig) -> Batch:
+    """See `Network`."""
+    return {"images": jnp.zeros((1, c.image.height, c.image.width, c.image.channels))}
+
   @nn.compact
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
     c, st = self.cfg, self.st
     x_BTD = Patches(c, st, name="embed")(batch["images"], noise)
-    h_BTD = tower(c, st, x_BTD, None, None, noise, causal=False, depth=c.num_layers)
+    h_BTD = tower(c, st, x_BTD, None, None, noise, causal=False, depth=c.num_layers, sublayers=self.sublayers)
     return HEADS[c.head.name](c, st, h_BTD, Seen(0))
 
 
@@ -139,6 +157,7 @@ class Tower(Layer):
   causal: bool = False
   depth: int = 0
   first: int = 0
+  sublayers: Sublayers = STANDARD
 
   @nn.compact
   def __call__(
@@ -150,17 +169,21 @@ class Tower(Layer):
     memory: tuple[Array, Array | None] | None = None,
   ) -> Array:
     kind: Any = {"causal": self.causal, "depth": self.depth, "first": self.first, "memory": memory}
+    kind["sublayers"] = self.sublayers
     return tower(self.cfg, self.st, x_BTD, segments_BT, positions_BT, noise, **kind)
 
 
-class EncoderDecoder(Layer):
+class EncoderDecoder(Network):
   """An encoder and a decoder that share their token embeddings: T5 and the Transformer of 2017.
 
   Batch: `encoder_inputs` [B, S], `decoder_inputs` [B, T], and where there are any `encoder_segment_ids`,
   `encoder_positions`, `decoder_segment_ids`, `decoder_positions`.
   """
 
-  vocab_size: int = 0
+  @staticmethod
+  def example(c: ModelConfig) -> Batch:
+    """See `Network`."""
+    return dict.fromkeys(("encoder_inputs", "decoder_inputs"), jnp.zeros((1, 8), jnp.int32))
 
   @nn.compact
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
@@ -173,7 +196,7 @@ class EncoderDecoder(Layer):
       ids, segments = batch[f"{name}_inputs"], batch.get(f"{name}_segment_ids")
       positions = default_positions(batch.get(f"{name}_positions"), ids)
       x, table = embed(ids, positions, segments, None, noise, embed_layer)
-      return x, segments, positions, Tower(c, st, name=name, **kind), table
+      return x, segments, positions, Tower(c, st, name=name, sublayers=self.sublayers, **kind), table
 
     x, segments_BS, positions, encoder, _ = side("encoder", layers + 1, depth=depth)
     memory_BSD = encoder(x, segments_BS, positions, noise)

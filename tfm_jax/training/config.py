@@ -21,8 +21,9 @@ from tfm_jax.data.config import DataConfig
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.config import resolve as resolve_config
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.init import INITS
-from tfm_jax.models.model import check_family, resolve_model
+from tfm_jax.models.model import check_head, resolve_model
 from tfm_jax.objectives.objective import ObjectiveConfig, Vocabulary
 from tfm_jax.objectives.table import make_objective
 from tfm_jax.ops.splash import LANES
@@ -74,12 +75,6 @@ class Config:
 
 # What may differ when a run is resumed; a section's name stands for all of its keys.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.profile_at", "eval", "checkpoint", "sharding", "data.prefetch")
-
-
-OBJECTIVES_OF: dict[str, tuple[str, ...]] = {
-  "gpt": ("causal",), "llama": ("causal",), "t5": ("span_corruption", "seq2seq"),
-  "transformer": ("span_corruption", "seq2seq"),
-}  # fmt: skip  # other families: mlm
 
 
 POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len")  # elsewhere 0 has a meaning
@@ -291,7 +286,7 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
 def resolve(config: Config) -> Config:
   """The configuration, checked; see `models.config.resolve` for what is filled in. Raises UserError."""
   model = resolve_config(config.model)
-  check_family(config.family, model)
+  check_head(config.family, model)
   find_strategy(config.sharding.strategy)
   find_optimizer(config.optimizer.name)
   schedule(config.optimizer, config.train.steps)
@@ -312,7 +307,7 @@ def resolve(config: Config) -> Config:
     raise UserError(
       f"train.microbatches={config.train.microbatches} does not divide train.batch_size={config.train.batch_size}"
     )
-  wanted = OBJECTIVES_OF.get(config.family, ("mlm",))
+  wanted = find_family(config.family).objectives
   if model.head.name in ("lm", "pretraining") and config.objective.name not in wanted:
     raise UserError(
       f"objective.name={config.objective.name!r} does not fit family={config.family}: choose {' or '.join(wanted)}"

@@ -1,0 +1,16 @@
+"""ModernBERT (Warner et al. 2024): a pre-norm encoder, rotary, with a GEGLU, and a window in two layers of three."""
+
+from tfm_jax.models.config import HeadConfig, ModelConfig, RotaryConfig, WindowConfig
+from tfm_jax.models.family import ENCODER_HEADS, Family
+from tfm_jax.models.towers import Single
+
+FAMILY = Family(
+  module=Single,
+  preset=ModelConfig(
+    max_positions=8192, positions="rotary", first_norm=False, gated=True, bias="none", embed_norm=True, init="gpt",
+    rotary=RotaryConfig(base=160_000.0, local_base=10_000.0), window=WindowConfig(size=64, global_every=3),
+    head=HeadConfig(transform=True, bias=True, classifier_transform=True),
+  ),
+  heads=ENCODER_HEADS,
+  objectives=("mlm",),
+)  # fmt: skip

@@ -1,0 +1,25 @@
+"""The families by name."""
+
+from tfm_jax.errors import UserError
+from tfm_jax.models.families import bert, distilbert, electra, gpt, llama, modernbert, roberta, t5, transformer, vit
+from tfm_jax.models.family import Family
+
+FAMILIES: dict[str, Family] = {
+  "bert": bert.FAMILY,
+  "roberta": roberta.FAMILY,
+  "distilbert": distilbert.FAMILY,
+  "electra": electra.FAMILY,
+  "modernbert": modernbert.FAMILY,
+  "gpt": gpt.FAMILY,
+  "llama": llama.FAMILY,
+  "t5": t5.FAMILY,
+  "transformer": transformer.FAMILY,
+  "vit": vit.FAMILY,
+}
+
+
+def find_family(name: str) -> Family:
+  """The family of that name. Raises UserError, which lists the names."""
+  if name not in FAMILIES:
+    raise UserError(f"family={name!r} is not one of {', '.join(FAMILIES)}")
+  return FAMILIES[name]
