@@ -1,4 +1,5 @@
-r"""Decoders as they are trained today: RMSNorm, rotary positions, SwiGLU, a free head; at sizes with published figures.
+r"""Decoders as they are trained today, at sizes with published figures: family llama (RMSNorm, rotary positions,
+SwiGLU, a free head), so that what is trained can be exported.
 
   python -m tfm_jax.compare --config=configs/decoder.py:7b --strategies=fsdp,fsdp_tp,hsdp --topology=v5p:8x8x8 \
     --out=runs/7b
@@ -37,11 +38,10 @@ def get_config(variant="7b"):
   size, chips, rows, remat, strategy, mesh = RUNS.get(variant) or (variant, 512, 4, "full", "fsdp", {})
   layers, width, heads, kv_heads, mlp, vocabulary, context = SIZES[size]
   c = base.get_config()
-  c.family, c.objective.name, c.sharding.strategy = "gpt", "causal", strategy
+  c.family, c.objective.name, c.sharding.strategy = "llama", "causal", strategy
   c.sharding.update(mesh)
   c.model.update({"num_layers": layers, "embed_dim": width, "num_heads": heads, "num_kv_heads": kv_heads})
-  c.model.update({"head_dim": 128, "mlp_dim": mlp, "norm": "rms", "positions": "rotary", "bias": False, "tied": False})
-  c.model.update({"activation": "silu", "gated": True, "dropout": 0.0, "attention_dropout": 0.0, "remat": remat})
+  c.model.update({"head_dim": 128, "mlp_dim": mlp, "max_positions": context, "remat": remat})
   c.tokenizer.update({"algorithm": "bpe", "vocab_size": vocabulary})
   c.data.seq_len = context
   c.optimizer.update({"learning_rate": 3e-4, "schedule": "cosine", "final_fraction": 0.1, "warmup_steps": 2000})

@@ -53,7 +53,7 @@ class Head(Layer):
       h = transformed(c, st, h, c.embed_features)
     if c.scale_output == "always":
       h = h * np.asarray(c.embed_dim**-0.5, h.dtype)
-    w_VD = self.matrix("w", (V, h.shape[-1]), 1, ("vocab", "embed"), kind="head") if tied_VE is None else tied_VE
+    w_VD = self.matrix("w", (V, h.shape[-1]), kind="head") if tied_VE is None else tied_VE
     bias_V = self.bias("bias", (V,), c.head.bias)
     return Output(h, Unembedding(w_VD, bias_V), self.vocab_size)
 
@@ -79,7 +79,7 @@ class Classifier(Layer):
 
   @nn.compact
   def __call__(self, h: Array) -> Output:
-    w_CD = self.matrix("w", (self.classes, h.shape[-1]), 1, (None, "embed"))
+    w_CD = self.matrix("w", (self.classes, h.shape[-1]))
     return Output(h, Unembedding(w_CD, self.bias("b", (self.classes,), True)), self.classes)
 
 

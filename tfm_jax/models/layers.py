@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from tfm_jax.models.config import ModelConfig, pad_vocab
+from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes
 from tfm_jax.models.init import initializer
 from tfm_jax.ops import attention as attend
 from tfm_jax.ops import norms, positions
@@ -60,15 +60,21 @@ class Layer(nn.Module):
   cfg: ModelConfig
   st: Placement
 
-  def stored(self, name: str, shape: tuple[int, ...], inputs: int, kind: str = "") -> Array:
-    """A weight whose first `inputs` axes are inputs, as it is stored: in float32, where the strategy puts it."""
+  def axes(self, name: str) -> Axes:
+    """Logical axes of the parameter of that name in one layer, as `PARAM_AXES` declares them."""
+    names, layers, inputs = param_axes("/".join((*self.path, name)))
+    return Axes(names[layers:], 0, inputs)
+
+  def stored(self, name: str, shape: tuple[int, ...], kind: str = "") -> Array:
+    """A weight as it is stored: in float32, where the strategy puts it."""
+    inputs = self.axes(name).inputs or 1  # tables that are no matrices have one row per input
     fan_in, fan_out = math.prod(shape[:inputs]), math.prod(shape[inputs:])
     return self.param(name, initializer(kind or f"{self.name}/{name}", self.cfg, fan_in, fan_out), shape)
 
-  def matrix(self, name: str, shape: tuple[int, ...], inputs: int, axes: tuple, kind: str = "") -> Array:
+  def matrix(self, name: str, shape: tuple[int, ...], kind: str = "") -> Array:
     """A weight, gathered in the compute dtype."""
-    w = self.stored(name, shape, inputs, kind)
-    return self.st.weight(w, axes, self.cfg.compute_dtype, looked_up=kind in _LOOKED_UP)
+    w = self.stored(name, shape, kind)
+    return self.st.weight(w, self.axes(name).names, self.cfg.compute_dtype, looked_up=kind in _LOOKED_UP)
 
   def bias(self, name: str, shape: tuple[int, ...], wanted: bool) -> Array | None:
     """A bias of zeros, float32, or None where none is wanted."""
@@ -100,6 +106,7 @@ class Attention(Layer):
   def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> Array:
     c, st = self.cfg, self.st
     D, H, G, K = c.embed_dim, c.num_heads, c.kv_heads, c.head_features
+    embed_axis, group_axis, head_axis = self.axes("wk").names
 
     def projections(x: Array, names: str) -> list[Array]:
       """Linears that share an input are one dot: they share one dX, one gathering of weights, one scattering of dW.
@@ -107,12 +114,12 @@ class Attention(Layer):
       A group is its query heads, its key and its value.
       """
       sizes = {"q": H // G, "k": 1, "v": 1}
-      ws = [self.stored(f"w{n}", (D, G * sizes[n], K), 1).reshape(D, G, sizes[n], K) for n in names]
+      ws = [self.stored(f"w{n}", (D, G * sizes[n], K)).reshape(D, G, sizes[n], K) for n in names]
       w_DGRK = jnp.concatenate(ws, axis=2)
       biases = [self.bias(f"b{n}", (G * sizes[n], K), c.has_bias("qkv")) for n in names]
       bs = [b.reshape(G, sizes[n], K) for n, b in zip(names, biases, strict=True) if b is not None]
       b_GRK = jnp.concatenate(bs, axis=1) if bs else None
-      y_BTGRK = linear("BTD,DGRK->BTGRK", x, w_DGRK, b_GRK, ("embed", "kv_heads", None, None), st)
+      y_BTGRK = linear("BTD,DGRK->BTGRK", x, w_DGRK, b_GRK, (embed_axis, group_axis, None, head_axis), st)
       y_BTGRK = st.constrain(y_BTGRK, ("batch", "seq", "act_heads", None, None))
       ends = np.cumsum([sizes[n] for n in names])[:-1]
       return [y.reshape(*y.shape[:2], -1, K) for y in jnp.split(y_BTGRK, ends, axis=3)]
@@ -130,10 +137,8 @@ class Attention(Layer):
       q_BTHK = (q_BTHK.astype(jnp.float32) / (layer + 1).astype(jnp.float32)).astype(q_BTHK.dtype)
     y_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, layer, ctx)
     y_BTHK = st.constrain(y_BTHK, ("batch", "seq", "act_heads", None))
-    wo_HKD = self.stored("wo", (H, K, D), 2)
-    return linear(
-      "BTHK,HKD->BTD", y_BTHK, wo_HKD, self.bias("bo", (D,), c.has_bias("out")), ("heads", None, "embed"), st
-    )
+    wo_HKD = self.stored("wo", (H, K, D))
+    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, self.bias("bo", (D,), c.has_bias("out")), self.axes("wo").names, st)
 
   def attend(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, layer: Array, ctx: Context) -> Array:
     """The attention itself, by the kernel that the config, or else the platform, wants."""
@@ -197,10 +202,11 @@ class Mlp(Layer):
     c, st = self.cfg, self.st
     D, F = c.embed_dim, c.mlp_features
     names = "ig" if c.gated else "i"
-    w_DCF = jnp.stack([self.stored(f"w{n}", (D, F), 1) for n in names], axis=1)
+    w_DCF = jnp.stack([self.stored(f"w{n}", (D, F)) for n in names], axis=1)
+    embed_axis, mlp_axis = self.axes("wi").names
     biases = [b for n in names if (b := self.bias(f"b{n}", (F,), c.has_bias("mlp"))) is not None]
     b_CF = jnp.stack(biases) if biases else None
-    h_CBTF = linear("BTD,DCF->CBTF", x_BTD, w_DCF, b_CF, ("embed", None, "mlp"), st)
+    h_CBTF = linear("BTD,DCF->CBTF", x_BTD, w_DCF, b_CF, (embed_axis, None, mlp_axis), st)
     h_CBTF = st.constrain(h_CBTF, (None, "batch", "seq", "act_mlp"))
     # wi is what the activation sees, wg the linear gate beside it.
     if c.gated:
@@ -209,8 +215,8 @@ class Mlp(Layer):
       h_BTF = ACTIVATIONS[c.activation](h_CBTF[0])
     if c.inner_dropout:
       h_BTF = dropout(h_BTF, c.dropout, ctx.noise, layer, INNER)
-    wo_FD = self.stored("wo", (F, D), 1)
-    return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,), c.has_bias("mlp")), ("mlp", "embed"), st)
+    wo_FD = self.stored("wo", (F, D))
+    return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,), c.has_bias("mlp")), self.axes("wo").names, st)
 
 
 class Sublayers(NamedTuple):
@@ -304,25 +310,25 @@ class Embed(Layer):
     """The embeddings [B, T, D] and the table [V, E], both in the compute dtype."""
     c = self.cfg
     E = c.embed_features
-    table_VE = self.matrix("token", (pad_vocab(self.vocab_size), E), 1, ("vocab", "embed"), kind="token")
+    table_VE = self.matrix("token", (pad_vocab(self.vocab_size), E), kind="token")
     x_BTE = embed(table_VE, ids_BT)
     if c.scale_embed:
       x_BTE = x_BTE * np.asarray(E**0.5, x_BTE.dtype)
     if c.positions == "learned":
-      table = self.matrix("position", (c.max_positions, E), 1, (None, "embed"), kind="position")
+      table = self.matrix("position", (c.max_positions, E), kind="position")
       x_BTE = x_BTE + embed(table, self.rows_of(positions_BT, segments_BT))
     elif c.positions == "sinusoidal":
       table = jnp.asarray(positions.sinusoid_table(ids_BT.shape[1], E), x_BTE.dtype)
       x_BTE = x_BTE + table[positions_BT]
     if c.token_types:
-      table = self.matrix("type", (c.token_types, E), 1, (None, "embed"), kind="type")
+      table = self.matrix("type", (c.token_types, E), kind="type")
       x_BTE = x_BTE + (table[None, :1] if types_BT is None else embed(table, types_BT))
     x_BTE = self.st.constrain(x_BTE, STREAM)
     if c.embed_norm:
       x_BTE = Norm(c, self.st, name="norm")(x_BTE)
     x_BTE = dropout(x_BTE, c.dropout, noise, layer, EMBED)
     if c.embed_dim != E:
-      x_BTE = self.st.constrain(Dense(c, self.st, c.embed_dim, "", (None, "embed"), name="project")(x_BTE), STREAM)
+      x_BTE = self.st.constrain(Dense(c, self.st, c.embed_dim, name="project")(x_BTE), STREAM)
     return x_BTE, table_VE
 
   def rows_of(self, positions_BT: Array, segments_BT: Array | None) -> Array:
@@ -337,13 +343,12 @@ class Dense(Layer):
 
   features: int = 0
   activation: str = ""
-  axes: tuple = ("embed", None)
   use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    w_DE = self.stored("w", (x.shape[-1], self.features), 1)
+    w_DE = self.stored("w", (x.shape[-1], self.features))
     batch = "BTPQ"[: x.ndim - 1]
     b_E = self.bias("b", (self.features,), self.use_bias)
-    y = linear(f"{batch}D,DE->{batch}E", x, w_DE, b_E, self.axes, self.st)
+    y = linear(f"{batch}D,DE->{batch}E", x, w_DE, b_E, self.axes("w").names, self.st)
     return ACTIVATIONS[self.activation](y) if self.activation else y

@@ -23,7 +23,7 @@ class RelativeBias(Layer):
   @nn.compact
   def __call__(self, queries: int, keys: int, bidirectional: bool) -> Array:
     c = self.cfg
-    table = self.matrix("table", (c.relative_buckets, c.num_heads), 1, (None, "heads"), kind="relative")
+    table = self.matrix("table", (c.relative_buckets, c.num_heads), kind="relative")
     return relative_bias(table, queries, keys, bidirectional, c.relative_distance)
 
 
@@ -143,10 +143,10 @@ class Patches(Layer):
     B, height, width, channels = images.shape
     x = images.astype(c.compute_dtype).reshape(B, height // P, P, width // P, P, channels)
     x_BTP = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, c.patches, P * P * channels)
-    x_BTD = Dense(c, st, D, "", (None, "embed"), name="patch")(x_BTP)
+    x_BTD = Dense(c, st, D, name="patch")(x_BTP)
     first = self.param("class", nn.initializers.zeros, (D,)).astype(x_BTD.dtype)
     x_BTD = jnp.concatenate([jnp.tile(first, (B, 1, 1)), x_BTD], axis=1)
-    table_TD = self.matrix("position", (c.patches + 1, D), 1, (None, "embed"), kind="position")
+    table_TD = self.matrix("position", (c.patches + 1, D), kind="position")
     x_BTD = st.constrain(x_BTD + table_TD[None], STREAM)
     return dropout(x_BTD, c.dropout, noise, c.num_layers, EMBED)
 
