@@ -50,7 +50,7 @@ def gpt2(size):
 
 
 def t5(size, version):
-  """The recipe of T5: Adafactor with rsqrt decay, 2^19 steps; 1.1 with a GEGLU, a free head, and no dropout."""
+  """The recipe of T5: Adafactor, 1/sqrt(max(step, 10,000)), 2^19 steps; 1.1: a GEGLU, a free head, no dropout."""
   c = get_config()
   c.family, c.objective.name, c.sharding.strategy = "t5", "span_corruption", "fsdp"
   c.model.update({"1.0": SIZES, "1.1": T5_1_1_SIZES}[version][size])
@@ -62,7 +62,7 @@ def t5(size, version):
   c.tokenizer.update({"vocab_size": 32_128, "sentinels": 100})
   c.data.update({"seq_len": 512, "target_len": 114})
   c.loss.z_loss = 1e-4
-  c.optimizer.update({"name": "adafactor", "learning_rate": 1e-2, "schedule": "rsqrt", "warmup_steps": 10_000})
+  c.optimizer.update({"name": "adafactor", "learning_rate": 1e-2, "schedule": "rsqrt_flat", "warmup_steps": 10_000})
   c.optimizer.grad_clip = 0.0
   c.train.update({"batch_size": {"1.0": 128, "1.1": 256}[version], "steps": 2**19})
   c.eval.every = 5000

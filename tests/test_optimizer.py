@@ -9,6 +9,7 @@ from tiny import make_batch, make_model, make_program, placement
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import Axes
+from tfm_jax.training.config import load
 from tfm_jax.training.optimizer import (
   OPTIMIZERS,
   OptimizerConfig,
@@ -100,6 +101,17 @@ def test_the_peak_is_reached_at_the_end_of_the_warm_up(name, warmup):
   assert rates.max() <= 2.0 + 1e-6 and (np.diff(rates[max(warmup, 1) - 1 :]) <= 1e-6).all()
   last = {"linear": 0.2, "cosine": 0.2, "rsqrt": 2.0 * (max(warmup, 1) / 100) ** 0.5, "constant": 2.0}[name]
   assert rates[-1] == pytest.approx(last, rel=1e-5)
+
+
+def test_the_flat_schedule_and_the_recipes_of_t5_are_at_the_peak_from_the_first_step():
+  rate = schedule(OptimizerConfig(learning_rate=2.0, schedule="rsqrt_flat", warmup_steps=10), 100)
+  rates = np.array([float(rate(jnp.int32(step))) for step in range(100)])
+  np.testing.assert_allclose(rates, 2.0 * np.sqrt(10 / np.maximum(np.arange(1, 101), 10)), rtol=1e-6)
+  for file in ("configs/t5_small.py", "configs/t5_base.py:1.1", "configs/t5_large.py"):
+    config = load(file)
+    rate = schedule(config.optimizer, config.train.steps)
+    for step in (1, 2, 5000, 10_000, 40_000, 2**19):
+      assert float(rate(jnp.int32(step - 1))) == pytest.approx(1 / max(step, 10_000) ** 0.5, rel=1e-5), (file, step)
 
 
 def test_weight_decay_touches_matrices_alone():

@@ -22,8 +22,8 @@ class OptimizerConfig:
 
   name: str = "adamw"  # adamw, adam, adafactor or sgd
   learning_rate: float = 1e-4  # the peak, reached at warmup_steps
-  schedule: str = "linear"  # after the warm-up: linear, cosine, rsqrt or constant
-  warmup_steps: int = 0  # updates of linear warm-up
+  schedule: str = "linear"  # after the warm-up: linear, cosine, rsqrt or constant; rsqrt_flat warms up at the peak
+  warmup_steps: int = 0  # updates of linear warm-up (rsqrt_flat: of the peak)
   final_fraction: float = 0.0  # of the peak, at the last step of linear and cosine
   weight_decay: float = 0.0  # decoupled, times the learning rate; matrices only (adamw, sgd)
   beta1: float = 0.9  # momentum (adamw, adam, sgd)
@@ -40,6 +40,8 @@ def schedule(config: OptimizerConfig, steps: int) -> Callable[[Array], Array]:
     "linear": lambda done, n: 1 - (1 - final) * done,
     "cosine": lambda done, n: final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * done)),
     "rsqrt": lambda done, n: jnp.sqrt(max(warmup, 1) / n),
+    # 1 / sqrt(max(n, warmup)), as T5 has it (Raffel et al. 2020, 3.1.2).
+    "rsqrt_flat": lambda done, n: jnp.sqrt(max(warmup, 1) / n),
     "constant": lambda done, n: jnp.ones_like(n),
   }
   if config.schedule not in after:
@@ -48,7 +50,8 @@ def schedule(config: OptimizerConfig, steps: int) -> Callable[[Array], Array]:
   def rate(step: Array) -> Array:
     n = jnp.asarray(step, jnp.float32) + 1
     done = jnp.clip((n - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-    return peak * jnp.where(n < warmup, n / max(warmup, 1), after[config.schedule](done, n))
+    before = jnp.ones_like(n) if config.schedule == "rsqrt_flat" else n / max(warmup, 1)
+    return peak * jnp.where(n < warmup, before, after[config.schedule](done, n))
 
   return rate
 
