@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tfm_jax.ops import hashing, norms, positions
 from tfm_jax.ops.activations import ACTIVATIONS, FUNCTIONS, GATED
@@ -285,6 +286,38 @@ def test_cross_entropy_and_its_gradients(tiles, smoothing, z_loss):
   expected = jax.grad(theirs, (0, 1, 2))(h, w, bias)
   for a, b in zip(jax.grad(lambda *x: 3 * mine(*x)[0], (0, 1, 2))(h, w, bias), expected, strict=True):
     np.testing.assert_allclose(a, 3 * b, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_hit_is_the_first_of_the_largest_logits(devices):
+  """As argmax has it: constant logits are right once in `vocab` targets, whatever devices hold the vocabulary."""
+  vocab, padded = 13, 16
+  h, w = jnp.ones((2, 13, 4)), jnp.zeros((padded, 4)).at[5:].set(jnp.array([0.0, 0.0, 0.0, -1.0]))
+  mesh = jax.make_mesh((devices,), ("model",), devices=jax.devices()[:devices])
+  table = jax.device_put(w, NamedSharding(mesh, PartitionSpec("model")))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  h, targets = (jax.device_put(x, everywhere) for x in (h, jnp.tile(jnp.arange(13), (2, 1))))
+
+  def correct(h, table, targets):
+    y = Unembedding(table, None)
+    return cross_entropy(
+      h, y, targets, jnp.ones(targets.shape), vocab_size=vocab, label_smoothing=0.0, z_loss=0.0, tiles=1, platform="cpu"
+    ).correct
+
+  program = jax.jit(correct, out_shardings=everywhere).lower(h, table, targets).compile()
+  assert float(program(h, table, targets)) == 2  # ids 0 to 4 have the largest logit: the first of them in each row
+  assert float(program(h, table, targets * 0 + 3)) == 0
+  assert "all-gather" not in program.as_text()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_logits_are_float32_products(platform):
+  """Of bfloat16 operands too: rounded to bfloat16 they would be off by up to 1 in 256."""
+  h, w = normal((2, 3, 64), 0, jnp.bfloat16), normal((16, 64), 1, jnp.bfloat16)
+  y = jax.jit(lambda h, w: logits(h, Unembedding(w, None), 16, platform))(h, w)
+  expected = np.einsum("btd,vd->btv", np.asarray(h, np.float64), np.asarray(w, np.float64))
+  assert y.dtype == jnp.float32
+  np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 def test_logits_of_the_padding_are_never_chosen():

@@ -126,6 +126,29 @@ def test_weight_decay_touches_matrices_alone():
     np.testing.assert_array_equal(update, 0.0 if vector else 0.5, err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_decay_is_decoupled_from_momentum(name):
+  """What decay adds to an update is decay times the parameter, at every step."""
+  params, grads = tree(0), tree(1)
+  with_decay, without = (
+    make_optimizer(OptimizerConfig(name, weight_decay=decay, grad_clip=0.0), AXES) for decay in (0.1, 0.0)
+  )
+  states = with_decay.init(params), without.init(params)
+  for _ in range(4):
+    updates, state = with_decay.update(grads, states[0], params)
+    plain, plain_state = without.update(grads, states[1], params)
+    states = state, plain_state
+    for key, axes in AXES.items():
+      expected = plain[key] + 0.1 * params[key] * axes.is_matrix
+      np.testing.assert_allclose(updates[key], expected, rtol=1e-6, atol=1e-7, err_msg=key)
+
+
+def test_the_momentum_of_sgd_stands_where_earlier_checkpoints_have_it():
+  state = make_optimizer(OptimizerConfig("sgd", weight_decay=0.1), AXES).init(tree(0))
+  paths = {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)}
+  assert paths == {f"[1][1].trace['{name}']" for name in AXES}
+
+
 def test_gradients_are_clipped_by_the_norm_of_all_of_them():
   tx = make_optimizer(OptimizerConfig("sgd", beta1=0.0, grad_clip=1.0), {"a": AXES["bias"], "b": AXES["bias"]})
   grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}

@@ -39,11 +39,11 @@ def _bias_axes(spec: str) -> tuple[int, ...]:
   return tuple(i for i, axis in enumerate(y_axes) if axis in w_axes and axis not in x_axes)
 
 
-def einsum(spec: str, x: Array, w: Array, platform: str) -> Array:
-  """The dot itself. Its result is float32 on CPU and for float32 operands, else in the compute dtype."""
+def einsum(spec: str, x: Array, w: Array, platform: str, wide: bool = False) -> Array:
+  """The dot itself. Its result is float32 on CPU, for float32 operands and if `wide`, else in the compute dtype."""
   if x.dtype == jnp.float32:
     return jnp.einsum(spec, x, w, precision="highest")
-  return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32 if platform == "cpu" else x.dtype)
+  return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32 if wide or platform == "cpu" else x.dtype)
 
 
 def _forward(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> tuple[Array, Saved]:

@@ -77,7 +77,7 @@ Sums = tuple[Array, Array, Array]  # loss, nll, correct
 def logits(h: Array, out: Unembedding, vocab_size: int, platform: str) -> Array:
   """Float32 logits [..., V] of hidden states h [..., D]; ids from `vocab_size` on, which only pad, get -1e30."""
   letters = "ABCEFG"[: h.ndim - 1]
-  y = einsum(f"{letters}D,VD->{letters}V", h, out.w_VD, platform).astype(jnp.float32)
+  y = einsum(f"{letters}D,VD->{letters}V", h, out.w_VD, platform, wide=True)
   if out.bias_V is not None:
     y = y + to_rank(out.bias_V, y.ndim)
   if out.w_VD.shape[0] == vocab_size:
@@ -169,7 +169,9 @@ def _tile(
     loss = (1 - smoothing) * nll + smoothing * (log_z - mean_logit)
   if z_loss:
     loss = loss + z_loss * jnp.square(log_z)
-  correct = (target_logit >= top).astype(jnp.float32)
+  # A hit is the first of the largest logits, as argmax has it. Counted by a sum too, for the same reason.
+  earlier = jnp.where((y >= top[..., None]) & (ids < targets[..., None]), 1.0, 0.0).sum(-1)
+  correct = ((target_logit >= top) & (earlier == 0)).astype(jnp.float32)
   sums = ((weights * loss).sum(), (weights * nll).sum(), (weights * correct).sum())
   if not with_gradient:
     return sums, None

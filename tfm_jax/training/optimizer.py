@@ -71,7 +71,8 @@ def _adamw(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
 
 def _sgd(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   momentum = optax.trace(config.beta1) if config.beta1 else optax.identity()
-  return optax.chain(_decay(config, axes), momentum)
+  # The decay comes last, outside the momentum. The identity keeps the momentum's path in checkpoints made before.
+  return optax.chain(optax.identity(), momentum, _decay(config, axes))
 
 
 def _adafactor(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
