@@ -117,6 +117,16 @@ def test_padding_counts_for_nothing(case):
   np.testing.assert_allclose(before, after, atol=1e-6)
 
 
+def test_gradients_of_what_all_images_share_are_summed_in_float32():
+  model, draw = make("vit"), np.random.default_rng(0)
+  batch = {name: x[:1].repeat(512, 0) for name, x in batch_of("vit").items()}
+  batch["images"] = draw.standard_normal(batch["images"].shape).astype(np.float32)
+  half = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype="bfloat16"))
+  exact, mine = (loss_and_gradient(m, params_of("vit"), batch)[1]["embed"] for m in (model, half))
+  for name in ("position", "class"):
+    assert np.linalg.norm(mine[name] - exact[name]) < 0.01 * np.linalg.norm(exact[name]), name
+
+
 def test_windows_reach_as_far_as_they_say():
   """One local layer: a token is seen from `window` places away, and from no further."""
   config = resolve_model(

@@ -122,6 +122,23 @@ def test_token_types_matter_and_default_to_the_first():
   assert np.abs(logits("bert", batch) - logits("bert", batch | {"token_types": types + 1})).max() > 1e-2
 
 
+def test_gradients_of_what_all_tokens_share_are_summed_in_float32():
+  """Of the first token type and of positions that all rows share: as exact as where each token looks its row up."""
+  batch = everywhere(make_batch("bert", rows=64))
+  del batch["segment_ids"], batch["positions"]
+  weights = np.random.default_rng(0).standard_normal((64, LENGTH, 1)) + 1
+
+  def gradient(dtype):
+    model = make_model("bert", dtype=dtype)
+    total = lambda params: (jnp.square(model.logits(params, batch)[..., :4]) * weights).sum()
+    return jax.jit(jax.grad(total))(params_of("bert"))["embed"]
+
+  exact, mine = gradient("float32"), gradient("bfloat16")
+  for name in ("type", "position"):
+    error = np.linalg.norm(np.asarray(mine[name] - exact[name])) / np.linalg.norm(np.asarray(exact[name]))
+    assert error < 0.01, name
+
+
 def test_only_masked_positions_go_through_the_head():
   batch = make_batch("bert", rows=2)
   full = logits("bert", everywhere(batch))

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tfm_jax.ops import hashing, norms, positions
 from tfm_jax.ops.activations import ACTIVATIONS, FUNCTIONS, GATED
 from tfm_jax.ops.attention import attention, softmax
+from tfm_jax.ops.broadcast import spread
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.linear import embed, linear, matmul
 from tfm_jax.ops.losses import Unembedding, cross_entropy, logits
@@ -82,6 +83,14 @@ def test_embed_sums_its_gradient_in_float32():
   gradient = jax.grad(lambda t: embed(t, ids).astype(jnp.float32).sum())(table)
   np.testing.assert_array_equal(np.asarray(gradient[0], np.float32), [1000, 1000])
   assert not np.asarray(gradient[1:], np.float32).any()
+
+
+def test_what_is_spread_sums_its_gradient_in_float32():
+  dy = normal((8, 128, 3), 0, jnp.bfloat16) + jnp.bfloat16(1)
+  y, pull = jax.vjp(lambda x: spread(x, dy.shape), normal((1, 1, 3), 1, jnp.bfloat16))
+  assert y.dtype == jnp.bfloat16 and y.shape == dy.shape and (y == y[:1, :1]).all()
+  expected = np.asarray(dy, np.float64).sum((0, 1), keepdims=True)
+  np.testing.assert_allclose(np.asarray(jax.jit(pull)(dy)[0], np.float64), expected, rtol=2**-8)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

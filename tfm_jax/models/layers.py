@@ -16,6 +16,7 @@ from tfm_jax.models.init import initializer
 from tfm_jax.ops import attention as attend
 from tfm_jax.ops import norms, positions
 from tfm_jax.ops.activations import ACTIVATIONS, GATED
+from tfm_jax.ops.broadcast import spread
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.linear import embed
 from tfm_jax.ops.splash import fits as splash_fits
@@ -316,13 +317,13 @@ class Embed(Layer):
       x_BTE = x_BTE * np.asarray(E**0.5, x_BTE.dtype)
     if c.positions == "learned":
       table = self.matrix("position", (c.max_positions, E), kind="position")
-      x_BTE = x_BTE + embed(table, self.rows_of(positions_BT, segments_BT))
+      x_BTE = x_BTE + spread(embed(table, self.rows_of(positions_BT, segments_BT)), x_BTE.shape)
     elif c.positions == "sinusoidal":
       table = jnp.asarray(positions.sinusoid_table(ids_BT.shape[1], E), x_BTE.dtype)
       x_BTE = x_BTE + table[positions_BT]
     if c.token_types:
       table = self.matrix("type", (c.token_types, E), kind="type")
-      x_BTE = x_BTE + (table[None, :1] if types_BT is None else embed(table, types_BT))
+      x_BTE = x_BTE + (spread(table[None, :1], x_BTE.shape) if types_BT is None else embed(table, types_BT))
     x_BTE = self.st.constrain(x_BTE, STREAM)
     if c.embed_norm:
       x_BTE = Norm(c, self.st, name="norm")(x_BTE)

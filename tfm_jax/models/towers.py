@@ -9,6 +9,7 @@ from jax import Array
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.heads import HEADS, Head, Outputs, Seen
 from tfm_jax.models.layers import EMBED, FINAL, STANDARD, STREAM, Context, Dense, Embed, Layer, Norm, Sublayers, stack
+from tfm_jax.ops.broadcast import spread
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.masks import attention_mask
 from tfm_jax.ops.positions import relative_bias
@@ -145,9 +146,9 @@ class Patches(Layer):
     x_BTP = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, c.patches, P * P * channels)
     x_BTD = Dense(c, st, D, name="patch")(x_BTP)
     first = self.param("class", nn.initializers.zeros, (D,)).astype(x_BTD.dtype)
-    x_BTD = jnp.concatenate([jnp.tile(first, (B, 1, 1)), x_BTD], axis=1)
+    x_BTD = jnp.concatenate([spread(first[None, None], (B, 1, D)), x_BTD], axis=1)
     table_TD = self.matrix("position", (c.patches + 1, D), kind="position")
-    x_BTD = st.constrain(x_BTD + table_TD[None], STREAM)
+    x_BTD = st.constrain(x_BTD + spread(table_TD[None], x_BTD.shape), STREAM)
     return dropout(x_BTD, c.dropout, noise, c.num_layers, EMBED)
 
 
