@@ -1,6 +1,7 @@
 """The array functions against plain oracles."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -327,6 +328,20 @@ def test_logits_are_float32_products(platform):
   expected = np.einsum("btd,vd->btv", np.asarray(h, np.float64), np.asarray(w, np.float64))
   assert y.dtype == jnp.float32
   np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_evaluation_sees_float32_products_and_training_moves_no_more_bytes_for_them():
+  h, w = normal((2, 4, 64), 0, jnp.bfloat16), normal((16, 64), 1, jnp.bfloat16)
+  targets, ones = jnp.arange(8).reshape(2, 4), jnp.ones((2, 4))
+
+  def nll(h, w, platform="tpu"):
+    kind = {"label_smoothing": 0.0, "z_loss": 0.0, "tiles": 2, "platform": platform}
+    return cross_entropy(h, Unembedding(w, None), targets, ones, vocab_size=16, **kind).loss
+
+  exact = reference_loss(h.astype(jnp.float32), w.astype(jnp.float32), jnp.zeros(16), targets, ones, 16, 0, 0)
+  np.testing.assert_allclose(jax.jit(nll)(h, w), exact, rtol=1e-5)
+  products = re.findall(r"(\w+)\[[\d,]+\] = dot_general", str(jax.make_jaxpr(jax.grad(nll, (0, 1)))(h, w)))
+  assert products == ["bf16"] * 3
 
 
 def test_logits_of_the_padding_are_never_chosen():

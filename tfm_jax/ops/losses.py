@@ -74,10 +74,14 @@ Settings = tuple[int, float, float, int, str]
 Sums = tuple[Array, Array, Array]  # loss, nll, correct
 
 
-def logits(h: Array, out: Unembedding, vocab_size: int, platform: str) -> Array:
-  """Float32 logits [..., V] of hidden states h [..., D]; ids from `vocab_size` on, which only pad, get -1e30."""
+def logits(h: Array, out: Unembedding, vocab_size: int, platform: str, wide: bool = True) -> Array:
+  """Float32 logits [..., V] of hidden states h [..., D]; ids from `vocab_size` on, which only pad, get -1e30.
+
+  They are products in float32, unless `wide` is false: then those of bfloat16 are rounded to that dtype off the CPU.
+  """
   letters = "ABCEFG"[: h.ndim - 1]
-  y = einsum(f"{letters}D,VD->{letters}V", h, out.w_VD, platform, wide=True)
+  y = einsum(f"{letters}D,VD->{letters}V", h, out.w_VD, platform, wide)
+  y = y.astype(jnp.float32)
   if out.bias_V is not None:
     y = y + to_rank(out.bias_V, y.ndim)
   if out.w_VD.shape[0] == vocab_size:
@@ -155,7 +159,8 @@ def _tile(
   h: Array, targets: Array, weights: Array, *, out: Unembedding, settings: Settings, with_gradient: bool
 ) -> tuple[Sums, Array | None]:
   vocab_size, smoothing, z_loss, _, platform = settings
-  y = logits(h, out, vocab_size, platform)
+  # A training step reads its tile several times: bfloat16 is half the bytes, and its gradient has no more digits.
+  y = logits(h, out, vocab_size, platform, wide=not with_gradient)
   top = jax.lax.stop_gradient(y.max(-1))
   log_z = top + jnp.log(jnp.exp(y - top[..., None]).sum(-1))
   ids = _ids(y)
