@@ -7,9 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as some
 from tiny import model_config, placement
 
+from tfm_jax.compare.work import with_strategy
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import admits
-from tfm_jax.sharding.strategy import AXES, STRATEGIES, ShardingConfig, find_strategy, mesh_sizes
+from tfm_jax.sharding.strategy import AXES, STRATEGIES, ShardingConfig, Strategy, find_strategy, mesh_sizes
+from tfm_jax.training.build import build_model
+from tfm_jax.training.config import load, resolve
 
 BERT = admits(model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 30_522)
 
@@ -46,6 +49,9 @@ def test_sizes_always_multiply_to_the_devices_and_divide_the_model(strategy, dev
     (ShardingConfig("tp", model=5), "sharding.model=5"), (ShardingConfig("fsdp", data=3), "8 devices"),
     (ShardingConfig("fsdp", data=5), "sharding.data=5"), (ShardingConfig("tp", model=-1), "sharding.model=-1"),
     (ShardingConfig("dp", data=2, replica=2), "too many"), (ShardingConfig("zero"), "sharding.strategy='zero'"),
+    (ShardingConfig("fsdp", context=8), "sharding.context=8 .*fsdp.*no strategy"),
+    (ShardingConfig("tp", stage=2), "sharding.stage=2 .*tp.*no strategy"),
+    (ShardingConfig("dp", model=2), "sharding.model=2 .*dp.*sharding.strategy to tp, fsdp_tp"),
   ],
 )  # fmt: skip
 def test_impossible_sizes_are_refused_by_name(config, names):
@@ -56,6 +62,23 @@ def test_impossible_sizes_are_refused_by_name(config, names):
 def test_explicit_sizes_are_taken():
   sizes = mesh_sizes(ShardingConfig("fsdp_tp", model=2, data=2), 8, BERT)
   assert (sizes["model"], sizes["data"], sizes["replica"]) == (2, 2, 2)
+
+
+def test_an_unused_axis_may_be_set_to_one():
+  assert mesh_sizes(ShardingConfig("fsdp", model=1, context=1, stage=1), 8, BERT)["data"] == 8
+
+
+def test_an_axis_is_free_as_soon_as_a_strategy_uses_it(monkeypatch):
+  ring = Strategy((*STRATEGIES["fsdp"].rules, ("seq", ("context",))))
+  monkeypatch.setitem(STRATEGIES, "ring", ring)
+  sizes = mesh_sizes(ShardingConfig("ring", context=2), 8, BERT)
+  assert (sizes["context"], sizes["data"]) == (2, 4)
+
+
+def test_compare_refuses_an_unused_axis():
+  config = with_strategy(load("configs/quickstart.py"), "fsdp:context=2")
+  with pytest.raises(UserError, match=r"sharding\.context=2"):
+    build_model(resolve(config), 300)
 
 
 def test_hsdp_replicates_across_slices():

@@ -33,6 +33,11 @@ class Strategy:
     """The mesh axes of one logical axis, () if it is replicated."""
     return dict(self.rules).get(logical, ()) if logical else ()
 
+  @property
+  def used_axes(self) -> set[str]:
+    """The mesh axes over which something is split; the batch always is."""
+    return set(BATCH_AXES).union(*(axes for _, axes in self.rules))
+
 
 _BATCH = (("batch", BATCH_AXES),)
 # Parameters and their optimizer state are cut along `embed`; they are gathered where they are used.
@@ -60,8 +65,8 @@ class ShardingConfig:
   replica: int = 0  # copies of everything (across slices)
   data: int = 0  # ways to split the batch (and, under fsdp, the parameters)
   model: int = 0  # ways to split heads, mlp and vocabulary
-  context: int = 0  # ways to split a sequence
-  stage: int = 0  # pipeline stages
+  context: int = 0  # ways to split a sequence (no strategy does yet)
+  stage: int = 0  # pipeline stages (no strategy has any yet)
 
 
 def find_strategy(name: str) -> Strategy:
@@ -83,7 +88,7 @@ def mesh_sizes(
     slices: groups of devices that are joined by a network only; a preset of `replica` takes that many.
 
   Raises:
-    UserError: an explicit size that the model or the device count does not admit.
+    UserError: an explicit size that the model or the device count does not admit, or that the strategy has no use for.
   """
   strategy = find_strategy(config.strategy)
   lengths = {
@@ -94,6 +99,12 @@ def mesh_sizes(
     preset["replica"] = slices
   explicit = {axis: getattr(config, axis) for axis in AXES if getattr(config, axis) != 0}
   for axis, size in explicit.items():
+    if size > 1 and axis not in strategy.used_axes:
+      others = [name for name, other in STRATEGIES.items() if axis in other.used_axes]
+      raise UserError(
+        f"sharding.{axis}={size} would repeat the same work: {config.strategy} splits nothing over {axis}; set it to 0"
+        + (f", or sharding.strategy to {', '.join(others)}" if others else "; no strategy splits anything over it yet")
+      )
     bad = [n for n in lengths[axis] if n % size] if size > 0 else [size]
     if bad:
       raise UserError(
