@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from tfm_jax.errors import UserError
+from tfm_jax.models.batch import check_batch
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads import HEADS, Output, Outputs
@@ -67,7 +68,13 @@ class Model:
 
   def apply(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Outputs:
     """What the head predicts, as final hidden states with the last linear not applied: name -> `Output`. `noise`
-    None: no dropout."""
+    None: no dropout.
+
+    Raises:
+      UserError: fields are missing, of another shape, or out of range as far as that is known (see `check_batch`).
+    """
+    sides = ("encoder_", "decoder_") if self.encoder_decoder else ("",)
+    check_batch(self.config, self.vocab_size, sides, batch)
     made: Any = self.module.apply({"params": params}, dict(batch), noise)
     return made
 
