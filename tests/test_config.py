@@ -303,6 +303,16 @@ def test_wrong_values_of_flags(key, text, wanted):
     ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate=inf"),
     ({"optimizer": {"warmup_steps": -5}}, "optimizer.warmup_steps=-5"),
     ({"optimizer": {"grad_clip": -1.0}}, "optimizer.grad_clip=-1.0"),
+    ({"optimizer": {"epsilon": 0.0}}, "optimizer.epsilon=0.0"),
+    ({"optimizer": {"name": "adam", "epsilon": 1e-50}}, "optimizer.epsilon=1e-50"),
+    ({"optimizer": {"beta1": 1.0}}, "optimizer.beta1=1.0"),
+    ({"optimizer": {"beta2": 1.5}}, "optimizer.beta2=1.5"),
+    ({"optimizer": {"beta2": 1 - 1e-9}}, "optimizer.beta2=0.999999999"),
+    ({"optimizer": {"beta1": -0.1}}, "optimizer.beta1=-0.1"),
+    ({"optimizer": {"final_fraction": 1.1}}, "optimizer.final_fraction=1.1"),
+    ({"loss": {"label_smoothing": 1.5}}, "loss.label_smoothing=1.5"),
+    ({"data": {"eval_fraction": 2.0}}, "data.eval_fraction=2.0"),
+    ({"objective": {"mask_rate": 1.5}}, "objective.mask_rate=1.5"),
     ({"train": {"steps": 0}}, "train.steps=0"),
     ({"train": {"batch_size": -8}}, "train.batch_size=-8"),
     ({"train": {"log_every": 0}}, "train.log_every=0"),
@@ -319,6 +329,12 @@ def test_wrong_values_of_flags(key, text, wanted):
 )
 def test_impossible_settings_are_refused_by_name(change, named):
   assert named in refusal(lambda: resolve(from_dict(change)))
+
+
+def test_settings_at_the_edge_of_what_is_possible():
+  edges = {"epsilon": 1e-30, "beta1": 0.0, "beta2": 0.9999, "final_fraction": 1.0}
+  resolve(from_dict({"optimizer": edges, "loss": {"label_smoothing": 1.0}}))
+  resolve(from_dict({"optimizer": {"name": "sgd", "epsilon": 0.0}}))  # of which it makes no use
 
 
 # Flags.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 from ml_collections import config_dict
 
 from tfm_jax.data.config import DataConfig
@@ -78,6 +79,11 @@ MAY_CHANGE = ("train.steps", "train.log_every", "train.profile_at", "eval", "che
 
 
 POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len")  # elsewhere 0 has a meaning
+SHARES = (
+  "loss.label_smoothing", "optimizer.final_fraction", "data.eval_fraction", "objective.mask_rate",
+  "objective.random_rate", "objective.keep_rate", "objective.noise_density",
+)  # fmt: skip
+DECAYS = ("optimizer.beta1", "optimizer.beta2")
 
 
 def sections() -> dict[str, type]:
@@ -303,6 +309,15 @@ def resolve(config: Config) -> Config:
       raise UserError(f"{key}={value} must be a number of at least 0")
     if key in POSITIVE and not value:
       raise UserError(f"{key}={value} must be positive")
+    if key in SHARES and value > 1:
+      raise UserError(f"{key}={value} is a share: it must lie between 0 and 1")
+    if key in DECAYS and np.float32(value) >= 1:  # where it is used
+      raise UserError(f"{key}={value} must be below 1 (in float32), or its average never moves")
+  if config.optimizer.name in ("adam", "adamw") and config.optimizer.epsilon < np.finfo(np.float32).tiny:
+    raise UserError(
+      f"optimizer.epsilon={config.optimizer.epsilon} is 0 in float32: where gradients are 0, {config.optimizer.name} "
+      f"would divide 0 by 0; set 1e-8"
+    )
   if config.train.microbatches and config.train.batch_size % config.train.microbatches:
     raise UserError(
       f"train.microbatches={config.train.microbatches} does not divide train.batch_size={config.train.batch_size}"
