@@ -154,6 +154,10 @@ def test_a_missing_file_with_a_neighbour(monkeypatch):
   assert "did you mean configs/bert_base.py?" in refusal(load, "configs/bertbase.py")
 
 
+def test_a_file_that_is_no_python():
+  assert "README.md is no Python file: name an experiment" in refusal(load, str(ROOT / "README.md"))
+
+
 def test_a_folder_is_no_config_file(tmp_path):
   assert "no config file" in refusal(load, str(tmp_path))
 

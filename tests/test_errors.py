@@ -1,8 +1,10 @@
 """Every mistake a user can make, by the real command: one line on stderr, exit status 2, nothing half-made."""
 
+import contextlib
 import gzip
 import json
 import os
+import subprocess
 
 import pytest
 from launching import tiny, train, write_experiment
@@ -34,6 +36,8 @@ def one_line(done, *named):
     ("--config.train.steps=three", "a whole number"),
     ("--train.steps=3", "--config.train.steps"),
     ("--config.tokenizer.path=nowhere.model", "nowhere.model"),
+    ("--config.optimizer.epsilon=0", "optimizer.epsilon=0.0"),
+    ("--config.sharding.context=8", "sharding.context=8"),
   ],
 )
 def test_the_command_tells_mistakes_in_one_line(experiment, tmp_path, flag, named):
@@ -45,6 +49,10 @@ def test_the_command_tells_mistakes_in_one_line(experiment, tmp_path, flag, name
 def test_missing_config_file():
   one_line(train("--config=configs/bert_bas.py"), "configs/bert_base.py")
   one_line(train(), "--config")
+
+
+def test_a_config_that_is_no_python():
+  one_line(train("--config=README.md"), "README.md is no Python file")
 
 
 def test_help_lists_every_key():
@@ -108,6 +116,46 @@ def test_settings_that_do_not_fit(experiment, tmp_path, overrides, named):
 def test_no_memory_for_a_single_row(experiment, tmp_path, monkeypatch):
   monkeypatch.setattr(memory, "device_limit", lambda device: 10_000)
   refused(experiment, tmp_path, "not even one row")
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+  """A real file system of that many bytes, mounted at a folder."""
+  folder.mkdir()
+  command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+  if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+    pytest.skip("only root can mount a small file system, and not in every container")
+  try:
+    yield folder
+  finally:
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", [4096, 16384, 32768])
+def test_a_full_disk_under_the_cache(experiment, tmp_path, monkeypatch, size):
+  """Wherever it fills up: at the tokenizer, or while the text is tokenised."""
+  with small_disk(tmp_path / "disk", size) as disk:
+    monkeypatch.setenv("TFM_CACHE_DIR", str(disk))
+    refused(experiment, tmp_path, r"cannot write .*disk.*No space left on device; .*TFM_CACHE_DIR")
+    assert not [path for path in disk.rglob("*") if path.is_file()]
+
+
+def test_a_full_disk_under_the_checkpoints(experiment, tmp_path):
+  with small_disk(tmp_path / "disk", 2 << 20) as disk:
+    done = train(f"--config={experiment}", f"--workdir={disk / 'run'}", "--config.checkpoint.keep=0")
+  one_line(done, "checkpoint 10 was not saved", "No space left on device")
+  assert done.stderr.count("No space left") == 1
+
+
+def test_a_full_disk_under_the_metrics(experiment, tmp_path):
+  """Rows that cannot be appended; nothing else is written after the first checkpoint but them."""
+  with small_disk(tmp_path / "disk", 1 << 20) as disk:
+    flags = (f"--config={experiment}", f"--workdir={disk / 'run'}", "--config.train.steps=1")
+    assert train(*flags).returncode == 0
+    left = os.statvfs(disk)
+    (disk / "filler").write_bytes(b"x" * left.f_bavail * left.f_frsize)
+    done = train(*flags[:2], "--config.train.steps=3")
+  one_line(done, "cannot write", "No space left on device; free some space")
 
 
 def test_an_unwritable_work_directory(experiment, tmp_path):

@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from launching import EXACT, assert_same_state, quick_fit, rows, state, tiny, write_experiment, write_text
+from launching import EXACT, assert_same_state, exact_rows, quick_fit, rows, state, tiny, write_experiment, write_text
 
 from tfm_jax.errors import UserError
 from tfm_jax.ops.losses import LossTerms
@@ -16,6 +16,7 @@ from tfm_jax.text.tokenizers import load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import from_dict, resolve
 from tfm_jax.training.load import load_run
+from tfm_jax.training.loop import fit
 from tfm_jax.training.optimizer import schedule
 from tfm_jax.training.pretraining import Pretraining
 
@@ -198,6 +199,19 @@ def test_load_run_of_what_is_no_run(tmp_path):
     load_run(tmp_path)
 
 
+def test_a_run_without_its_tokenizer(experiment, finished, copy, tmp_path):
+  """None is trained in its place either: its ids would mean something else."""
+  shutil.rmtree(copy / "tokenizer")
+  for use in (
+    lambda: load_run(copy),
+    lambda: fit(tiny(experiment), copy),
+    lambda: fit(tiny(experiment, init_from=str(copy)), tmp_path / "other"),
+  ):
+    with pytest.raises(UserError, match=r"run/tokenizer is missing: put the tokenizer of the run back") as caught:
+      use()
+    assert "\n" not in str(caught.value)
+
+
 def test_init_from_takes_the_parameters_alone(experiment, finished, tmp_path):
   other = write_text(tmp_path / "other.txt", seed=3)
   config = tiny(
@@ -251,6 +265,32 @@ def test_what_may_change(experiment, copy):
   quick_fit(tiny(experiment, **changes), copy)
   assert int(state(copy)["step"]) == 13
   assert Checkpoints(copy / "checkpoints").steps() == [13]
+
+
+def test_a_run_without_a_checkpoint_starts_anew_with_other_settings(experiment, copy, tmp_path, caplog):
+  """As one that was killed before its first: tokenizer, rows and starts are the new ones'."""
+  shutil.rmtree(copy / "checkpoints")
+  (copy / "checkpoints" / "5" / "params").mkdir(parents=True)  # a save that was killed
+  config = tiny(experiment, "t5", seed=4, train__steps=2, tokenizer__sentinels=12)
+  with caplog.at_level("INFO", "tfm_jax"):
+    fit(config, copy)
+  assert "ended before its first checkpoint: it starts anew" in caplog.text
+  quick_fit(config, tmp_path / "fresh")
+  assert exact_rows(copy) == exact_rows(tmp_path / "fresh")
+  assert_same_state(state(copy), state(tmp_path / "fresh"))
+  stored = from_dict(json.loads((copy / "config.json").read_text()))
+  assert (stored.family, stored.seed) == ("t5", 4) and len(load_tokenizer(copy / "tokenizer").sentinel_ids) == 12
+  assert len(json.loads((copy / "run.json").read_text())) == 1
+
+
+def test_a_run_without_a_checkpoint_starts_anew_with_other_text(experiment, tmp_path):
+  text = write_text(tmp_path / "text.txt")
+  config = tiny(experiment, data__path=str(text), train__steps=1)
+  quick_fit(config, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  write_text(text, seed=1)
+  fit(config, tmp_path / "run")
+  assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfm_jax.errors import UserError
+from tfm_jax.errors import UserError, disk_is_full
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def atomic_directory(final: Path) -> Iterator[Path]:
   directory stays and this one is dropped.
 
   Raises:
-    UserError: the folder cannot be written to.
+    UserError: the folder cannot be written to, or its disk is full.
   """
   final = Path(final)
   temporary = final.with_name(f".{final.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -48,6 +48,12 @@ def atomic_directory(final: Path) -> Iterator[Path]:
     except OSError:
       if not final.is_dir():
         raise
+  except OSError as error:
+    if not disk_is_full(error):
+      raise
+    raise UserError(
+      f"cannot write {final}: {error.strerror}; free some space, or choose another disk (for the cache: TFM_CACHE_DIR)"
+    ) from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 

@@ -27,6 +27,8 @@ from tfm_jax.errors import UserError
 from tfm_jax.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
+# Threads of Orbax log their exceptions with tracebacks, each for itself. `save` and `wait` raise them.
+logging.getLogger("absl").addFilter(lambda record: "raised an exception" not in str(record.msg))
 
 COMMIT = "commit_success.txt"  # Orbax writes it last: a directory without it is no checkpoint
 MANIFEST = "manifest.sha256"

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from tfm_jax.errors import UserError
+from tfm_jax.errors import UserError, disk_is_full
 from tfm_jax.training.agreement import FailedTogether, give_up, process_count, process_index
 
 
@@ -76,7 +76,7 @@ def run_command(main: Callable[[Flags], None], usage: str, flags: Sequence[str])
   try:
     parsed = parse(sys.argv[1:], flags)
     set_up_logging()
-    main(parsed)
+    _run(main, parsed)
   except UserError as error:
     told = f"error: {' '.join(str(error).split())}\n"
     if not isinstance(error, FailedTogether):
@@ -93,6 +93,17 @@ def run_command(main: Callable[[Flags], None], usage: str, flags: Sequence[str])
       give_up(1, f"{type(error).__name__}: {error}", traceback.format_exc())
     raise
   return 0
+
+
+def _run(main: Callable[[Flags], None], flags: Flags) -> None:
+  """main(flags), with a full disk as the user's own affair."""
+  try:
+    main(flags)
+  except OSError as error:
+    if not disk_is_full(error):
+      raise
+    where = f" {error.filename}" if error.filename else ""
+    raise UserError(f"cannot write{where}: {error.strerror}; free some space, or choose another --workdir") from error
 
 
 def _help(usage: str) -> int:

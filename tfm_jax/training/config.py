@@ -220,7 +220,8 @@ def load_file(path: str) -> config_dict.ConfigDict:
     hint = f"; did you mean configs/{near[0]}?" if near else "; the experiments that come along are in configs/"
     raise UserError(f"no config file {file!r}{hint}")
   spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-  assert spec is not None and spec.loader is not None
+  if spec is None or spec.loader is None:
+    raise UserError(f"--config={file} is no Python file: name an experiment (configs/quickstart.py) or a run directory")
   module = importlib.util.module_from_spec(spec)
   folder = str(Path(file).resolve().parent.parent)  # experiment files say `from configs import base`
   if folder not in sys.path:

@@ -50,7 +50,8 @@ def load_run(
   run = RunDirectory(workdir)
   config = from_stored(run.read_config())
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype or config.model.dtype))
-  tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer.exists() else None
+  folder = run.stored_tokenizer()
+  tokenizer = load_tokenizer(folder) if folder else None
   sharding = ShardingConfig(strategy=strategy or "dp")
   devices = jax.devices() if strategy else jax.local_devices()[:1]
   config = dataclasses.replace(config, sharding=sharding)

@@ -29,6 +29,7 @@ from tfm_jax.training.start import (
   held,
   parameter_lines,
   rows_here,
+  start_anew,
   start_entry,
   stored_tokenizer,
   use_compilation_cache,
@@ -47,7 +48,8 @@ def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining)
   agree on it; one that comes while devices work together is raised where it is met (`agreement.give_up` ends the rest).
 
   Args:
-    config: the configuration; it must agree with that of the run in `workdir`, if there is one (`MAY_CHANGE` aside).
+    config: the configuration; it must agree with that of the run in `workdir`, if that has a checkpoint (`MAY_CHANGE`
+      aside).
     workdir: the run directory, local or gs://.
     task: what to train on.
 
@@ -64,6 +66,8 @@ def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining)
     check_same_config(config)
   use_compilation_cache()
   with held(run):
+    with together():
+      start_anew(run)
     with together():  # nobody writes before all have looked
       check_resumable(run, config)
       starts, tokenizer = run.starts(), stored_tokenizer(run, config)

@@ -163,6 +163,24 @@ class RunDirectory:
       raise UserError(f"no run in {self.path}: it has no config.json; check --workdir")
     return config
 
+  def forget(self) -> None:
+    """Removes what a start left that ended before its first checkpoint.
+
+    The configuration goes before the tokenizer: a kill in between leaves no run, rather than one without its tokenizer.
+    """
+    for path in (self._starts, self._config, self._metrics):
+      path.unlink(missing_ok=True)
+    for folder in (self.tokenizer, self.tensorboard):
+      folder.rmtree(missing_ok=True)
+
+  def stored_tokenizer(self) -> epath.Path | None:
+    """The directory of the run's tokenizer; None if it never had one. UserError if it is gone."""
+    if self.tokenizer.exists():
+      return self.tokenizer
+    if any("tokenizer" in entry.get("fingerprints", {}) for entry in self.starts()):
+      raise UserError(f"{self.tokenizer} is missing: put the tokenizer of the run back there, or choose another run")
+    return None
+
   def origin(self) -> Row:
     """What was noted of the import that this run, or one that it started from, came from; empty for none."""
     return next((entry["origin"] for entry in self.starts() if entry.get("origin")), {})

@@ -19,6 +19,7 @@ from tfm_jax.cache import cache_dir
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.training.agreement import differing, together
+from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, changed_keys, from_stored, to_dict
 from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.task import Task
@@ -77,10 +78,25 @@ def check_same_data(task: Task) -> None:
     )
 
 
+def start_anew(run: RunDirectory) -> None:
+  """Forgets a start that ended before its first checkpoint: there is nothing to go on with, and what was wrong with
+  its settings or its data may have been corrected since."""
+  if run.writes and run.exists and not imported(run):
+    with Checkpoints(run.checkpoints) as checkpoints:
+      if not checkpoints.steps():
+        log.info("the run in %s ended before its first checkpoint: it starts anew", run.path)
+        run.forget()
+
+
+def imported(run: RunDirectory) -> bool:
+  """Whether the directory holds imported parameters."""
+  return any("imported" in entry for entry in run.starts())
+
+
 def check_resumable(run: RunDirectory, config: Config) -> None:
   """UserError if the run that stands here was started with another configuration, naming what differs."""
   if run.exists:
-    if any("imported" in entry for entry in run.starts()):
+    if imported(run):
       raise UserError(
         f"{run.path} holds imported parameters, which are no run to go on with: choose another --workdir, and start "
         f"from them by --config.init_from={run.path}"
@@ -108,12 +124,12 @@ def check_fingerprints(starts: list[dict[str, Any]], task: Task, run: RunDirecto
 def stored_tokenizer(run: RunDirectory, config: Config) -> epath.Path | None:
   """The directory of the tokenizer that stands: the run's own, or that of the run it starts from; None: a new one."""
   if run.exists:
-    return run.tokenizer
+    return run.stored_tokenizer()
   if config.init_from and not config.tokenizer.path:
     source = RunDirectory(config.init_from)
     if not source.exists:
       raise UserError(f"init_from={config.init_from} is no run directory: it has no config.json")
-    return source.tokenizer if source.tokenizer.exists() else None
+    return source.stored_tokenizer()
   return None
 
 
