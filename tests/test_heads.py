@@ -1,5 +1,6 @@
 """Heads: their losses count every dot, reach every parameter, and are the same on every mesh."""
 
+import dataclasses
 import functools
 
 import jax
