@@ -14,9 +14,10 @@ from tfm_jax.data.config import DataConfig
 from tfm_jax.data.dataset import unigram_entropy
 from tfm_jax.data.encode import Encoder
 from tfm_jax.data.prepare import Prepared, prepare, vocabulary_of
-from tfm_jax.data.token_file import Damaged, Split, build_token_file, open_token_file
+from tfm_jax.data.token_file import Damaged, build_token_file, open_token_file
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.objective import ObjectiveConfig
+from tfm_jax.objectives.plan import Split
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.text.corpora import Corpus
 from tfm_jax.text.tokenizers import TokenizerConfig, train_tokenizer
@@ -150,7 +151,7 @@ def prepare_text(path: Path, objective: str = "causal", kind: str = "char", **da
   return prepare(config, TokenizerConfig(kind=kind, sentinels=sentinels), ObjectiveConfig(objective), seed=0)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "sequence_classification"])
 @pytest.mark.parametrize("packing", [True, False])
 def test_every_objective_from_a_text_file(text_file, name, packing):
   prepared = prepare_text(text_file, name, packing=packing)

@@ -1,6 +1,8 @@
-"""The user's cache folder: corpora, tokenizers, token files; each a directory, there whole or not at all."""
+"""The user's cache folder: corpora, tokenizers, token files, each a directory, and small values; there whole or not."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import secrets
@@ -8,6 +10,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tfm_jax.errors import UserError, disk_is_full
 
@@ -56,6 +59,30 @@ def atomic_directory(final: Path) -> Iterator[Path]:
     ) from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recall(name: str, key: Any) -> Any:
+  """The value that `remember` stored in the folder NAME under this key; None if there is none, or it is damaged."""
+  try:
+    return json.loads(_memory(name, key).read_text())
+  except (OSError, ValueError):
+    return None
+
+
+def remember(name: str, key: Any, value: Any) -> None:
+  """Stores a small value, for `recall`. Both are what JSON can write. A cache that cannot be written stays as it is."""
+  file = _memory(name, key)
+  temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(json.dumps(value))
+    temporary.replace(file)
+  except OSError as error:
+    log.warning("cannot write to the cache %s: %s; set TFM_CACHE_DIR", file.parent, error.strerror)
+
+
+def _memory(name: str, key: Any) -> Path:
+  return cache_dir() / name / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
 
 
 def _sweep(final: Path) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataConfig:
-  source: str = "embedded"  # embedded (prose of the installation), text (files), parallel (pairs of files)
-  path: str = ""  # text and parallel: file, folder, glob or a list with commas; plain or .gz, UTF-8
+  source: str = "embedded"  # embedded (prose of the installation), text, parallel (pairs of files), tsv (labelled)
+  path: str = ""  # all but embedded: file, folder, glob or a list with commas; plain or .gz, UTF-8
   target_path: str = ""  # parallel: the other side, line by line
   eval_path: str = ""  # held-out text; empty: the last eval_fraction of `path`
   eval_target_path: str = ""  # parallel: its other side
@@ -17,3 +17,15 @@ class DataConfig:
   target_len: int = 0  # tokens of the decoder side; 0: the objective's natural length
   packing: bool = True  # rows are filled with several documents; false: one piece of a document a row
   prefetch: int = 8  # batches made ahead by a background thread; 0: none
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+  """A task other than pre-training, and where in the data it finds what."""
+
+  name: str = ""  # sequence_classification; empty: pre-training
+  # Columns of a table, by name or number (from 1); empty: guessed from a header that says label, and sentence or text,
+  # or sentence1 and sentence2
+  text: str = ""
+  pair: str = ""  # the second text, if there is one
+  label: str = ""

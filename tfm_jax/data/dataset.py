@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from tfm_jax.data.permutation import permute
-from tfm_jax.data.plan import make_plan
-from tfm_jax.data.token_file import Split
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import Fields, Objective
+from tfm_jax.objectives.plan import Split
 
 Batch = dict[str, np.ndarray]
 
@@ -28,20 +27,16 @@ class Dataset:
     text_bytes: UTF-8 bytes of the text that is predicted (the target side of pairs), and
     text_tokens: the tokens that stand for it:
       bits per byte = nats per token / ln 2 * text_tokens / text_bytes.
-    truncated: sides of pairs that are longer than their row, and are cut.
+    truncated: texts that are longer than their row and are cut.
   """
 
   def __init__(self, split: Split, objective: Objective, batch_size: int, seed: int, packing: bool, shuffle: bool):
-    self._objective, self._plan, self._seed, self._shuffle = (
-      objective,
-      make_plan(split, objective, packing),
-      seed,
-      shuffle,
-    )
+    self._objective, self._plan = objective, objective.plan(split, packing)
+    self._seed, self._shuffle = seed, shuffle
     self.batch_size = batch_size
     self.fields: Fields = objective.fields
     self.num_rows: int = self._plan.num_rows
-    self.truncated: int = getattr(self._plan, "truncated", 0)
+    self.truncated: int = self._plan.truncated
     self.num_tokens = split.num_tokens
     self.text_tokens, self.text_bytes = len(split.sides[-1].tokens), split.sides[-1].text_bytes
 
@@ -53,7 +48,8 @@ class Dataset:
       row = permute(place, self.num_rows, self._seed, epoch)
     else:
       epoch, row = np.zeros_like(samples), samples
-    arrays = self._objective.make(Draws.of(self._seed, epoch, row), *self._plan.read(row))
+    draws = Draws.of(self._seed, epoch, row)
+    arrays = self._objective.make(draws, *self._plan.read(row, draws))
     return {**arrays, "rows": row.astype(np.int32)}
 
   def num_batches(self, limit: int = 0) -> int:

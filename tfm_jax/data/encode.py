@@ -41,7 +41,7 @@ class Encoded:
   tokens: np.ndarray  # uint16 or uint32 [n]
   lengths: np.ndarray  # int64 [parts]
   last: np.ndarray  # bool [parts]: a document ends here
-  text_bytes: int  # UTF-8
+  text_bytes: np.ndarray  # int64 [parts], UTF-8
   unknown: int  # tokens that are unk_id
 
 
@@ -79,7 +79,7 @@ class Encoder:
         f"{tokenizer.vocab_size}: the files at tokenizer.path do not belong together"
       )
     last = np.array([part.last for part in chunk])
-    size = sum(len(text.encode()) for text in texts)
+    size = np.array([len(text.encode()) for text in texts], np.int64)
     return Encoded(tokens.astype(self.dtype), lengths, last, size, int(np.sum(tokens == tokenizer.unk_id)))
 
 

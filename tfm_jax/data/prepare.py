@@ -14,26 +14,37 @@ from typing import Any
 from etils import epath
 
 from tfm_jax.cache import atomic_directory, cache_dir
-from tfm_jax.data.config import DataConfig
+from tfm_jax.data.config import DataConfig, TaskConfig
 from tfm_jax.data.dataset import Dataset
 from tfm_jax.data.encode import Encoder
-from tfm_jax.data.token_file import FORMAT, Split, TokenFile, build_token_file
+from tfm_jax.data.token_file import FORMAT, TokenFile, build_token_file
 from tfm_jax.errors import UserError
-from tfm_jax.objectives.objective import Fields, Objective, ObjectiveConfig, Vocabulary
+from tfm_jax.objectives.objective import Documents, Fields, Objective, ObjectiveConfig, Vocabulary
+from tfm_jax.objectives.plan import Split
 from tfm_jax.objectives.table import make_objective
-from tfm_jax.text.corpora import Corpus, embedded_corpus, parallel_corpus, text_corpus
+from tfm_jax.text.corpora import (
+  Columns,
+  Corpus,
+  embedded_corpus,
+  parallel_corpus,
+  table_classes,
+  table_corpus,
+  text_corpus,
+)
 from tfm_jax.text.tokenizers import Tokenizer, TokenizerConfig, from_path, load_tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
 
 _EVAL_SEED = 0  # held-out masks are the same in every run
+_PRETRAINING = TaskConfig()
 
-SOURCES: dict[str, Callable[[DataConfig], Corpus]] = {
-  "embedded": lambda c: embedded_corpus(),
-  "text": lambda c: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors),
-  "parallel": lambda c: parallel_corpus(
+SOURCES: dict[str, Callable[[DataConfig, TaskConfig], Corpus]] = {
+  "embedded": lambda c, task: embedded_corpus(),
+  "text": lambda c, task: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors),
+  "parallel": lambda c, task: parallel_corpus(
     c.path, c.target_path, c.eval_path, c.eval_target_path, c.eval_fraction, c.errors
   ),
+  "tsv": lambda c, task: table_corpus(c.path, c.eval_path, c.eval_fraction, _columns(task), c.errors),
 }
 
 
@@ -45,18 +56,24 @@ class Prepared:
   vocabulary: Vocabulary
   objective: Objective
   token_file: TokenFile
-  description: str  # which corpus, in one line
+  corpus: Corpus
   fingerprints: dict[str, str]  # data, tokenizer
+  former_fingerprints: dict[str, str]  # what earlier releases noted for the same
   counts: dict[str, int]  # what the corpus read, skipped and replaced
   seed: int
   packing: bool
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """The names of the labels, in the order of their numbers; none where documents have no labels."""
+    return self.corpus.classes
 
   def train(self, batch_size: int) -> Dataset:
     """The training rows, shuffled anew in each epoch."""
     return self._dataset(self.token_file.train, batch_size, self.seed, shuffle=True)
 
   def evaluation(self, batch_size: int) -> Dataset | None:
-    """The held-out rows in order; None when no text is held out."""
+    """The held-out rows, always in the same order; None when no text is held out."""
     split = self.token_file.evaluation
     return self._dataset(split, batch_size, _EVAL_SEED, shuffle=False) if split.documents else None
 
@@ -68,7 +85,7 @@ class Prepared:
     )  # fmt: skip
     if dataset.truncated:
       log.warning(
-        "%s: %s sides of pairs are longer than their row and were cut; raise data.seq_len or data.target_len",
+        "%s: %s texts are longer than their row and were cut; raise data.seq_len (or data.target_len)",
         split.name, f"{dataset.truncated:,}",
       )  # fmt: skip
     return dataset
@@ -95,11 +112,13 @@ def prepare(
   seed: int,
   stored_tokenizer: epath.PathLike | None = None,
   workers: int | None = None,
+  task: TaskConfig = _PRETRAINING,
 ) -> Prepared:
   """Reads the corpus, trains or loads the tokenizer, writes the token file: once, later calls open them.
 
   stored_tokenizer: the directory of a run's own tokenizer, which then stands, whatever the config says.
   workers: processes that tokenise (None: the cores). The result does not depend on it.
+  task: says which columns of a table are what.
 
   Raises:
     UserError: an unknown source or objective, a corpus that is missing, empty or undecodable, an impossible
@@ -107,14 +126,12 @@ def prepare(
   """
   if data.source not in SOURCES:
     raise UserError(f"data.source={data.source!r} is unknown: choose one of {', '.join(SOURCES)}")
-  # mistakes in the settings are said before the corpus is read
-  settings = make_objective(objective, Vocabulary(1 << 16), data.seq_len, data.target_len)
-  corpus = SOURCES[data.source](data)
+  # mistakes in the settings are said before the corpus is read, and before it is tokenised
+  make_objective(objective, Vocabulary(1 << 16), data.seq_len, data.target_len)
+  corpus = SOURCES[data.source](data, task)
+  documents = Documents(corpus.sides, len(corpus.classes))
+  make_objective(objective, Vocabulary(1 << 16), data.seq_len, data.target_len, documents)
   log.info("%s", corpus.description)
-  if corpus.sides == 2 and not settings.pairs:
-    raise UserError(
-      f"data.source={data.source} has pairs, which objective.name={objective.name} cannot use: set seq2seq"
-    )
 
   if stored_tokenizer is not None:
     made = load_tokenizer(stored_tokenizer)
@@ -123,10 +140,13 @@ def prepare(
   else:
     made = _cached_tokenizer(tokenizer, corpus)
   vocabulary = vocabulary_of(made)
-  built = make_objective(objective, vocabulary, data.seq_len, data.target_len)
+  built = make_objective(objective, vocabulary, data.seq_len, data.target_len, documents)
   built.check()
 
-  fingerprint = _digest(FORMAT, corpus.fingerprint, made.fingerprint, built.adds_bos, built.adds_eos)
+  fingerprint, former = (
+    _digest(FORMAT, of_corpus, made.fingerprint, built.adds_bos, built.adds_eos)
+    for of_corpus in (corpus.fingerprint, corpus.former_fingerprint or corpus.fingerprint)
+  )
   encoder = Encoder(made, built.adds_bos, built.adds_eos)
   token_file = build_token_file(cache_dir() / "tokens" / fingerprint, corpus, encoder, workers)
   counts: dict[str, int] = token_file.manifest["counts"]
@@ -135,7 +155,21 @@ def prepare(
   if not token_file.train.num_tokens:
     raise UserError(f"data.source={data.source} has no text to train on: check data.path and data.eval_fraction")
   fingerprints = {"data": fingerprint, "tokenizer": made.fingerprint}
-  return Prepared(made, vocabulary, built, token_file, corpus.description, fingerprints, counts, seed, data.packing)
+  return Prepared(
+    made, vocabulary, built, token_file, corpus, fingerprints, fingerprints | {"data": former}, counts, seed,
+    data.packing,
+  )  # fmt: skip
+
+
+def classes_of(data: DataConfig, task: TaskConfig) -> tuple[str, ...]:
+  """The names of the labels as `Prepared.classes` has them: only the table at `data.path` is read. Raises UserError."""
+  if data.source != "tsv":
+    raise UserError(f"data.source={data.source} has no labels: set data.source=tsv")
+  return table_classes(data.path, _columns(task), data.errors)
+
+
+def _columns(task: TaskConfig) -> Columns:
+  return Columns(task.text, task.pair, task.label)
 
 
 def _cached_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:

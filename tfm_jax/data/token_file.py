@@ -1,7 +1,9 @@
 """The token file: a corpus as flat arrays of ids and document offsets, memory-mapped, with a manifest.
 
-A directory with `manifest.json`, the `tokenizer/`, and for each split and side `SPLIT.SIDE.tokens` (uint16 or
-uint32) and `SPLIT.SIDE.offsets` (int64, documents + 1). It has its final name only when it is complete.
+A directory with `manifest.json`, the `tokenizer/`, for each split and side `SPLIT.SIDE.tokens` (uint16 or uint32),
+`SPLIT.SIDE.offsets` and `SPLIT.SIDE.bytes` (int64, documents + 1: where documents begin among the tokens, and among the
+bytes of their text), and `SPLIT.labels` (int32) if documents are labelled. It has its final name only when it is
+complete.
 """
 
 import hashlib
@@ -17,7 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tfm_jax.cache import atomic_directory
-from tfm_jax.data.encode import Encoder, encode_documents
+from tfm_jax.data.encode import Encoded, Encoder, encode_documents
+from tfm_jax.errors import UserError
+from tfm_jax.objectives.plan import Side, Split
 from tfm_jax.text.corpora import Corpus
 
 log = logging.getLogger(__name__)
@@ -29,35 +33,6 @@ _VERIFIED = 1 << 30  # bytes: files up to this size are checked against their ch
 
 class Damaged(Exception):
   """A token file that does not agree with its manifest."""
-
-
-@dataclass(frozen=True)
-class Side:
-  """One side of a split: the stream of its documents."""
-
-  tokens: np.ndarray  # [tokens], memory-mapped
-  offsets: np.ndarray  # int64 [documents + 1], memory-mapped
-  text_bytes: int  # of the UTF-8 text that the tokens stand for
-
-
-@dataclass(frozen=True)
-class Split:
-  """The training or the held-out part: one side, or source and target."""
-
-  name: str
-  sides: tuple[Side, ...]
-
-  @property
-  def documents(self) -> int:
-    return len(self.sides[0].offsets) - 1
-
-  @property
-  def num_tokens(self) -> int:
-    return sum(len(side.tokens) for side in self.sides)
-
-  @property
-  def text_bytes(self) -> int:
-    return sum(side.text_bytes for side in self.sides)
 
 
 @dataclass(frozen=True)
@@ -93,6 +68,8 @@ def build_token_file(directory: Path, corpus: Corpus, encoder: Encoder, workers:
       "counts": dict(corpus.counts),
       "splits": splits,
     }
+    if corpus.classes:
+      manifest["labels"] = {name: _write_labels(temporary, corpus, name, splits[name]) for name in SPLITS}
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
   return open_token_file(directory)
 
@@ -104,7 +81,10 @@ def open_token_file(directory: Path) -> TokenFile:
     if manifest["format"] != FORMAT:
       raise Damaged(f"{directory}: format {manifest['format']}, not {FORMAT}")
     dtype = np.dtype(manifest["dtype"])
-    splits = {name: _open_split(directory, name, sides, dtype) for name, sides in manifest["splits"].items()}
+    labels = manifest.get("labels", {})
+    splits = {
+      name: _open_split(directory, name, sides, dtype, labels.get(name)) for name, sides in manifest["splits"].items()
+    }
     return TokenFile(directory, manifest, splits["train"], splits["evaluation"])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise Damaged(f"{directory}: {error}") from error
@@ -128,10 +108,8 @@ def _write_split(
     with tqdm(desc=f"tokenising ({name})", unit="B", unit_scale=True, disable=None) as bar:
       for chunk in encode_documents(documents, encoder, directory / "tokenizer", workers):
         for writer, encoded in zip(writers, chunk, strict=True):
-          writer.write(encoded.tokens, encoded.lengths, encoded.last)
-          writer.text_bytes += encoded.text_bytes
-          writer.unknown += encoded.unknown
-          bar.update(encoded.text_bytes)
+          writer.write(encoded)
+          bar.update(int(encoded.text_bytes.sum()))
   finally:
     for writer in writers:
       writer.close()
@@ -160,34 +138,51 @@ class _SideWriter:
   """The tokens and offsets of one side."""
 
   def __init__(self, directory: Path, name: str):
-    self._tokens, self._offsets = _File(directory / f"{name}.tokens"), _File(directory / f"{name}.offsets")
-    self._offsets.write(np.zeros(1, np.int64))
-    self.text_bytes = self.unknown = 0
+    self._files = {kind: _File(directory / f"{name}.{kind}") for kind in ("tokens", "offsets", "bytes")}
+    for kind in ("offsets", "bytes"):
+      self._files[kind].write(np.zeros(1, np.int64))
+    self._text_bytes = self._unknown = 0
 
-  def write(self, tokens: np.ndarray, lengths: np.ndarray, last: np.ndarray) -> None:
-    self._offsets.write((self._tokens.length + np.cumsum(lengths))[last])
-    self._tokens.write(tokens)
+  def write(self, encoded: Encoded) -> None:
+    begin, last = self._files["tokens"].length, encoded.last
+    self._files["offsets"].write((begin + np.cumsum(encoded.lengths))[last])
+    self._files["bytes"].write((self._text_bytes + np.cumsum(encoded.text_bytes))[last])
+    self._files["tokens"].write(encoded.tokens)
+    self._text_bytes += int(encoded.text_bytes.sum())
+    self._unknown += encoded.unknown
 
   def close(self) -> None:
-    self._tokens.close()
-    self._offsets.close()
+    for file in self._files.values():
+      file.close()
 
   def manifest(self) -> dict[str, Any]:
-    files = {"tokens": self._tokens.manifest(), "offsets": self._offsets.manifest()}
-    return {**files, "text_bytes": self.text_bytes, "unknown_tokens": self.unknown}
+    files = {kind: file.manifest() for kind, file in self._files.items()}
+    return {**files, "text_bytes": self._text_bytes, "unknown_tokens": self._unknown}
 
 
-def _open_split(directory: Path, name: str, sides: list[dict[str, Any]], dtype: np.dtype) -> Split:
+def _write_labels(directory: Path, corpus: Corpus, split: str, sides: list[dict[str, Any]]) -> dict[str, Any]:
+  """Writes the labels of a split and returns their entry in the manifest."""
+  labels = np.fromiter(corpus.labels(split), np.int32)
+  documents = sides[0]["offsets"]["length"] - 1
+  if len(labels) != documents:
+    raise UserError(f"{corpus.description}: it was changed while it was read; start again")
+  file = _File(directory / f"{split}.labels")
+  file.write(labels)
+  file.close()
+  return file.manifest()
+
+
+def _open_split(
+  directory: Path, name: str, sides: list[dict[str, Any]], dtype: np.dtype, labels: dict[str, Any] | None
+) -> Split:
   opened = []
   for side in sides:
-    tokens, offsets = (
-      _map(directory, side["tokens"], dtype),
-      _map(directory, side["offsets"], np.dtype(np.int64)),
-    )
-    if offsets[0] != 0 or offsets[-1] != len(tokens):
+    tokens = _map(directory, side["tokens"], dtype)
+    offsets, byte_offsets = (_map(directory, side[kind], np.dtype(np.int64)) for kind in ("offsets", "bytes"))
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or len(byte_offsets) != len(offsets):
       raise Damaged(f"{directory}: the offsets of {name} do not end with its tokens")
-    opened.append(Side(tokens, offsets, side["text_bytes"]))
-  return Split(name, tuple(opened))
+    opened.append(Side(tokens, offsets, byte_offsets))
+  return Split(name, tuple(opened), None if labels is None else _map(directory, labels, np.dtype(np.int32)))
 
 
 def _map(directory: Path, entry: dict[str, Any], dtype: np.dtype) -> np.ndarray:

@@ -5,13 +5,14 @@ from typing import ClassVar
 import numpy as np
 
 from tfm_jax.objectives.draws import Draws
-from tfm_jax.objectives.objective import ROWS, Fields, Objective, Rows, along_row, token_fields
+from tfm_jax.objectives.objective import ROWS, Fields, Objective, along_row, token_fields
+from tfm_jax.objectives.plan import Plan, Rows, Split, stream_plan
 
 
 class CausalLanguageModel(Objective):
   """A row reads one token more than it takes: the target of its last position."""
 
-  lookahead: ClassVar[int] = 1
+  predicts_text: ClassVar[bool] = True
 
   @property
   def fields(self) -> Fields:
@@ -21,6 +22,9 @@ class CausalLanguageModel(Objective):
       "weights": along_row(self.seq_len, "weights"),
       "rows": ROWS,
     }
+
+  def plan(self, split: Split, packing: bool) -> Plan:
+    return stream_plan(split.sides[0], self.row_tokens, 1, self.vocabulary.pad_id, packing)
 
   def make(self, draws: Draws, source: Rows, target: Rows | None = None) -> dict[str, np.ndarray]:
     here, following = source.segment_ids[:, :-1], source.segment_ids[:, 1:]

@@ -9,16 +9,18 @@ from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import (
   FLOAT,
   INT,
+  PLAIN,
   ROWS,
+  Documents,
   Field,
   Fields,
   Objective,
   ObjectiveConfig,
-  Rows,
   Vocabulary,
   rate,
   token_fields,
 )
+from tfm_jax.objectives.plan import Rows
 
 _SELECT, _ACTION, _TOKEN = range(3)  # sites of the draws
 
@@ -28,8 +30,15 @@ class MaskedLanguageModel(Objective):
 
   adds_bos: ClassVar[bool] = True
 
-  def __init__(self, config: ObjectiveConfig, vocabulary: Vocabulary, seq_len: int, target_len: int):
-    super().__init__(config, vocabulary, seq_len, target_len)
+  def __init__(
+    self,
+    config: ObjectiveConfig,
+    vocabulary: Vocabulary,
+    seq_len: int,
+    target_len: int,
+    documents: Documents = PLAIN,
+  ):
+    super().__init__(config, vocabulary, seq_len, target_len, documents)
     for name in ("mask_rate", "random_rate", "keep_rate"):
       rate(name, getattr(config, name))
     if config.random_rate + config.keep_rate > 1:

@@ -1,4 +1,4 @@
-"""What every objective shares: its settings, what it must know of a vocabulary, and the form of its rows."""
+"""What every objective shares: its settings, what it must know of vocabulary and documents, its plan and its fields."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -7,6 +7,7 @@ import numpy as np
 
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.draws import Draws
+from tfm_jax.objectives.plan import Plan, Rows, Split, stream_plan
 
 INT = np.dtype(np.int32)
 FLOAT = np.dtype(np.float32)
@@ -45,7 +46,7 @@ def along_row(length: int, kind: str, classes: int = 0) -> Field:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-  name: str = "mlm"  # mlm, causal, span_corruption, seq2seq
+  name: str = "mlm"  # mlm, causal, span_corruption, seq2seq, sequence_classification
   mask_rate: float = 0.15  # mlm: the share of a row's ordinary tokens that is predicted
   random_rate: float = 0.1  # mlm: of those, the share that is replaced by a random token
   keep_rate: float = 0.1  # mlm: and the share that stays; the rest becomes the mask token
@@ -78,33 +79,50 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Rows:
-  """R rows of raw token ids; each array is int32 [R, L]."""
+class Documents:
+  """What objectives need to know of the documents of a corpus."""
 
-  tokens: np.ndarray  # pad_id where segment_ids is 0
-  segment_ids: np.ndarray  # 1, 2, .. for the documents in a row, 0 for padding
-  positions: np.ndarray  # from 0 in each segment
+  sides: int = 1  # texts of a document: one, or a pair
+  classes: int = 0  # of its label; 0: documents have none
+
+
+PLAIN = Documents()  # one text, no label
 
 
 class Objective:
-  """Turns rows of token ids into training arrays, vectorised over rows.
+  """Plans the rows of a split, and turns them into training arrays, vectorised over rows.
 
-  A subclass is built from (config, vocabulary, seq_len, target_len); target_len 0 means its natural length.
+  A subclass is built from (config, vocabulary, seq_len, target_len, documents); target_len 0 means its natural length.
   """
 
   adds_bos: ClassVar[bool] = False  # a document of the stream starts with bos
   adds_eos: ClassVar[bool] = True  # and ends with eos
-  lookahead: ClassVar[int] = 0  # tokens of the next row that a row also reads
-  pairs: ClassVar[bool] = False  # accepts (source, target) documents
+  sides: ClassVar[int] = 1  # texts that a document may have
+  # Each token of the text is a target once, as it stands there (the first of a document perhaps not): only then is
+  # there a loss per byte of text.
+  predicts_text: ClassVar[bool] = False
 
   row_tokens: int  # tokens that a row takes from the stream
 
-  def __init__(self, config: ObjectiveConfig, vocabulary: Vocabulary, seq_len: int, target_len: int):
+  def __init__(
+    self,
+    config: ObjectiveConfig,
+    vocabulary: Vocabulary,
+    seq_len: int,
+    target_len: int,
+    documents: Documents = PLAIN,
+  ):
     if seq_len < 2:
       raise UserError(f"data.seq_len={seq_len} is too short: a row needs at least 2 tokens")
     if target_len < 0:
       raise UserError(f"data.target_len={target_len} is negative: give a length, or 0 for the natural one")
+    if documents.sides > self.sides:
+      raise UserError(
+        f"objective.name={config.name} reads one text per document, and this data.source has pairs: choose another "
+        f"source, or objective.name=seq2seq"
+      )
     self.config, self.vocabulary, self.seq_len, self.target_len = config, vocabulary, seq_len, target_len
+    self.documents = documents
     self.row_tokens = seq_len
 
   @property
@@ -115,8 +133,15 @@ class Objective:
   def check(self) -> None:
     """Raises UserError when the vocabulary lacks a token that the objective needs."""
 
+  def plan(self, split: Split, packing: bool) -> Plan:
+    """The rows of a split: by default its stream of documents, cut every `row_tokens` tokens.
+
+    packing: rows may hold several documents.
+    """
+    return stream_plan(split.sides[0], self.row_tokens, 0, self.vocabulary.pad_id, packing)
+
   def make(self, draws: Draws, source: Rows, target: Rows | None = None) -> dict[str, np.ndarray]:
-    """Training arrays, all fields but `rows`, each with a leading axis R."""
+    """Training arrays of what the plan read, all fields but `rows`, each with a leading axis R."""
     raise NotImplementedError
 
 

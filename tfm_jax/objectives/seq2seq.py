@@ -6,23 +6,33 @@ import numpy as np
 
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import (
+  PLAIN,
+  Documents,
   Fields,
   Objective,
   ObjectiveConfig,
-  Rows,
   Vocabulary,
   encoder_decoder_arrays,
   encoder_decoder_fields,
 )
+from tfm_jax.objectives.plan import Plan, Rows, Split, WholePlan
 
 
 class SequenceToSequence(Objective):
   """Pairs as they are, several to a row when packed. Without pairs: the first part of a row -> the rest."""
 
-  pairs: ClassVar[bool] = True
+  sides: ClassVar[int] = 2
+  predicts_text: ClassVar[bool] = True
 
-  def __init__(self, config: ObjectiveConfig, vocabulary: Vocabulary, seq_len: int, target_len: int):
-    super().__init__(config, vocabulary, seq_len, target_len)
+  def __init__(
+    self,
+    config: ObjectiveConfig,
+    vocabulary: Vocabulary,
+    seq_len: int,
+    target_len: int,
+    documents: Documents = PLAIN,
+  ):
+    super().__init__(config, vocabulary, seq_len, target_len, documents)
     self.target_len = target_len or seq_len
     self.row_tokens = self.seq_len + self.target_len
 
@@ -32,6 +42,13 @@ class SequenceToSequence(Objective):
 
   def check(self) -> None:
     self.vocabulary.require("eos", "seq2seq")
+
+  def plan(self, split: Split, packing: bool) -> Plan:
+    if len(split.sides) == 1:
+      return super().plan(split, packing)
+    widths = (self.seq_len, self.target_len)
+    keep = [np.minimum(np.diff(side.offsets), width) for side, width in zip(split.sides, widths, strict=True)]
+    return WholePlan(split, keep, widths, packing, self.vocabulary.pad_id)
 
   def make(self, draws: Draws, source: Rows, target: Rows | None = None) -> dict[str, np.ndarray]:
     if target is None:

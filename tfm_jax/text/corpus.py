@@ -1,6 +1,6 @@
 """What a corpus is: documents of one text or of a pair of texts, in a training and a held-out part."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 Document = tuple[str, ...]
@@ -19,7 +19,10 @@ class Corpus:
     description: one line for the log: which corpus, and how to switch.
     fingerprint: changes whenever the documents may have changed.
     read: (part, counts) -> the documents of "train" or "evaluation"; it counts what it meets.
-    sides: texts in a document: 1, or 2 (source and target).
+    former_fingerprint: what `fingerprint` was in earlier releases, for the runs that they made; empty: the same.
+    sides: texts in a document: 1, or 2 (source and target, text and pair).
+    classes: the names of the labels, where documents are labelled.
+    labels: part -> the class of each of its documents, as an index into `classes`.
     counts: what was read and skipped, `train_documents`, `evaluation_blank` and so on; those of a part are
       there once it has been iterated to its end.
   """
@@ -28,7 +31,10 @@ class Corpus:
   description: str
   fingerprint: str
   read: Callable[[str, Counts], Iterator[Document]]
+  former_fingerprint: str = ""
   sides: int = 1
+  classes: tuple[str, ...] = ()
+  labels: Callable[[str], Iterable[int]] = lambda part: ()
   counts: Counts = field(default_factory=dict)
 
   def train(self) -> Iterator[Document]:

@@ -8,11 +8,13 @@ import gzip
 import hashlib
 import itertools
 import json
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
+from tfm_jax.cache import recall, remember
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpus import Corpus, Counts, Document
 
@@ -20,10 +22,11 @@ DOCUMENTS = ("block", "line", "file")
 ERRORS = ("raise", "replace")
 
 _CHUNK = 1 << 20
+_TICK = 2 * 10**9  # ns: the coarsest clock of a file system
 _BOM = b"\xef\xbb\xbf"
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
   """One line of a file, with its line end."""
 
   raw: bytes
@@ -39,17 +42,17 @@ class _Parts(NamedTuple):
   cut: float  # the training text ends at the line end nearest to this byte
   eval_files: list[Path]  # the held-out text if there are any; the cut is then the end
 
-  def lines(self, part: str) -> Iterator[_Line]:
+  def lines(self, part: str) -> Iterator[Line]:
     """The lines of one part; what lies wholly before the part is skipped, not read."""
     if part == "evaluation" and self.eval_files:
       for file in self.eval_files:
-        yield from _lines(file)
+        yield from read_lines(file)
       return
     start = 0
     for file, size in zip(self.files, self.sizes, strict=True):
       if part == "train" or start + size > self.cut:
         position = start
-        for line in _lines(file):
+        for line in read_lines(file):
           # A line belongs to the side of the cut that holds its middle: that cuts at the nearest line end.
           held_out = position + len(line.raw) / 2 > self.cut
           position += len(line.raw)
@@ -86,7 +89,7 @@ def text_corpus(
   def read(part: str, counts: Counts) -> Iterator[Document]:
     counts["blank"] = kept = 0
     for _, lines in itertools.groupby(parts.lines(part), key=lambda line: line.file):
-      for text in _documents(_decoded(lines, errors, counts), document):
+      for text in _documents(decoded(lines, errors, counts), document):
         if not text or text.isspace():
           counts["blank"] += 1
         else:
@@ -96,7 +99,9 @@ def text_corpus(
       raise UserError(f"data.path={path}: no text to train on")
 
   description = f"text corpus: {_described(parts, path, eval_path)}, a document is a {document} (data.document)"
-  return Corpus("text", description, _fingerprint(["text", document, errors], parts, parts.files), read)
+  settings = ["text", document, errors]
+  fingerprint = content_fingerprint([*settings, parts.cut], [parts.files, parts.eval_files])
+  return Corpus("text", description, fingerprint, read, _former_fingerprint(settings, parts, parts.files))
 
 
 def parallel_corpus(
@@ -119,9 +124,9 @@ def parallel_corpus(
   if bool(eval_path) != bool(eval_target_path):
     raise UserError("data.eval_path and data.eval_target_path: give both or neither")
   parts = _parts("data.path", path, "data.eval_path", eval_path, eval_fraction, errors)
-  pairs = eval_pairs = _pairs(parts.files, _expand(target_path, "data.target_path"), "data.path", "data.target_path")
+  pairs = eval_pairs = _pairs(parts.files, expand(target_path, "data.target_path"), "data.path", "data.target_path")
   if eval_path:
-    eval_targets = _expand(eval_target_path, "data.eval_target_path")
+    eval_targets = expand(eval_target_path, "data.eval_target_path")
     eval_pairs = _pairs(parts.eval_files, eval_targets, "data.eval_path", "data.eval_target_path")
 
   def read(part: str, counts: Counts) -> Iterator[Document]:
@@ -130,8 +135,8 @@ def parallel_corpus(
     for file, sources in itertools.groupby(parts.lines(part), key=lambda line: line.file):
       first = next(sources)
       whole = itertools.chain([first], sources)  # noqa: B031 (the rest of the group)
-      targets = itertools.islice(_lines(target_of[file]), first.number - 1, None)
-      both = _decoded(whole, errors, counts), _decoded(targets, errors, counts)
+      targets = itertools.islice(read_lines(target_of[file]), first.number - 1, None)
+      both = decoded(whole, errors, counts), decoded(targets, errors, counts)
       for source, target in zip(*both, strict=False):
         if source.strip() and target.strip():
           kept += 1
@@ -142,26 +147,34 @@ def parallel_corpus(
       raise UserError(f"data.path={path}: no text to train on")
 
   description = f"parallel corpus: {_described(parts, path, eval_path)}, with {target_path}"
-  files = [*pairs, *pairs.values(), *eval_pairs.values()]
-  return Corpus("parallel", description, _fingerprint(["parallel", errors], parts, files), read, sides=2)
+  settings, targets = ["parallel", errors], list(pairs.values())
+  held_out = [*eval_pairs, *eval_pairs.values()] if eval_path else []
+  fingerprint = content_fingerprint([*settings, parts.cut], [parts.files, targets, held_out])
+  former = _former_fingerprint(settings, parts, [*pairs, *targets, *eval_pairs.values()])
+  return Corpus("parallel", description, fingerprint, read, former, sides=2)
 
 
-def _parts(key: str, path: str, eval_key: str, eval_path: str, eval_fraction: float, errors: str) -> _Parts:
-  """Finds the files and the place of the cut."""
+def check_split(eval_fraction: float, errors: str) -> None:
+  """Raises UserError for settings that cannot be."""
   if errors not in ERRORS:
     raise UserError(f"data.errors={errors}: expected one of {', '.join(ERRORS)}")
   if not 0 <= eval_fraction < 1:
     raise UserError(f"data.eval_fraction={eval_fraction}: expected 0 <= fraction < 1")
-  files = _expand(path, key)
+
+
+def _parts(key: str, path: str, eval_key: str, eval_path: str, eval_fraction: float, errors: str) -> _Parts:
+  """Finds the files and the place of the cut."""
+  check_split(eval_fraction, errors)
+  files = expand(path, key)
   sizes = [_size(file) for file in files]
   if not sum(sizes):
     raise UserError(f"{key}={path}: the corpus is empty")
-  eval_files = _expand(eval_path, eval_key) if eval_path else []
+  eval_files = expand(eval_path, eval_key) if eval_path else []
   cut = sum(sizes) * (1 if eval_files else 1 - eval_fraction)
   return _Parts(files, sizes, cut, eval_files)
 
 
-def _expand(path: str, key: str) -> list[Path]:
+def expand(path: str, key: str) -> list[Path]:
   """The files that a comma-separated list of files, folders and globs names, each once."""
   files: list[Path] = []
   for item in filter(None, (part.strip() for part in path.split(","))):
@@ -185,7 +198,7 @@ def _pairs(sources: list[Path], targets: list[Path], key: str, target_key: str) 
   if len(sources) != len(targets):
     raise UserError(f"{key} names {len(sources)} files and {target_key} {len(targets)}: they must pair up")
   for source, target in zip(sources, targets, strict=True):
-    lines, target_lines = (sum(1 for _ in _lines(file)) for file in (source, target))
+    lines, target_lines = (sum(1 for _ in read_lines(file)) for file in (source, target))
     if lines != target_lines:
       raise UserError(
         f"{source} has {lines} lines and {target} has {target_lines}: line n of each must belong together"
@@ -209,16 +222,16 @@ def _size(file: Path) -> int:
     raise UserError(f"cannot read {file}: {error}") from error
 
 
-def _lines(file: Path) -> Iterator[_Line]:
+def read_lines(file: Path) -> Iterator[Line]:
   try:
     with _open(file) as stream:
       for number, raw in enumerate(stream, 1):
-        yield _Line(raw, file, number)
+        yield Line(raw, file, number)
   except (OSError, EOFError, zlib.error) as error:
     raise UserError(f"cannot read {file}: {error}") from error
 
 
-def _decoded(lines: Iterable[_Line], errors: str, counts: Counts) -> Iterator[str]:
+def decoded(lines: Iterable[Line], errors: str, counts: Counts) -> Iterator[str]:
   """Lines as text, which end in "\\n" or, at the end of a file, in nothing."""
   for line in lines:
     raw = line.raw.removeprefix(_BOM) if line.number == 1 else line.raw
@@ -258,8 +271,41 @@ def _described(parts: _Parts, path: str, eval_path: str) -> str:
   return f"{path} ({len(parts.files)} files, {sum(parts.sizes):,} bytes), {held_out}"
 
 
-def _fingerprint(settings: list[str], parts: _Parts, files: Iterable[Path]) -> str:
-  """sha256 over the settings, the cut, and the path, size and time of change of every file."""
+def content_fingerprint(settings: Sequence[Any], groups: Sequence[Sequence[Path]]) -> str:
+  """sha256 over the settings and what is in the files, wherever they lie."""
+  contents = [[_content(file) for file in group] for group in groups]
+  return hashlib.sha256(json.dumps([settings, contents]).encode()).hexdigest()[:16]
+
+
+def _content(file: Path) -> str:
+  """blake2b of a file's bytes, read once and remembered as long as nothing touches the file.
+
+  A change of content always changes the time of the inode (ctime), which nobody can set back as one can set mtime. A
+  file that changed a moment ago is not remembered: a second change might fall within the same tick of the clock.
+  """
+  try:
+    key = _identity(file)
+    known = recall("contents", key)
+    if isinstance(known, str):
+      return known
+    begin = time.time_ns()
+    with file.open("rb") as stream:
+      digest = hashlib.file_digest(stream, hashlib.blake2b).hexdigest()[:32]
+    if key == _identity(file) and begin - max(key[2:4]) > _TICK:
+      remember("contents", key, digest)
+    return digest
+  except OSError as error:
+    raise UserError(f"cannot read {file}: {error}") from error
+
+
+def _identity(file: Path) -> tuple[str, int, int, int, int, int]:
+  stat = file.stat()
+  path = str(file.absolute())
+  return path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
+
+
+def _former_fingerprint(settings: list[str], parts: _Parts, files: Iterable[Path]) -> str:
+  """What the fingerprint was up to version 0.1: over path, size and time of change of every file."""
   every = [*files, *parts.eval_files]
   stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in every]
   return hashlib.sha256(json.dumps([settings, parts.cut, stats]).encode()).hexdigest()[:16]

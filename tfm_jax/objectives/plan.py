@@ -1,0 +1,198 @@
+"""Plans of rows: which tokens of a split each row holds, found by binary search for many rows at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from tfm_jax.objectives.draws import Draws
+
+
+@dataclass(frozen=True)
+class Side:
+  """The texts of a split's documents (of pairs: their sources, or their targets) as one stream of tokens."""
+
+  tokens: np.ndarray  # [tokens], memory-mapped
+  offsets: np.ndarray  # int64 [documents + 1], memory-mapped
+  byte_offsets: np.ndarray  # int64 [documents + 1], memory-mapped: the same in bytes of UTF-8 text
+
+  @property
+  def text_bytes(self) -> int:
+    return int(self.byte_offsets[-1])
+
+
+@dataclass(frozen=True)
+class Split:
+  """The training or the held-out part of a corpus: one side, or two (source and target, text and pair)."""
+
+  name: str
+  sides: tuple[Side, ...]
+  labels: np.ndarray | None = None  # int32 [documents]: the class of each, where documents are labelled
+
+  @property
+  def documents(self) -> int:
+    return len(self.sides[0].offsets) - 1
+
+  @property
+  def num_tokens(self) -> int:
+    return sum(len(side.tokens) for side in self.sides)
+
+  @property
+  def text_bytes(self) -> int:
+    return sum(side.text_bytes for side in self.sides)
+
+
+@dataclass(frozen=True)
+class Rows:
+  """R rows of raw token ids; the first three arrays are int32 [R, L]."""
+
+  tokens: np.ndarray  # pad_id where segment_ids is 0
+  segment_ids: np.ndarray  # 1, 2, .. for the documents in a row, 0 for padding
+  positions: np.ndarray  # from 0 in each segment
+  first: np.ndarray | None = None  # [R]: the document that is segment 1; the following ones are 2, 3, ..
+  labels: np.ndarray | None = None  # int32 [R]: of the row's one document, where it has a label; -1 in blank rows
+
+  def documents(self) -> np.ndarray:
+    """int32 [R, L]: the document that each token belongs to; meaningless where segment_ids is 0."""
+    assert self.first is not None, "this plan does not say which documents its rows hold"
+    return (self.first[:, None] + self.segment_ids - 1).astype(np.int32)
+
+
+class Plan(Protocol):
+  """Rows 0 .. num_rows - 1 of a split. Rows beyond are blank: padding alone."""
+
+  num_rows: int
+  truncated: int  # texts that are longer than their row and are cut
+
+  def read(self, rows: np.ndarray, draws: Draws) -> tuple[Rows, ...]:
+    """What the objective's `make` takes, for rows [R], int64: one side, or source and target.
+
+    draws: the same that `make` gets. A plan that draws (a random second segment) uses sites of its own.
+    """
+
+
+def stream_plan(side: Side, stride: int, lookahead: int, pad: int, packing: bool) -> Plan:
+  """Rows of `stride` tokens of the stream, each with the `lookahead` tokens that follow."""
+  return (PackedPlan if packing else DocumentPlan)(side, stride, lookahead, pad)
+
+
+class PackedPlan:
+  """The stream of documents, cut every `stride` tokens; documents continue in the next row."""
+
+  truncated = 0
+
+  def __init__(self, side: Side, stride: int, lookahead: int, pad: int):
+    self._side, self._stride, self._width, self._pad = side, stride, stride + lookahead, pad
+    self.num_rows = max(1, -(-(len(side.tokens) - lookahead) // stride)) if len(side.tokens) else 0
+
+  def read(self, rows: np.ndarray, draws: Draws) -> tuple[Rows, ...]:
+    starts = rows * self._stride
+    lengths = np.clip(len(self._side.tokens) - starts, 0, self._width) * (rows < self.num_rows)
+    return (_read_stream(self._side, starts, lengths, self._width, self._pad),)
+
+
+class DocumentPlan:
+  """Each document cut every `stride` tokens, one piece to a row."""
+
+  truncated = 0
+
+  def __init__(self, side: Side, stride: int, lookahead: int, pad: int):
+    self._side, self._stride, self._width, self._pad = side, stride, stride + lookahead, pad
+    sizes = np.diff(side.offsets)
+    pieces = np.where(sizes > 0, np.maximum(1, -(-(sizes - lookahead) // stride)), 0)
+    self._first_row = np.concatenate([[0], np.cumsum(pieces)])
+    self.num_rows = int(self._first_row[-1])
+
+  def read(self, rows: np.ndarray, draws: Draws) -> tuple[Rows, ...]:
+    real = np.minimum(rows, self.num_rows - 1)
+    document = np.searchsorted(self._first_row, real, side="right") - 1
+    starts = self._side.offsets[document] + (real - self._first_row[document]) * self._stride
+    lengths = np.minimum(self._side.offsets[document + 1] - starts, self._width) * (rows < self.num_rows)
+    return (_read_stream(self._side, starts, lengths, self._width, self._pad),)
+
+
+class WholePlan:
+  """Whole documents of one or two sides; packed: as many as fit, in their order.
+
+  Args:
+    split: the documents. Rows of one document each have its label.
+    keep: for each side, the tokens [documents] that are kept of its texts; the rest is cut, and counted.
+    widths: of the rows of each side.
+  """
+
+  def __init__(self, split: Split, keep: Sequence[np.ndarray], widths: Sequence[int], packing: bool, pad: int):
+    self._sides, self._widths, self._pad = split.sides, widths, pad
+    self._labels = None if packing else split.labels
+    self.truncated = int(
+      sum(np.sum(np.diff(side.offsets) > kept) for side, kept in zip(split.sides, keep, strict=True))
+    )
+    # the stream that there would be without what is cut
+    self._offsets = [np.concatenate([[0], np.cumsum(kept)]) for kept in keep]
+    self._first_document = self._fill(split.documents) if packing else np.arange(split.documents + 1)
+    self.num_rows = len(self._first_document) - 1
+
+  def _fill(self, documents: int) -> np.ndarray:
+    """The first document of each row, and the number of documents at the end."""
+    limits = [
+      np.searchsorted(offsets, offsets[:-1] + width, side="right") - 1
+      for offsets, width in zip(self._offsets, self._widths, strict=True)
+    ]
+    following = np.min(limits, axis=0).tolist()
+    first = [0]
+    while first[-1] < documents:
+      first.append(following[first[-1]])
+    return np.array(first)
+
+  def read(self, rows: np.ndarray, draws: Draws) -> tuple[Rows, ...]:
+    real = np.minimum(rows, self.num_rows - 1)
+    begin = self._first_document[real]
+    end = np.where(rows < self.num_rows, self._first_document[real + 1], begin)
+    labels = None if self._labels is None else np.where(rows < self.num_rows, self._labels[begin], np.int32(-1))
+    out = []
+    for side, offsets, width in zip(self._sides, self._offsets, self._widths, strict=True):
+      starts, lengths = offsets[begin], offsets[end] - offsets[begin]
+      segment_ids, positions = _segments(offsets, starts, lengths, width)
+      document = np.maximum(begin[:, None] + segment_ids - 1, 0)
+      tokens = _take(side, side.offsets[document] + positions)
+      tokens[segment_ids == 0] = self._pad
+      out.append(Rows(tokens, segment_ids, positions, begin, labels))
+    return tuple(out)
+
+
+def _read_stream(side: Side, starts: np.ndarray, lengths: np.ndarray, width: int, pad: int) -> Rows:
+  """Rows of consecutive tokens."""
+  segment_ids, positions = _segments(side.offsets, starts, lengths, width)
+  if lengths.min() == width:
+    tokens = np.lib.stride_tricks.sliding_window_view(side.tokens, width)[starts].astype(np.int32)
+  else:
+    tokens = _take(side, starts[:, None] + np.arange(width))
+    tokens[segment_ids == 0] = pad
+  return Rows(tokens, segment_ids, positions, np.searchsorted(side.offsets, starts, side="right") - 1)
+
+
+def _take(side: Side, index: np.ndarray) -> np.ndarray:
+  """The tokens at these places, int32; anything where a place is out of range."""
+  return side.tokens.take(index, mode="clip").astype(np.int32) if len(side.tokens) else np.zeros(index.shape, np.int32)
+
+
+def _segments(
+  offsets: np.ndarray, starts: np.ndarray, lengths: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Segment ids and positions [R, width] of the rows starts .. starts + lengths of a stream of documents.
+
+  Each row is a list of pieces: the documents that it meets, then its padding (perhaps empty).
+  """
+  first = np.searchsorted(offsets, starts, side="right")  # the first document that begins inside
+  pieces = np.maximum(np.searchsorted(offsets, starts + lengths, side="left") - first, 0) + 2
+  row = np.repeat(np.arange(len(starts)), pieces)
+  within = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+  boundary = offsets[np.minimum(first[row] + within - 1, len(offsets) - 1)]
+  begin = row * width + np.clip(boundary - starts[row], 0, lengths[row])
+  size = np.diff(begin, append=len(starts) * width)
+  padding = within == pieces[row] - 1
+  segment_ids = np.repeat(np.where(padding, 0, within + 1).astype(np.int32), size)
+  positions = np.arange(len(starts) * width, dtype=np.int32) - np.repeat(begin.astype(np.int32), size)
+  if lengths.min() < width:
+    positions *= segment_ids > 0
+  return segment_ids.reshape(-1, width), positions.reshape(-1, width)
