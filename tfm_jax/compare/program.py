@@ -8,10 +8,11 @@ import numpy as np
 
 from tfm_jax.data.prepare import objective_fields
 from tfm_jax.errors import UserError
+from tfm_jax.models.heads.table import HEADS
+from tfm_jax.models.model import labelled_fields
 from tfm_jax.objectives.objective import Field, Fields, Vocabulary
 from tfm_jax.training import program
 from tfm_jax.training.config import Config, resolve
-from tfm_jax.training.labelled import LABELLED, labelled_fields
 from tfm_jax.training.program import Program
 
 # Tokenizers whose size is that of their text, or fixed, rather than a key of the config.
@@ -36,8 +37,8 @@ def vocabulary_size(config: Config) -> int:
 
 def fields_of(config: Config) -> Fields:
   """The arrays of a batch, as the objective declares them, or as the head that learns from labels wants them."""
-  if config.model.head.name in LABELLED:
-    return labelled_fields(config.model, config.data.seq_len, vocabulary_size(config))
+  if HEADS[config.model.head.name].fields:
+    return labelled_fields(config.family, config.model, config.data.seq_len, vocabulary_size(config))
   vocabulary = Vocabulary(vocabulary_size(config), sentinel_ids=_SENTINELS)
   return objective_fields(config.objective, config.data, vocabulary)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig, param_axes
-from tfm_jax.models.heads import HEAD_PARAMETERS
+from tfm_jax.models.heads.head import of_head
 
 Index = tuple[slice, ...]
 Shapes = Mapping[str, tuple[int, ...]]  # of our parameters, by path
@@ -63,7 +63,7 @@ class Row(NamedTuple):
   @property
   def of_head(self) -> bool:
     """Whether the parameters belong to the head."""
-    return self.ours[0].split("/")[0] in HEAD_PARAMETERS
+    return of_head(self.ours[0])
 
   @property
   def of_vocabulary(self) -> bool:

@@ -37,7 +37,7 @@ class WindowConfig:
 class HeadConfig:
   """What is predicted from the last hidden states."""
 
-  name: str = "lm"  # a name in models.heads.HEADS
+  name: str = "lm"  # a name in models.heads.table.HEADS
   transform: bool = False  # a dense layer, activation and norm before the output layer
   classifier_transform: bool = False  # the same before classifiers
   activation: str = ""  # its activation; empty: that of the blocks

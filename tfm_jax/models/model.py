@@ -15,10 +15,12 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.batch import check_batch
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
 from tfm_jax.models.families.table import find_family
-from tfm_jax.models.heads import HEADS, Output, Outputs
+from tfm_jax.models.heads.head import Outputs
+from tfm_jax.models.heads.table import HEADS
+from tfm_jax.models.heads.terms import result
 from tfm_jax.models.layers import Sublayers
 from tfm_jax.models.towers import EncoderDecoder
-from tfm_jax.ops import losses
+from tfm_jax.objectives.objective import ROWS, Fields
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.sharding.placement import Placement
 
@@ -64,7 +66,9 @@ class Model:
 
   def init(self, key: Array) -> Params:
     """Fresh parameters; the same on every strategy, bit for bit."""
-    return self.module.init(key, find_family(self.family).module.example(self.config))["params"]
+    fields = find_family(self.family).module.inputs(self.config, 8, self.vocab_size)
+    batch = {name: jnp.zeros((1, *f.shape), f.dtype) for name, f in fields.items() if f.kind in ("ids", "pixels")}
+    return self.module.init(key, batch)["params"]
 
   def apply(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Outputs:
     """What the head predicts, as final hidden states with the last linear not applied: name -> `Output`. `noise`
@@ -85,18 +89,15 @@ class Model:
     tokens' classes, [B, T, 2] of an answer's start and end, [B, T] of replaced tokens. The head `pretraining` has
     `next_sentence` [B, 2] too; `none` has `hidden` [B, T, D], `pooled` has `hidden` and `pooled` [B, D].
     """
-
-    def finish(made: Output) -> Array:
-      if made.out is None:
-        return made.h.astype(jnp.float32)
-      y = losses.logits(made.h, made.out, made.classes, self.placement.platform)
-      return y[..., 0] if self.config.head.name == "replaced_token_detection" else y
-
-    return {name: finish(made) for name, made in self.apply(params, batch, noise).items()}
+    return {name: result(self.placement, made) for name, made in self.apply(params, batch, noise).items()}
 
   def logits(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Array:
     """`outputs(...)["logits"]`."""
     return self.outputs(params, batch, noise)["logits"]
+
+  def predict(self, params: Params, batch: Mapping[str, Array]) -> dict[str, Array]:
+    """What a person wants to know of each row, as the head declares it (`models.heads`): the class, the answer ..."""
+    return HEADS[self.config.head.name].predict(self.config, self.outputs(params, batch), batch)
 
   def shapes(self) -> Params:
     """The parameters as shapes, without making any."""
@@ -128,6 +129,13 @@ class Model:
 def _shapes(model: Model) -> Params:
   """Traced once a model: each start asks for them about ten times."""
   return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def labelled_fields(family: str, config: ModelConfig, length: int, vocab_size: int) -> Fields:
+  """The arrays of a batch for a head that declares its labels, in rows of so many tokens."""
+  head = HEADS[config.head.name]
+  labels = head.fields(config, length) if head.fields else {}
+  return {**find_family(family).module.inputs(config, length, vocab_size), **labels, "rows": ROWS}
 
 
 def admits(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from tfm_jax.models.config import ModelConfig
-from tfm_jax.models.heads import HEADS, Head, Outputs, Seen
+from tfm_jax.models.heads.head import Outputs, Seen
+from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.layers import EMBED, FINAL, STANDARD, STREAM, Context, Dense, Embed, Layer, Norm, Sublayers, stack
+from tfm_jax.objectives.objective import FLOAT, Field, Fields, token_fields
 from tfm_jax.ops.broadcast import spread
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.masks import attention_mask
@@ -91,9 +93,9 @@ class Network(Layer):
   sublayers: Sublayers = STANDARD
 
   @staticmethod
-  def example(c: ModelConfig) -> Batch:
-    """The least batch from which the parameters can be initialised."""
-    return {"inputs": jnp.zeros((1, 8), jnp.int32)}
+  def inputs(c: ModelConfig, length: int, vocab_size: int) -> Fields:
+    """What the model reads of a batch, in rows of so many tokens."""
+    return token_fields(length, vocab_size)
 
 
 class Single(Network):
@@ -112,7 +114,7 @@ class Single(Network):
     kind: Any = {"causal": self.causal, "depth": c.num_layers, "sublayers": self.sublayers}
     h_BTD = tower(c, st, x_BTD, segments, positions, noise, **kind)
     seen = Seen(self.vocab_size, table if c.tied else None, segments, batch.get("mlm_positions"))
-    return HEADS[c.head.name](c, st, h_BTD, seen)
+    return HEADS[c.head.name].apply(c, st, h_BTD, seen)
 
 
 class Vision(Network):
@@ -122,16 +124,17 @@ class Vision(Network):
   """
 
   @staticmethod
-  def example(c: ModelConfig) -> Batch:
+  def inputs(c: ModelConfig, length: int, vocab_size: int) -> Fields:
     """See `Network`."""
-    return {"images": jnp.zeros((1, c.image.height, c.image.width, c.image.channels))}
+    shape = (c.image.height, c.image.width, c.image.channels)
+    return {"images": Field(shape, FLOAT, "pixels", ("batch", None, None, None))}
 
   @nn.compact
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
     c, st = self.cfg, self.st
     x_BTD = Patches(c, st, name="embed")(batch["images"], noise)
     h_BTD = tower(c, st, x_BTD, None, None, noise, causal=False, depth=c.num_layers, sublayers=self.sublayers)
-    return HEADS[c.head.name](c, st, h_BTD, Seen(0))
+    return HEADS[c.head.name].apply(c, st, h_BTD, Seen(0))
 
 
 class Patches(Layer):
@@ -182,9 +185,9 @@ class EncoderDecoder(Network):
   """
 
   @staticmethod
-  def example(c: ModelConfig) -> Batch:
+  def inputs(c: ModelConfig, length: int, vocab_size: int) -> Fields:
     """See `Network`."""
-    return dict.fromkeys(("encoder_inputs", "decoder_inputs"), jnp.zeros((1, 8), jnp.int32))
+    return token_fields(length, vocab_size, "encoder_") | token_fields(length, vocab_size, "decoder_")
 
   @nn.compact
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
@@ -205,7 +208,7 @@ class EncoderDecoder(Network):
       "decoder", layers + 2, causal=True, depth=c.decoder_depth, first=depth + 1
     )
     h_BTD = decoder(x, segments_BT, positions, noise, (memory_BSD, segments_BS))
-    return {"logits": Head(c, st, self.vocab_size, name="head")(h_BTD, table if c.tied else None)}
+    return HEADS[c.head.name].apply(c, st, h_BTD, Seen(self.vocab_size, table if c.tied else None, segments_BT))
 
 
 def default_positions(positions_BT: Array | None, ids_BT: Array) -> Array:

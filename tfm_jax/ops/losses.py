@@ -1,5 +1,6 @@
-"""Cross-entropy over a vocabulary that never keeps float32 logits of the whole batch."""
+"""Named sums, and cross-entropy over a vocabulary that never keeps float32 logits of the whole batch."""
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +11,14 @@ from jax import Array
 from tfm_jax.ops.attention import MASKED
 from tfm_jax.ops.broadcast import to_rank
 from tfm_jax.ops.linear import einsum
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """What is added to the plain negative log-likelihood while training; evaluation is without it."""
+
+  label_smoothing: float = 0.0  # share of the target's mass that is spread over the vocabulary
+  z_loss: float = 0.0  # factor of log(Z)^2
 
 
 class Unembedding(NamedTuple):

@@ -23,15 +23,16 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.config import resolve as resolve_config
 from tfm_jax.models.families.table import find_family
+from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.init import INITS
 from tfm_jax.models.model import check_head, resolve_model
 from tfm_jax.objectives.objective import ObjectiveConfig, Vocabulary
 from tfm_jax.objectives.table import make_objective
+from tfm_jax.ops.losses import LossConfig
 from tfm_jax.ops.splash import LANES
 from tfm_jax.sharding.strategy import ShardingConfig, find_strategy
 from tfm_jax.text.tokenizers import TokenizerConfig
 from tfm_jax.training.checkpoint import CheckpointConfig
-from tfm_jax.training.loss import LossConfig
 from tfm_jax.training.moved import MOVED, translated
 from tfm_jax.training.optimizer import OptimizerConfig, find_optimizer, schedule
 
@@ -324,7 +325,7 @@ def resolve(config: Config) -> Config:
       f"train.microbatches={config.train.microbatches} does not divide train.batch_size={config.train.batch_size}"
     )
   wanted = find_family(config.family).objectives
-  if model.head.name in ("lm", "pretraining") and config.objective.name not in wanted:
+  if HEADS[model.head.name].learns_from_objective and config.objective.name not in wanted:
     raise UserError(
       f"objective.name={config.objective.name!r} does not fit family={config.family}: choose {' or '.join(wanted)}"
     )

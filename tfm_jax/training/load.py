@@ -9,7 +9,7 @@ import jax
 from etils import epath
 
 from tfm_jax.errors import UserError
-from tfm_jax.models.heads import HEAD_PARAMETERS
+from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.model import Model, Params
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers import Tokenizer, load_tokenizer
@@ -89,13 +89,13 @@ def initial_params(run: RunDirectory, model: Model, seed: int, frozen: Collectio
     if step is None:
       raise UserError(f"{run.path} has no checkpoint yet")
     wanted, stored = flat(abstract_params(model)), checkpoints.shapes(step, "params")
-    fresh = {p for p in wanted if _of_head(p) and (p not in stored or stored[p].shape != wanted[p].shape)}
+    fresh = {p for p in wanted if of_head(p) and (p not in stored or stored[p].shape != wanted[p].shape)}
     if fresh & set(frozen):
       raise UserError(
         f"optimizer.frozen keeps {', '.join(sorted(fresh & set(frozen)))}, which {run.path} does not have: it would "
         f"never be trained"
       )
-    left = {p for p in stored if _of_head(p) and (p not in wanted or p in fresh)}
+    left = {p for p in stored if of_head(p) and (p not in wanted or p in fresh)}
     asked = {p: leaf for p, leaf in wanted.items() if p not in fresh} | {p: stored[p] for p in left}
     log.info("parameters of %s, step %d", run.path, step)
     restored = flat(checkpoints.restore(step, {"params": nested(asked)})["params"])
@@ -111,7 +111,3 @@ def fresh_params(model: Model, seed: int, paths: Collection[str]) -> dict[str, j
   shardings = flat(model.shardings())
   pick = lambda key: {path: leaf for path, leaf in flat(model.init(key)).items() if path in paths}
   return jax.jit(pick, out_shardings={path: shardings[path] for path in paths})(jax.random.key(seed)) if paths else {}
-
-
-def _of_head(path: str) -> bool:
-  return path.split("/")[0] in HEAD_PARAMETERS

@@ -10,6 +10,8 @@ from etils import epath
 from tfm_jax.data.dataset import batches, unigram_entropy
 from tfm_jax.data.prepare import prepare
 from tfm_jax.errors import UserError
+from tfm_jax.models.families.table import find_family
+from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model
 from tfm_jax.ops.losses import LossTerms, total
 from tfm_jax.training import samples
@@ -28,8 +30,9 @@ class Pretraining:
   """
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
-    if config.model.head.name not in ("lm", "pretraining") or config.model.image.patch:
-      remedy = "" if config.model.image.patch else ": set head.name=lm (its output layer starts afresh)"
+    if not HEADS[config.model.head.name].learns_from_objective:
+      able = "lm" in find_family(config.family).heads
+      remedy = ": set head.name=lm (its output layer starts afresh)" if able else ""
       raise UserError(f"head.name={config.model.head.name} has nothing to learn from unlabelled text{remedy}")
     prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer)
     self._config = config

@@ -1,0 +1,48 @@
+"""Where in a row the answer to a question starts and ends (Rajpurkar et al. 2016)."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.heads.head import Arrays, Batch, Head, Outputs, Seen
+from tfm_jax.models.heads.parts import classify
+from tfm_jax.models.heads.terms import result, weighted_terms
+from tfm_jax.objectives.objective import FLOAT, INT, Field, Fields
+from tfm_jax.ops.losses import LossConfig, LossTerms
+from tfm_jax.sharding.placement import Placement
+
+
+def apply(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
+  """Whether the answer starts, and whether it ends, at each token."""
+  return {"logits": classify(c, st, h_BTD, 2)}
+
+
+def loss(c: ModelConfig, st: Placement, made: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
+  """Mean of the cross-entropies of start and end over all places of a row, padding too (as everybody trains it)."""
+  log_p = jax.nn.log_softmax(result(st, made["logits"]), axis=1)  # [B, T, 2]
+  hit = jnp.arange(log_p.shape[1])[None, :, None] == batch["targets"][:, None, :]
+  nll = -jnp.where(hit, log_p, 0.0).sum(1).mean(1)
+  return weighted_terms(nll, (log_p.argmax(1) == batch["targets"]).all(1), batch["weights"])
+
+
+def fields(c: ModelConfig, length: int) -> Fields:
+  """The places of start and end."""
+  targets = Field((2,), INT, "labels", ("batch", None), length)
+  return {"targets": targets, "weights": Field((), FLOAT, "weights", ("batch",))}
+
+
+def predict(c: ModelConfig, made: Arrays, batch: Batch) -> dict[str, Array]:
+  """The likeliest span outside the padding that does not end before it starts, and its share of all probability."""
+  y = made["logits"]
+  if "segment_ids" in batch:
+    y = jnp.where(batch["segment_ids"][:, :, None] != 0, y, -1e30)
+  log_p = jax.nn.log_softmax(y, axis=1)
+  spans_BTT = log_p[:, :, None, 0] + log_p[:, None, :, 1]  # start, end
+  T = y.shape[1]
+  ordered = jnp.where(jnp.triu(jnp.ones((T, T), bool)), spans_BTT, -jnp.inf).reshape(-1, T * T)
+  best = ordered.argmax(-1)
+  return {"start": best // T, "end": best % T, "probability": jnp.exp(ordered.max(-1))}
+
+
+QUESTION_ANSWERING = Head(apply, predict, loss, fields)

@@ -1,0 +1,19 @@
+"""The heads by name."""
+
+from tfm_jax.models.heads.answers import QUESTION_ANSWERING
+from tfm_jax.models.heads.features import NONE, POOLED
+from tfm_jax.models.heads.head import Head
+from tfm_jax.models.heads.language import LM, PRETRAINING
+from tfm_jax.models.heads.rows import SEQUENCE_CLASSIFICATION
+from tfm_jax.models.heads.tokens import REPLACED_TOKEN_DETECTION, TOKEN_CLASSIFICATION
+
+HEADS: dict[str, Head] = {
+  "lm": LM,
+  "pretraining": PRETRAINING,
+  "none": NONE,
+  "pooled": POOLED,
+  "sequence_classification": SEQUENCE_CLASSIFICATION,
+  "token_classification": TOKEN_CLASSIFICATION,
+  "question_answering": QUESTION_ANSWERING,
+  "replaced_token_detection": REPLACED_TOKEN_DETECTION,
+}

@@ -1,0 +1,57 @@
+"""Losses that several heads share."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from tfm_jax.models.heads.head import Output
+from tfm_jax.ops import losses
+from tfm_jax.ops.losses import LossConfig, LossTerms, cross_entropy, one_term
+from tfm_jax.sharding.placement import Placement
+
+# Float32 logits of one tile on one device. Larger tiles gain nothing.
+_TILE_BYTES = 256 * 2**20
+
+
+def class_terms(
+  st: Placement,
+  name: str,
+  output: Output,
+  targets: Array,
+  weights: Array,
+  extras: LossConfig,
+  accuracy: str = "accuracy",
+) -> LossTerms:
+  """Cross-entropy of tokens, or of classes of tokens or rows, as a loss of that name."""
+  h, weight = output.h, weights.sum()
+  if h.ndim == 2:  # rows: one position each
+    h, targets, weights = h[:, None], targets[:, None], weights[:, None]
+  assert output.out is not None
+  objective, nll, correct = cross_entropy(
+    h, output.out, targets, weights,
+    vocab_size=output.classes,
+    label_smoothing=extras.label_smoothing,
+    z_loss=extras.z_loss,
+    tiles=_tiles(st, output.classes, *targets.shape),
+    platform=st.platform,
+  )  # fmt: skip
+  return one_term(name, objective, nll, correct, weight, accuracy)
+
+
+def weighted_terms(nll: Array, correct: Array, weights: Array) -> LossTerms:
+  """The terms of the loss `labels` from its values."""
+  total = (weights * nll).sum()
+  return one_term("labels", total, total, (weights * correct.astype(jnp.float32)).sum(), weights.sum())
+
+
+def result(st: Placement, output: Output) -> Array:
+  """What is predicted, float32: logits, or the hidden states where there is no last linear."""
+  if output.out is None:
+    return output.h.astype(jnp.float32)
+  y = losses.logits(output.h, output.out, output.classes, st.platform)
+  return y[..., 0] if output.squeezed else y
+
+
+def _tiles(st: Placement, width: int, batch: int, length: int) -> int:
+  """The fewest tiles, a divisor of the length, of which one fits `_TILE_BYTES` on a device."""
+  total = 4 * batch * length * width // (st.batch_shards * st.mesh.shape["model"])
+  return next(n for n in range(1, length + 1) if length % n == 0 and (total <= n * _TILE_BYTES or n == length))

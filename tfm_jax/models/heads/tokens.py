@@ -1,0 +1,60 @@
+"""A class of each token, and whether each token was replaced."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.heads.head import Arrays, Batch, Head, Outputs, Seen
+from tfm_jax.models.heads.parts import Classifier, classify
+from tfm_jax.models.heads.terms import class_terms, result, weighted_terms
+from tfm_jax.models.layers import Dense
+from tfm_jax.objectives.objective import Fields, along_row
+from tfm_jax.ops.losses import LossConfig, LossTerms
+from tfm_jax.sharding.placement import Placement
+
+
+def apply_classes(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
+  """Classes of each token."""
+  return {"logits": classify(c, st, h_BTD, c.head.num_labels)}
+
+
+def loss_classes(c: ModelConfig, st: Placement, made: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
+  """Cross-entropy of the classes."""
+  return class_terms(st, "labels", made["logits"], batch["targets"], batch["weights"], extras)
+
+
+def fields_classes(c: ModelConfig, length: int) -> Fields:
+  """One class per token."""
+  return {"targets": along_row(length, "labels", c.head.num_labels), "weights": along_row(length, "weights")}
+
+
+def predict_classes(c: ModelConfig, made: Arrays, batch: Batch) -> dict[str, Array]:
+  """Each token's class [B, T], and the probabilities of all classes [B, T, C]."""
+  return {"classes": made["logits"].argmax(-1), "probabilities": jax.nn.softmax(made["logits"])}
+
+
+def apply_replaced(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
+  """Whether each token was replaced (Clark et al. 2020)."""
+  h_BTD = Dense(c, st, c.embed_dim, c.activation, name="dense")(h_BTD)
+  return {"logits": Classifier(c, st, 1, name="classifier")(h_BTD)._replace(squeezed=True)}
+
+
+def loss_replaced(c: ModelConfig, st: Placement, made: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
+  """Binary cross-entropy of each token."""
+  y, target = result(st, made["logits"]), batch["targets"] > 0
+  return weighted_terms(jnp.logaddexp(0.0, jnp.where(target, -y, y)), (y > 0) == target, batch["weights"])
+
+
+def fields_replaced(c: ModelConfig, length: int) -> Fields:
+  """1 for each token that was replaced."""
+  return {"targets": along_row(length, "labels", 2), "weights": along_row(length, "weights")}
+
+
+def predict_replaced(c: ModelConfig, made: Arrays, batch: Batch) -> dict[str, Array]:
+  """Whether each token was replaced [B, T], and how probably."""
+  return {"replaced": made["logits"] > 0, "probabilities": jax.nn.sigmoid(made["logits"])}
+
+
+TOKEN_CLASSIFICATION = Head(apply_classes, predict_classes, loss_classes, fields_classes)
+REPLACED_TOKEN_DETECTION = Head(apply_replaced, predict_replaced, loss_replaced, fields_replaced)
