@@ -21,6 +21,7 @@ FLAGS = ("config", "workdir", "coordinator", "processes", "process")
 def main(flags: Flags) -> None:
   """Looks up what the flags say and hands it to `fit`."""
   # Late, so that --help and mistakes in the flags need not wait for JAX.
+  from tfm_jax.tasks.table import find_task
   from tfm_jax.training.agreement import together
   from tfm_jax.training.config import load
   from tfm_jax.training.loop import fit
@@ -32,7 +33,8 @@ def main(flags: Flags) -> None:
   join(*(flags.values.get(name, "") for name in ("coordinator", "processes", "process")))
   with together():
     config = load(path, flags.overrides)
-  fit(config, workdir)
+    task = find_task(config.task.name)
+  fit(config, workdir, task)
 
 
 if __name__ == "__main__":

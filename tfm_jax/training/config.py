@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 from ml_collections import config_dict
 
-from tfm_jax.data.config import DataConfig
+from tfm_jax.data.config import DataConfig, TaskConfig
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.config import resolve as resolve_config
@@ -73,6 +73,7 @@ class Config:
   eval: EvalConfig = EvalConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   sharding: ShardingConfig = ShardingConfig()
+  task: TaskConfig = TaskConfig()
 
 
 # What may differ when a run is resumed; a section's name stands for all of its keys.

@@ -1,14 +1,12 @@
 """Pre-training: the task of a run that names no other."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from tfm_jax.data.dataset import batches, unigram_entropy
-from tfm_jax.data.prepare import prepare
+from tfm_jax.data.dataset import unigram_entropy
 from tfm_jax.errors import UserError
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.table import HEADS
@@ -16,12 +14,11 @@ from tfm_jax.models.model import Model
 from tfm_jax.ops.losses import LossTerms, total
 from tfm_jax.training import samples
 from tfm_jax.training.config import Config
-from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.run_directory import RunDirectory
-from tfm_jax.training.task import Batch, EvalStream
+from tfm_jax.training.text_task import TextTask
 
 
-class Pretraining:
+class Pretraining(TextTask):
   """A `Task` over the corpus, tokenizer and objective of a configuration.
 
   Args:
@@ -34,36 +31,13 @@ class Pretraining:
       able = "lm" in find_family(config.family).heads
       remedy = ": set head.name=lm (its output layer starts afresh)" if able else ""
       raise UserError(f"head.name={config.model.head.name} has nothing to learn from unlabelled text{remedy}")
-    prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer)
-    self._config = config
-    self._train = prepared.train(config.train.batch_size)
-    self._eval = prepared.evaluation(config.train.batch_size)
-    self.tokenizer = prepared.tokenizer
-    self.fields = self._train.fields
-    self.fingerprints = prepared.fingerprints
+    super().__init__(config, stored_tokenizer)
     self._unigram = unigram_entropy(self._eval, config.eval.batches) if self._eval else math.nan
 
   @classmethod
   def configure(cls, config: Config) -> Config:
     """See `Task`."""
     return config
-
-  def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
-    """See `Task`."""
-    return batches(self._train, start, stop, rows, self._config.data.prefetch)
-
-  @property
-  def eval_streams(self) -> dict[str, EvalStream]:
-    """See `Task`."""
-    held_out = self._eval
-    if held_out is None:
-      return {}
-    steps = range(held_out.num_batches(self._config.eval.batches))
-    return {"eval": lambda rows: (held_out.batch(step, rows) for step in steps)}
-
-  def loss(self, model: Model) -> LossFunction:
-    """See `Task`."""
-    return make_loss(model, self._config.loss)
 
   def eval_metrics(self, split: str, totals: LossTerms) -> dict[str, float]:
     """Perplexity, the entropy of the targets' unigram distribution in nats, and bits per byte of text where each token

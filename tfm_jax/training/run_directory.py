@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,6 +44,7 @@ class RunDirectory:
     self.tokenizer = self.path / "tokenizer"
     self.tensorboard = self.path / "tensorboard"
     self.checkpoints = self.path / "checkpoints"
+    self.predictions = self.path / "predictions.jsonl"
     self._config = self.path / "config.json"
     self._starts = self.path / "run.json"
     self._metrics = self.path / "metrics.jsonl"
@@ -189,6 +190,11 @@ class RunDirectory:
     """Adds one entry to run.json: the circumstances of this start."""
     if self.writes:
       self._write_json(self._starts, [*self.starts(), dict(entry)])
+
+  def write_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes what the model predicts of the held-out rows, one object per line, atomically."""
+    if self.writes:
+      self._replace(self.predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
   def starts(self) -> list[dict[str, Any]]:
     """The entries of run.json, oldest first; empty before the first start."""

@@ -1,0 +1,29 @@
+r"""Sentiment of film reviews (SST-2): a small Transformer from scratch, on phrases with the labels 0 and 1.
+
+  python train.py --config=configs/sst2.py
+  python train.py --config=configs/sst2.py --workdir=runs/mine \
+    --config.data.path=train.tsv --config.data.eval_path=dev.tsv
+
+The files are tables with tabs between the columns; the classes are found in the training file. With TFM_DATA_DIR set,
+GLUE's files are found below it. The run directory gets `predictions.jsonl`. Measured: not yet run to the end.
+"""
+
+import os
+
+from configs import base
+
+
+def get_config():
+  c = base.get_config()
+  c.family, c.task.name = "bert", "sequence_classification"
+  c.model.update({"num_layers": 2, "embed_dim": 128, "num_heads": 4, "mlp_dim": 512, "positions": "rotary"})
+  c.model.update({"norm_order": "pre", "embed_norm": False})
+  c.head.update({"pooling": "mean", "pooler": "none"})
+  c.tokenizer.vocab_size = 8000
+  folder = os.path.join(os.environ.get("TFM_DATA_DIR", "."), "sst2")
+  c.data.update({"path": os.path.join(folder, "train.tsv.gz"), "eval_path": os.path.join(folder, "dev.tsv.gz")})
+  c.data.seq_len = 64
+  c.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100, "weight_decay": 0.1, "beta2": 0.98})
+  c.train.update({"batch_size": 64, "steps": 3000, "log_every": 100})
+  c.eval.update({"every": 500, "batches": 0})
+  return c.lock()

@@ -1,0 +1,1 @@
+"""Tasks beside pre-training: what is learned from labelled data, one file a task."""
