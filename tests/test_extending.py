@@ -34,7 +34,7 @@ def config_of(steps: int) -> Config:
     "family": "vit",
     "model": {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "dtype": "float32", "init": "xavier"},
     "head": {"pooling": "mean"},
-    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 10},
+    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 10, "schedule": "constant"},
     "train": {"steps": steps, "batch_size": 16, "log_every": 10},
     "eval": {"every": 50},
     "checkpoint": {"every": 50},
