@@ -23,6 +23,7 @@ from tfm_jax.training.config import (
   load,
   parse_value,
   resolve,
+  sections,
   to_dict,
 )
 from tfm_jax.training.moved import MOVED
@@ -70,7 +71,7 @@ def test_every_key_has_a_default_a_known_type_and_a_comment():
   for name, field in {field.name: field for field in dataclasses.fields(Config)}.items():
     assert field.default is not dataclasses.MISSING, name
   assert set(all_keys().values()) <= {int, float, str, bool}
-  for owner in (Config, *(type(value) for value in vars(Config()).values() if dataclasses.is_dataclass(value))):
+  for owner in sections().values():
     source = inspect.getsource(owner)
     for name in (field.name for field in dataclasses.fields(owner) if not dataclasses.is_dataclass(field.default)):
       assert re.search(rf"^  {name}: [^#]*  # \S", source, re.MULTILINE), f"{owner.__name__}.{name}"
@@ -111,8 +112,8 @@ def test_the_keys_that_others_rely_on():
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_loads_and_resolves(path):
   config = resolve(load(str(path)))
-  sections = [section for section in to_dict(config).values() if isinstance(section, dict)]
-  assert not any(None in section.values() for section in sections)
+  values = [section for section in to_dict(config).values() if isinstance(section, dict)]
+  assert not any(None in section.values() for section in values)
   assert resolve(config) == config
 
 

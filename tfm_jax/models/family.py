@@ -6,10 +6,7 @@ from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.layers import Attention, Layer, Mlp
 from tfm_jax.models.towers import Network
 
-ENCODER_HEADS = (
-  "lm", "pretraining", "sequence_classification", "token_classification", "question_answering",
-  "replaced_token_detection", "pooled", "none",
-)  # fmt: skip
+EVERY_HEAD: tuple[str, ...] = ()
 DECODER_HEADS = ("lm", "none")
 
 
@@ -20,7 +17,7 @@ class Family:
   Attributes:
     module: the shape of the network.
     preset: the configuration from which experiments say what differs.
-    heads: names in `models.heads.table.HEADS` that make sense on it.
+    heads: names in `models.heads.table.HEADS` that make sense on it; empty: all.
     objectives: names in `objectives.table.OBJECTIVES` that it is pre-trained on; the first is what an import notes.
     causal: each token sees only those before it.
     attention: the class that `Block` uses for attention, called as `layers.Attention` is.

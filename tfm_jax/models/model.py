@@ -34,9 +34,14 @@ def resolve_model(family: str, changes: Mapping[str, Any] | None = None) -> Mode
   return config
 
 
+def heads_of(family: str) -> tuple[str, ...]:
+  """The names of the heads that a family has."""
+  return find_family(family).heads or tuple(HEADS)
+
+
 def check_head(family: str, config: ModelConfig) -> None:
   """Raises UserError for a head that does not exist, or not for this family."""
-  name, heads = config.head.name, find_family(family).heads
+  name, heads = config.head.name, heads_of(family)
   if name not in HEADS:
     raise UserError(f"head.name={name!r} is not one of {', '.join(HEADS)}")
   if name not in heads:

@@ -5,31 +5,18 @@ from typing import Any
 
 from tfm_jax.models.config import BIASES
 
-# Old key -> new key.
-MOVED = {
-  "model.rotary_base": "rotary.base",
-  "model.local_rotary_base": "rotary.local_base",
-  "model.rotary_factor": "rotary.factor",
-  "model.rotary_original": "rotary.original",
-  "model.rotary_low": "rotary.low",
-  "model.rotary_high": "rotary.high",
-  "model.window": "window.size",
-  "model.global_every": "window.global_every",
-  "model.head": "head.name",
-  "model.head_transform": "head.transform",
-  "model.classifier_transform": "head.classifier_transform",
-  "model.head_activation": "head.activation",
-  "model.head_bias": "head.bias",
-  "model.pooler": "head.pooler",
-  "model.pooling": "head.pooling",
-  "model.num_labels": "head.num_labels",
-  "model.labels": "head.labels",
-  "model.image_height": "image.height",
-  "model.image_width": "image.width",
-  "model.image_channels": "image.channels",
-  "model.patch_size": "image.patch",
-  **{f"model.{part}_bias": "model.bias" for part in BIASES},
-}
+# Old key of `model` -> new key.
+_SECTIONS = {
+  "rotary_base": "rotary.base", "local_rotary_base": "rotary.local_base", "rotary_factor": "rotary.factor",
+  "rotary_original": "rotary.original", "rotary_low": "rotary.low", "rotary_high": "rotary.high",
+  "window": "window.size", "global_every": "window.global_every", "head": "head.name",
+  "head_transform": "head.transform", "classifier_transform": "head.classifier_transform",
+  "head_activation": "head.activation", "head_bias": "head.bias", "pooler": "head.pooler", "pooling": "head.pooling",
+  "num_labels": "head.num_labels", "labels": "head.labels", "image_height": "image.height",
+  "image_width": "image.width", "image_channels": "image.channels", "patch_size": "image.patch",
+}  # fmt: skip
+_BIASES = {f"{part}_bias": "model.bias" for part in BIASES}
+MOVED = {f"model.{old}": new for old, new in (_SECTIONS | _BIASES).items()}
 
 
 def translated(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,9 +31,8 @@ def translated(stored: Mapping[str, Any]) -> dict[str, Any]:
     model["bias"] = ",".join(parts) or "none"
   if isinstance(model.get("scale_output"), bool):
     model["scale_output"] = "always" if model["scale_output"] else "never"
-  for old, new in MOVED.items():
-    name = old.removeprefix("model.")
-    if name in model:
+  for old, new in _SECTIONS.items():
+    if old in model:
       section, _, key = new.partition(".")
-      sections.setdefault(section, {})[key] = model.pop(name)
+      sections.setdefault(section, {})[key] = model.pop(old)
   return sections

@@ -8,9 +8,8 @@ from etils import epath
 
 from tfm_jax.data.dataset import unigram_entropy
 from tfm_jax.errors import UserError
-from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.model import Model
+from tfm_jax.models.model import Model, heads_of
 from tfm_jax.ops.losses import LossTerms, total
 from tfm_jax.training import samples
 from tfm_jax.training.config import Config
@@ -28,7 +27,7 @@ class Pretraining(TextTask):
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     if not HEADS[config.model.head.name].learns_from_objective:
-      able = "lm" in find_family(config.family).heads
+      able = "lm" in heads_of(config.family)
       remedy = ": set head.name=lm (its output layer starts afresh)" if able else ""
       raise UserError(f"head.name={config.model.head.name} has nothing to learn from unlabelled text{remedy}")
     super().__init__(config, stored_tokenizer)

@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2018): a bidirectional post-norm encoder, only masked positions go through its head."""
 
 from tfm_jax.models.config import HeadConfig, ModelConfig
-from tfm_jax.models.family import ENCODER_HEADS, Family
+from tfm_jax.models.family import EVERY_HEAD, Family
 from tfm_jax.models.towers import Single
 
 FAMILY = Family(
@@ -10,6 +10,6 @@ FAMILY = Family(
     max_positions=512, dropout=0.1, attention_dropout=0.1, norm_order="post", norm_epsilon=1e-12, token_types=2,
     embed_norm=True, head=HeadConfig(transform=True, bias=True, pooler="tanh"),
   ),
-  heads=ENCODER_HEADS,
+  heads=EVERY_HEAD,
   objectives=("mlm",),
 )  # fmt: skip

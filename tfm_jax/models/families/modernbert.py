@@ -1,7 +1,7 @@
 """ModernBERT (Warner et al. 2024): a pre-norm encoder, rotary, with a GEGLU, and a window in two layers of three."""
 
 from tfm_jax.models.config import HeadConfig, ModelConfig, RotaryConfig, WindowConfig
-from tfm_jax.models.family import ENCODER_HEADS, Family
+from tfm_jax.models.family import EVERY_HEAD, Family
 from tfm_jax.models.towers import Single
 
 FAMILY = Family(
@@ -11,6 +11,6 @@ FAMILY = Family(
     rotary=RotaryConfig(base=160_000.0, local_base=10_000.0), window=WindowConfig(size=64, global_every=3),
     head=HeadConfig(transform=True, bias=True, classifier_transform=True),
   ),
-  heads=ENCODER_HEADS,
+  heads=EVERY_HEAD,
   objectives=("mlm",),
 )  # fmt: skip

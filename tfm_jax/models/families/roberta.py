@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al. 2019): BERT without token types; its positions start behind two rows kept for padding."""
 
 from tfm_jax.models.config import HeadConfig, ModelConfig
-from tfm_jax.models.family import ENCODER_HEADS, Family
+from tfm_jax.models.family import EVERY_HEAD, Family
 from tfm_jax.models.towers import Single
 
 FAMILY = Family(
@@ -10,6 +10,6 @@ FAMILY = Family(
     max_positions=514, position_offset=2, dropout=0.1, attention_dropout=0.1, norm_order="post", token_types=1,
     embed_norm=True, head=HeadConfig(transform=True, activation="gelu", bias=True, pooler="tanh"),
   ),
-  heads=ENCODER_HEADS,
+  heads=EVERY_HEAD,
   objectives=("mlm",),
 )  # fmt: skip
