@@ -115,7 +115,7 @@ def logits_and_gradient(model, params, batch):
   real = (batch["segment_ids"] > 0)[:, :, None]
 
   def total(params):
-    y = jnp.where(real, model.logits(params, batch)[..., :VOCAB], 0)
+    y = jnp.where(real, model.logits(params, batch), 0)
     return (y * normal((1, 1, VOCAB), 7)).sum() / real.sum(), y
 
   (_, logits), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)

@@ -90,9 +90,10 @@ class Model:
   def outputs(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> dict[str, Array]:
     """What the head predicts, float32: name -> array.
 
-    `logits`: [B, T or P, V] of tokens (ids that only pad the vocabulary at -1e30), [B, C] of rows, [B, T, C] of
-    tokens' classes, [B, T, 2] of an answer's start and end, [B, T] of replaced tokens. The head `pretraining` has
-    `next_sentence` [B, 2] too; `none` has `hidden` [B, T, D], `pooled` has `hidden` and `pooled` [B, D].
+    `logits`: [B, T or P, V] of tokens (V is `vocab_size`: rows that only pad the vocabulary are cut off), [B, C] of
+    rows, [B, T, C] of tokens' classes, [B, T, 2] of an answer's start and end, [B, T] of replaced tokens. The head
+    `pretraining` has `next_sentence` [B, 2] too; `none` has `hidden` [B, T, D], `pooled` has `hidden` and `pooled`
+    [B, D].
     """
     return {name: result(self.placement, made) for name, made in self.apply(params, batch, noise).items()}
 

@@ -47,7 +47,7 @@ def result(st: Placement, output: Output) -> Array:
   """What is predicted, float32: logits, or the hidden states where there is no last linear."""
   if output.out is None:
     return output.h.astype(jnp.float32)
-  y = losses.logits(output.h, output.out, output.classes, st.platform)
+  y = losses.logits(output.h, output.out, output.classes, st.platform)[..., : output.classes]
   return y[..., 0] if output.squeezed else y
 
 
