@@ -90,7 +90,6 @@ def test_parallel_files_of_different_length(experiment, tmp_path):
 
 
 def test_impossible_vocabulary(experiment, tmp_path):
-  refused(experiment, tmp_path, "tokenizer.vocab_size", tokenizer__kind="sentencepiece", tokenizer__vocab_size=30_000)
   refused(experiment, tmp_path, "tokenizer.vocab_size", tokenizer__kind="sentencepiece", tokenizer__vocab_size=100)
 
 

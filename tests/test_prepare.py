@@ -21,6 +21,7 @@ from tfm_jax.objectives.plan import Split
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.text.corpora import Corpus
 from tfm_jax.text.tokenizers import TokenizerConfig, train_tokenizer
+from tfm_jax.training.config import load
 
 # ---- the token file
 
@@ -172,6 +173,33 @@ def test_the_second_time_all_comes_from_the_cache(text_file, monkeypatch):
   second = prepare_text(text_file, seq_len=64)  # another plan over the same file
   assert second.fingerprints == first.fingerprints
   assert second.counts == first.counts
+
+
+@pytest.mark.parametrize("recipe", ["t5_small", "gpt2_small", "transformer_base", "bert_base"])
+def test_recipes_prepare_a_small_text(recipe, tmp_path, monkeypatch, caplog):
+  """With the vocabulary that the text gives; the first start says so, and each later one."""
+  draw = np.random.default_rng(0)
+  words = ["".join(draw.choice(list("abcdefgh"), 5)) for _ in range(300)]
+  text = tmp_path / "small.txt"
+  text.write_text("\n\n".join(" ".join(draw.choice(words, 20)) + "." for _ in range(100)))
+  config = load(f"configs/{recipe}.py", {"data.source": "text", "data.path": str(text)})
+  sizes, prints = set(), set()
+  for cache in ("one", "one", "two"):
+    monkeypatch.setenv("TFM_CACHE_DIR", str(tmp_path / cache))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+      prepared = prepare(config.data, config.tokenizer, config.objective, 0)
+    size = prepared.tokenizer.vocab_size
+    said = [r.getMessage() for r in caplog.records if "tokenizer.vocab_size" in r.getMessage()]
+    assert said == [
+      f"tokenizer.vocab_size={config.tokenizer.vocab_size}: this text has pieces for {size} only, and so many ids the "
+      "vocabulary has"
+    ]
+    sizes.add((prepared.vocabulary.size, size))
+    prints.add(tuple(sorted(prepared.fingerprints.items())))
+    prepared.train(4).batch(0)
+  assert len(sizes) == len(prints) == 1
+  assert 500 < size < 5000 and sizes == {(size, size)}
 
 
 def test_a_stored_tokenizer_stands(text_file, tmp_path):

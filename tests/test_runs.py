@@ -11,8 +11,10 @@ import pytest
 from launching import EXACT, assert_same_state, exact_rows, quick_fit, rows, state, tiny, write_experiment, write_text
 
 from tfm_jax.errors import UserError
+from tfm_jax.models.config import pad_vocab
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.text.tokenizers import load_tokenizer
+from tfm_jax.training.build import build_model
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import from_dict, resolve
 from tfm_jax.training.load import load_run
@@ -129,7 +131,7 @@ def test_the_first_loss_is_that_of_the_first_batch(experiment, tmp_path):
   data = prepare(config.data, config.tokenizer, config.objective, config.seed).train(config.train.batch_size)
   for step in (0, 1):
     batch = data.batch(step)
-    logits = np.asarray(run.model.logits(run.params, batch), np.float64)[..., : run.tokenizer.vocab_size]
+    logits = np.asarray(run.model.logits(run.params, batch), np.float64)
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     nll = -np.take_along_axis(logp, batch["targets"][..., None], -1)[..., 0]
     wanted = (nll * batch["weights"]).sum() / batch["weights"].sum()
@@ -148,6 +150,26 @@ def test_bits_per_byte_only_where_each_token_is_predicted_once(experiment, famil
 def test_nothing_held_out(experiment, tmp_path):
   assert quick_fit(tiny(experiment, train__steps=1, data__eval_fraction=0.0), tmp_path / "run") == {}
   assert {row["split"] for row in rows(tmp_path / "run")} == {"train"}
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece", "gpt2", "char"])
+def test_a_vocabulary_that_the_text_cannot_fill(kind, experiment, tmp_path, monkeypatch):
+  """The model has rows for what was trained, and the run goes on from its own tokenizer, on any machine."""
+  config = tiny(experiment, tokenizer__kind=kind, tokenizer__vocab_size=30_000, train__steps=1, eval__every=0)
+  quick_fit(config, tmp_path / "run")
+  run = load_run(tmp_path / "run")
+  size = run.tokenizer.vocab_size
+  assert run.model.vocab_size == size < 600
+  assert run.params["embed"]["token"].shape[0] == pad_vocab(size)
+  (start,) = json.loads((tmp_path / "run" / "run.json").read_text())
+  assert start["parameters"] == run.model.parameter_count() == build_model(resolve(config), size).parameter_count()
+  monkeypatch.setenv("TFM_CACHE_DIR", str(tmp_path / "another cache"))
+  quick_fit(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2)), tmp_path / "run")
+  assert int(state(tmp_path / "run")["step"]) == 2
+  starts = json.loads((tmp_path / "run" / "run.json").read_text())
+  assert starts[0]["fingerprints"] == starts[1]["fingerprints"]
+  quick_fit(config, tmp_path / "other run")  # and a run of its own has the same, trained anew
+  assert json.loads((tmp_path / "other run" / "run.json").read_text())[0]["fingerprints"] == start["fingerprints"]
 
 
 def test_a_trace_is_written(experiment, tmp_path):
@@ -185,7 +207,7 @@ def test_load_run(finished, strategy):
   assert run.tokenizer.decode(run.tokenizer.encode(text)) == text
   ids = np.resize(run.tokenizer.encode(text), (8, 16))
   logits = run.model.logits(run.params, {"inputs": ids})
-  assert logits.shape[:2] == (8, 16) and np.isfinite(logits).all()
+  assert logits.shape == (8, 16, run.tokenizer.vocab_size) and np.isfinite(logits).all()
 
 
 def test_load_run_at_a_step(finished):

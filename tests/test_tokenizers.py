@@ -190,16 +190,32 @@ def _limit(texts: list[str], words: re.Pattern[str]) -> int:
 
 
 @pytest.mark.parametrize("algorithm", subwords.ALGORITHMS)
-def test_impossible_sizes_name_the_possible_ones(algorithm):
+def test_a_small_text_gives_the_vocabulary_that_it_has(algorithm):
   def train(size: int, sentinels: int = 7):
     return train_tokenizer(TokenizerConfig(algorithm=algorithm, vocab_size=size, sentinels=sentinels), TEXTS)
 
-  with pytest.raises(UserError, match=r"tokenizer\.vocab_size=9000.* (\d+) at most") as high:
-    train(9_000)
-  limit = int(str(high.value).split(" at most")[0].split()[-1])
-  assert train(limit).vocab_size == limit
-  with pytest.raises(UserError, match="at most"):
-    train(limit + 1)
+  largest = train(9_000)
+  assert 300 < largest.vocab_size < 900
+  assert largest.sentinel_ids.tolist() == [largest.vocab_size - 1 - n for n in range(7)]
+  assert largest.decode(largest.encode(TEXTS[1])) == TEXTS[1]
+  assert largest.fingerprint == train(9_000).fingerprint == train(30_000).fingerprint
+  assert train(largest.vocab_size).vocab_size == largest.vocab_size == train(largest.vocab_size + 1).vocab_size
+  assert train(largest.vocab_size - 1).vocab_size == largest.vocab_size - 1
+
+
+@pytest.mark.parametrize("algorithm", subwords.ALGORITHMS)
+@pytest.mark.parametrize("text", ["a", "a b", "北京", "!!!", "😀", "  x  ", "a\tb\n\n", "the cat sat " * 9])
+def test_the_smallest_texts_give_a_vocabulary(algorithm, text):
+  tokenizer = train_tokenizer(TokenizerConfig(algorithm=algorithm, vocab_size=32_128, sentinels=2), [text])
+  assert 263 < tokenizer.vocab_size < 300
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("algorithm", subwords.ALGORITHMS)
+def test_sizes_below_the_smallest_name_it(algorithm):
+  def train(size: int, sentinels: int = 7):
+    return train_tokenizer(TokenizerConfig(algorithm=algorithm, vocab_size=size, sentinels=sentinels), TEXTS)
+
   with pytest.raises(UserError, match=r"tokenizer\.vocab_size=275.* at least (\d+)") as low:
     train(275)
   least = int(str(low.value).split("at least ")[1].split()[0])
@@ -210,12 +226,18 @@ def test_impossible_sizes_name_the_possible_ones(algorithm):
     train(0)
 
 
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_a_larger_size_than_characters_and_bytes_have_is_theirs(kind):
+  largest = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=32_128, sentinels=3), TEXTS)
+  assert largest.fingerprint == train_tokenizer(TokenizerConfig(kind=kind, sentinels=3), TEXTS).fingerprint
+
+
 @pytest.mark.parametrize(
   ("config", "message"),
   [
     (TokenizerConfig(kind="words"), "tokenizer.kind=words"),
     (TokenizerConfig(algorithm="wordpiece", vocab_size=300), "tokenizer.algorithm=wordpiece"),
-    (TokenizerConfig(kind="char", vocab_size=99), "tokenizer.vocab_size=99.*set it to 0"),
+    (TokenizerConfig(kind="char", vocab_size=9), "tokenizer.vocab_size=9.*set it to 0"),
     (TokenizerConfig(kind="byte", vocab_size=256), "tokenizer.vocab_size=256.*261"),
     (TokenizerConfig(kind="byte", sentinels=-1), "tokenizer.sentinels=-1"),
   ],

@@ -175,18 +175,25 @@ def _columns(task: TaskConfig) -> Columns:
 def _cached_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
   """The tokenizer trained on this corpus with this config."""
   directory = cache_dir() / "tokenizers" / _digest(FORMAT, corpus.fingerprint, dataclasses.asdict(config))
+  made = None
   if directory.exists():
     try:
-      return load_tokenizer(directory)
+      made = load_tokenizer(directory)
     except UserError as damage:
       log.warning("%s: it is trained again", damage)
       shutil.rmtree(directory)
-  log.info("training a %s tokenizer on the training text", config.kind)
-  begin = time.monotonic()
-  made = train_tokenizer(config, itertools.chain.from_iterable(corpus.train()))
-  log.info("tokenizer: %s pieces, trained in %.1f s", f"{made.vocab_size:,}", time.monotonic() - begin)
-  with atomic_directory(directory) as temporary:
-    made.save(temporary)
+  if made is None:
+    log.info("training a %s tokenizer on the training text", config.kind)
+    begin = time.monotonic()
+    made = train_tokenizer(config, itertools.chain.from_iterable(corpus.train()))
+    log.info("tokenizer: %s pieces, trained in %.1f s", f"{made.vocab_size:,}", time.monotonic() - begin)
+    with atomic_directory(directory) as temporary:
+      made.save(temporary)
+  if made.vocab_size < config.vocab_size:
+    log.warning(
+      "tokenizer.vocab_size=%d: this text has pieces for %d only, and so many ids the vocabulary has",
+      config.vocab_size, made.vocab_size,
+    )  # fmt: skip
   return made
 
 

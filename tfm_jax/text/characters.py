@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tfm_jax.text.tokenizer import SPECIALS, Tokenizer, TokenizerConfig, check_found_size, sentinels_on_top
+from tfm_jax.text.tokenizer import SPECIALS, Tokenizer, TokenizerConfig, check_size, sentinels_on_top
 
 _REPLACEMENT = ord("\ufffd")
 
@@ -38,7 +38,7 @@ class CharTokenizer(Tokenizer):
     for text in texts:
       characters.update(text)
     tokenizer = cls("".join(sorted(characters)), config.sentinels)
-    check_found_size(config, tokenizer.vocab_size)
+    check_size(config, tokenizer.vocab_size)
     return tokenizer
 
   @classmethod
@@ -83,7 +83,7 @@ class ByteTokenizer(Tokenizer):
   @classmethod
   def train(cls, config: TokenizerConfig, texts: Iterable[str] = ()) -> "ByteTokenizer":
     tokenizer = cls(config.sentinels)
-    check_found_size(config, tokenizer.vocab_size)
+    check_size(config, tokenizer.vocab_size)
     return tokenizer
 
   @classmethod

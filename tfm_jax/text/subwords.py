@@ -1,6 +1,7 @@
 """Learned subwords, by sentencepiece: unigram (Kudo 2018) and byte pair encoding (Sennrich et al. 2016)."""
 
 import collections
+import dataclasses
 import io
 import logging
 import re
@@ -124,24 +125,26 @@ _SAMPLE = 64_000_000  # characters to learn from: more text changes little
 
 
 def _train(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
-  """A model of `vocab_size` less the sentinels, learned from the words of the texts and their counts."""
+  """A model of `vocab_size` less the sentinels, or as many pieces as the texts have, learned from their words."""
   smallest = len(SPECIALS) + 256 + 1 + config.sentinels
   if config.vocab_size < smallest:
     raise UserError(
       f"tokenizer.vocab_size={config.vocab_size}: sentencepiece needs {smallest} at least, "
       "for bytes, special ids and sentinels"
     )
-  lines = _sample(texts)
-  try:
+  lines, words = _sample(texts), _STRICT
+  while True:
     try:
-      return _fit(config, lines, _STRICT)
+      return _fit(config, lines, words)
     except RuntimeError as error:
-      if config.algorithm != "unigram" or not _limit(error):
-        raise
-      log.info("vocabulary of %d: letting pieces mix letters and punctuation, to find enough", config.vocab_size)
-      return _fit(config, lines, _LOOSE)
-  except RuntimeError as error:
-    raise UserError(_complaint(config, error)) from error
+      limit = _limit(error) + config.sentinels
+      if not config.sentinels < limit < config.vocab_size:
+        raise UserError(_complaint(config, error)) from error
+      if config.algorithm == "unigram" and words is _STRICT:
+        log.info("vocabulary of %d: letting pieces mix letters and punctuation, to find enough", config.vocab_size)
+        words = _LOOSE
+      else:
+        config = dataclasses.replace(config, vocab_size=limit)
 
 
 def _fit(config: TokenizerConfig, lines: Sequence[str], words: re.Pattern[str]) -> bytes:
@@ -224,17 +227,15 @@ def sample(pieces: Iterable[str]) -> list[str]:
   return kept
 
 
-def _limit(error: RuntimeError) -> int | None:
-  """The largest vocabulary that the trainer found possible, where it says so."""
+def _limit(error: RuntimeError) -> int:
+  """The largest vocabulary that the trainer found possible; 0 if the error is about something else."""
   match = re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", str(error))
-  return int(match[1]) if match else None
+  return int(match[1]) if match else 0
 
 
 def _complaint(config: TokenizerConfig, error: RuntimeError) -> str:
   """The trainer's error in one line."""
   setting = f"tokenizer.vocab_size={config.vocab_size}"
-  if limit := _limit(error):
-    return f"{setting}: this text has pieces for {limit + config.sentinels} at most; lower it, or bring more text"
   if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
     least = int(match[1]) + config.sentinels
     return f"{setting}: at least {least} are needed for characters, bytes and special ids"

@@ -21,7 +21,8 @@ SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 class TokenizerConfig:
   kind: str = "sentencepiece"  # sentencepiece, wordpiece (BERT), gpt2 (byte-level BPE), char or byte
   algorithm: str = "unigram"  # of sentencepiece: unigram or bpe
-  vocab_size: int = 0  # with special ids, bytes and sentinels; 0 for char and byte, which find theirs
+  # The most ids to train, with special ids, bytes and sentinels: a small text gives fewer. 0 for char and byte
+  vocab_size: int = 0
   # A sentencepiece .model, a vocab.txt, a Hugging Face tokenizer.json, a folder with Hugging Face tokenizer files, or a
   # saved tokenizer's directory; empty: train one on the training text
   path: str = ""
@@ -131,12 +132,10 @@ class Tokenizer(abc.ABC):
 JSON_FILE = "tokenizer.json"
 
 
-def check_found_size(config: TokenizerConfig, found: int) -> None:
-  """Refuses a `vocab_size` that a vocabulary which finds its own size cannot have."""
-  if config.vocab_size not in (0, found):
-    raise UserError(
-      f"tokenizer.vocab_size={config.vocab_size}: {config.kind} finds its own size, {found} here; set it to 0"
-    )
+def check_size(config: TokenizerConfig, size: int) -> None:
+  """Refuses a `vocab_size` below the size that characters or bytes need."""
+  if 0 < config.vocab_size < size:
+    raise UserError(f"tokenizer.vocab_size={config.vocab_size}: {config.kind} needs {size} here; set it to 0")
 
 
 def sentinel_number(token: str) -> int | None:

@@ -28,8 +28,10 @@ KINDS: dict[str, type[Trained]] = {
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
   """A tokenizer for `texts`: the same texts give the same one, on any number of cores.
 
+  It has `config.vocab_size` ids, or fewer if the texts have no more pieces.
+
   Raises:
-    UserError: an unknown kind or algorithm, or a vocabulary size that these texts cannot have.
+    UserError: an unknown kind or algorithm, or a vocabulary too small for the characters of these texts.
   """
   _check(config)
   return KINDS[config.kind].train(config, texts)
