@@ -9,8 +9,8 @@ import sentencepiece
 import tokenizers as library
 from plain_tokenizers import data_folder
 
-from tfm_jax.hf.sentencepiece_json import parse
 from tfm_jax.text.characters import ByteTokenizer
+from tfm_jax.text.sentencepiece_json import parse
 from tfm_jax.text.tokenizers import TokenizerConfig, train_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from plain_tokenizers import real_lines
 
 from tfm_jax.errors import UserError
-from tfm_jax.hf import sentencepiece_json
-from tfm_jax.hf.sentencepiece_json import CONTROL, NORMAL, USER_DEFINED, converted, parse
 from tfm_jax.hf.tokenizer import write_tokenizer
+from tfm_jax.text import sentencepiece_json
+from tfm_jax.text.sentencepiece_json import CONTROL, NORMAL, USER_DEFINED, converted, parse
 from tfm_jax.text.subwords import SentencePieceTokenizer
 from tfm_jax.text.tokenizers import TokenizerConfig, train_tokenizer
 

@@ -24,10 +24,12 @@ from hf_tokenizer_cases import (
 )
 from peers import peer_python
 from plain_tokenizers import data_folder, put, real_lines
+from test_tokenizer_json import MADE, SAID, TEXTS
 
 from tfm_jax.hf.tokenizer import read_tokenizer, write_tokenizer
 from tfm_jax.text.pretrained import from_files
 from tfm_jax.text.subwords import SentencePieceTokenizer
+from tfm_jax.text.tokenizers import TokenizerConfig, from_path
 
 ASK = """
 import json, sys, warnings
@@ -97,8 +99,8 @@ def test_published_vocabularies_as_in_transformers(peer, tmp_path):
   lines += [line for file in CORPORA for line in real_lines(file)]
   answers = ask(folders, lines, tmp_path, save=tmp_path / "saved")
   for name, (path, _) in folders.items():
-    # Bare files, and those that transformers writes; it writes no sentencepiece model.
-    for source in (path, tmp_path / "saved" / name)[: 1 if name == "t5" else 2]:
+    # Bare files, and those that transformers writes: a tokenizer.json, of T5 too.
+    for source in (path, tmp_path / "saved" / name):
       tokenizer = read_tokenizer(source)
       ids = our_ids(tokenizer, lines)
       wrong = sum(ours != theirs for ours, theirs in zip(ids, answers[name]["ids"], strict=True))
@@ -227,8 +229,9 @@ def test_tokenizers_of_others_as_in_transformers(peer, tmp_path):
   answers = ask(folders, texts, tmp_path, save=tmp_path / "saved")
   again = {}
   for name, (folder, kind) in folders.items():
-    for source in (folder, tmp_path / "saved" / name)[: 1 if name == "llama2" else 2]:  # as for T5
+    for source in (folder, tmp_path / "saved" / name):
       tokenizer = read_tokenizer(source)
+      assert from_path(TokenizerConfig(path=str(source))).fingerprint == tokenizer.fingerprint
       assert our_ids(tokenizer, texts) == answers[name]["ids"], (name, source)
     model_type = "llama" if name == "llama2" else name
     write_tokenizer(tokenizer, tmp_path / f"{name} again", model_type, 100)
@@ -236,6 +239,33 @@ def test_tokenizers_of_others_as_in_transformers(peer, tmp_path):
     again[name] = tmp_path / f"{name} again", kind
   for name, answer in ask(again, texts, tmp_path).items():
     assert answer["ids"] == answers[name]["ids"], name
-    assert answer["one"] == answers[name]["one"] or name in ("llama", "modernbert", "distilbert"), (
-      name
-    )  # these said nothing
+    assert answer["one"] == answers[name]["one"]  # each tokenizer.json is written as it was read
+
+
+@pytest.mark.peers
+def test_a_tokenizer_json_of_any_kind_as_in_transformers(peer, tmp_path):
+  """As it is, with tokens that only the files beside it have, and again after an export."""
+  folders = {}
+  for name, made in MADE.items():
+    for more in (False, True):
+      folder = tmp_path / f"{name} {more}"
+      folder.mkdir()
+      config = {**SAID[name][0], "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 10**9}
+      if more:
+        row = {"content": "<row>", "special": False, "lstrip": True, "rstrip": False, "normalized": False}
+        config["added_tokens_decoder"] = {str(made.get_vocab_size()): {**row, "single_word": False}}
+        config |= {"mask_token": "<mask>", "extra_special_tokens": ["<extra>"]}
+      put(folder, tokenizer__json=made.to_str(), tokenizer_config__json=config)
+      folders[folder.name] = folder, "AutoTokenizer"
+  texts = [*TEXTS, "a<mask> <row> b<extra> c"]
+  answers, again = ask(folders, texts, tmp_path), {}
+  for name, (folder, kind) in folders.items():
+    tokenizer = read_tokenizer(folder)
+    assert our_ids(tokenizer, texts) == answers[name]["ids"], name
+    assert tokenizer.vocab_size == answers[name]["size"]
+    write_tokenizer(tokenizer, tmp_path / f"{name} again", "llama", 10**9)
+    again[name] = tmp_path / f"{name} again", kind
+  for name, answer in ask(again, texts, tmp_path).items():
+    assert (answer["ids"], answer["size"]) == (answers[name]["ids"], answers[name]["size"]), name
+    if name.endswith("False"):
+      assert answer["one"] == answers[name]["one"]

@@ -171,6 +171,7 @@ def letters(**changes) -> dict:
 UNIGRAM = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": False}
 WORDPIECE = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
 WORDPIECE |= {"max_input_chars_per_word": 100, "vocab": {"a": 0}}
+WORDLEVEL = {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"a": 0}}
 ADDED = {"id": 77, "content": "<x>", "single_word": False, "lstrip": False, "rstrip": False}
 ADDED |= {"normalized": False, "special": True}
 
@@ -193,13 +194,18 @@ ADDED |= {"normalized": False, "special": True}
     ({"vocab__json": letters(he=1 << 22), "merges__txt": "h e\n"}, "an id is 4194304 or more"),
     ({"vocab__json": letters(he=1), "merges__txt": "h e\n"}, "some share an id"),
     ({"vocab__json": letters(he=-1), "merges__txt": "h e\n"}, "vocab.json is damaged"),
-    ({"tokenizer__json": {"model": UNIGRAM, "added_tokens": []}}, "a Unigram tokenizer without byte level"),
+    (
+      {"tokenizer__json": {"model": UNIGRAM, "added_tokens": []}},
+      "holds a huggingface tokenizer: set tokenizer.kind=huggingface, or leave it empty",
+    ),
+    ({"tokenizer__json": {"model": {**UNIGRAM, "unk_id": 7}, "added_tokens": []}}, "tokenizer.json is damaged"),
+    ({"tokenizer__json": {"model": WORDLEVEL, "added_tokens": []}}, r"unknown token '\[UNK\]' is not in its"),
     ({"tokenizer__json": {"model": WORDPIECE, "added_tokens": []}}, r"unknown token '\[UNK\]' is not in its"),
     ({"tokenizer__json": {"model": {**WORDPIECE, "unk_token": "a"}, "added_tokens": [ADDED]}}, "another id"),
     ({"tokenizer__json": {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}}, "no tokens"),
     ({"tokenizer__json": {"model": [], "added_tokens": []}}, "tokenizer.json is damaged"),
     ({"tokenizer__json": "[" * 100_000}, "is damaged: maximum recursion depth"),
-    ({"README": "nothing"}, "no tokenizer at .* for tokenizer.kind=gpt2: it reads tokenizer.json"),
+    ({"README": "nothing"}, "no tokenizer at .*: wanted is a folder .* with tokenizer.json"),
   ],
 )
 def test_files_that_cannot_be_read(files, message, tmp_path):
@@ -214,8 +220,9 @@ def test_paths_that_cannot_be_read(tmp_path):
   for config, message in [
     (TokenizerConfig(kind="wordpiece", path=str(tmp_path / "none.txt")), "none.txt: no such file"),
     (TokenizerConfig(kind="gpt2", path=str(tmp_path)), "holds a wordpiece tokenizer: set tokenizer.kind=wordpiece"),
-    (TokenizerConfig(path=str(tmp_path)), "for tokenizer.kind=sentencepiece: it reads a .model file"),
-    (TokenizerConfig(kind="char", path=str(tmp_path)), "for tokenizer.kind=char: it reads the directory"),
+    (TokenizerConfig(kind="sentencepiece", path=str(tmp_path)), "holds a wordpiece tokenizer: .* or leave it empty"),
+    (TokenizerConfig(kind="char", path=str(tmp_path)), "holds a wordpiece tokenizer"),
+    (TokenizerConfig(path=str(tmp_path / "none")), "none: no such file"),
   ]:
     with pytest.raises(UserError, match=message):
       from_path(config)

@@ -14,13 +14,13 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.config import pad_vocab
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.text.tokenizers import load_tokenizer
-from tfm_jax.training.build import build_model
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import from_dict, resolve
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
 from tfm_jax.training.optimizer import schedule
 from tfm_jax.training.pretraining import Pretraining
+from tfm_jax.training.program import build_model
 
 TIMES = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
 

@@ -259,11 +259,11 @@ def test_path_mistakes(tmp_path):
     (TokenizerConfig(path=str(tmp_path / "none.model")), "none.model: no such file"),
     (TokenizerConfig(path=str(tmp_path / "noise.model")), "not a sentencepiece model"),
     (TokenizerConfig(path=str(tmp_path)), "no tokenizer at"),
-    (TokenizerConfig(path=str(tmp_path / "char")), "set tokenizer.kind=char"),
+    (TokenizerConfig(kind="byte", path=str(tmp_path / "char")), "set tokenizer.kind=char, or leave it empty"),
     (TokenizerConfig(kind="char", path=str(tmp_path / "char"), sentinels=5), "tokenizer.sentinels=5"),
     (
       TokenizerConfig(kind="char", path=str(tmp_path / "noise.model")),
-      "not the directory of a saved tokenizer",
+      "not a sentencepiece model",
     ),
   ]:
     with pytest.raises(UserError, match=message):

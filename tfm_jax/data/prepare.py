@@ -183,7 +183,7 @@ def _cached_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
       log.warning("%s: it is trained again", damage)
       shutil.rmtree(directory)
   if made is None:
-    log.info("training a %s tokenizer on the training text", config.kind)
+    log.info("training a %s tokenizer on the training text", config.kind or "sentencepiece")
     begin = time.monotonic()
     made = train_tokenizer(config, itertools.chain.from_iterable(corpus.train()))
     log.info("tokenizer: %s pieces, trained in %.1f s", f"{made.vocab_size:,}", time.monotonic() - begin)

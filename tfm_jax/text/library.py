@@ -24,13 +24,14 @@ Made = TypeVar("Made", bound="LibraryTokenizer")
 
 
 class LibraryTokenizer(Tokenizer):
-  """A tokenizer of the library, with the parts that its special tokens play; ids that no token has are special.
+  """Any tokenizer of the library, with the parts that its special tokens play; ids that no token has are special.
 
   Attributes:
     model: the library's own JSON.
     roles: pad, unk, bos, eos, mask -> the token, where there is one.
   """
 
+  kind = "huggingface"
   model_file = "model.json"
 
   def __init__(self, model: str, roles: Mapping[str, str]):
@@ -51,6 +52,10 @@ class LibraryTokenizer(Tokenizer):
     self.special_ids = np.flatnonzero(special).astype(np.int32)
 
   @classmethod
+  def train(cls, config: TokenizerConfig, texts: Iterable[str]) -> "LibraryTokenizer":
+    raise UserError(f"tokenizer.kind={config.kind} is read from files: name them in tokenizer.path, or leave it empty")
+
+  @classmethod
   def restore(cls, content: Mapping[str, Any], model: bytes) -> Self:
     return cls(model.decode(), content["special_tokens"])
 
@@ -59,7 +64,10 @@ class LibraryTokenizer(Tokenizer):
 
   def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     self._library.encode_special_tokens = not self.reads_names
-    found = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+    try:
+      found = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+    except Exception as error:  # the library's own class: a text that its model has no ids for
+      raise UserError(f"the tokenizer cannot encode this text: {' '.join(str(error).split())}") from error
     return [np.array(encoding.ids, np.int32) for encoding in found]
 
   def _text(self, ids: np.ndarray) -> str:
@@ -73,7 +81,7 @@ class LibraryTokenizer(Tokenizer):
     return {"special_tokens": self.roles}, self.model.encode()
 
   def __reduce__(self) -> tuple[Any, ...]:  # it travels to worker processes
-    return type(self), (self.model, self.roles), {"reads_names": self.reads_names}
+    return type(self), (self.model, self.roles), {"reads_names": self.reads_names, "source": self.source}
 
 
 class WordPieceTokenizer(LibraryTokenizer):
@@ -135,14 +143,20 @@ def finished(cls: type[Made], tokenizer: library.Tokenizer, roles: Mapping[str, 
     # <mask> stands for a word with its space, as RoBERTa has it.
     strips = token == "<mask>" and cls is ByteLevelTokenizer
     tokenizer.add_special_tokens([library.AddedToken(token, lstrip=strips, normalized=False)])
-  if sentinels and not any(sentinel_number(token) is not None for token in ids):
+  add_sentinels(tokenizer, sentinels)
+  return cls(tokenizer.to_str(), roles)
+
+
+def add_sentinels(tokenizer: library.Tokenizer, count: int) -> None:
+  """Puts sentinels on top of a vocabulary that has none."""
+  ids = tokenizer.get_vocab(with_added_tokens=True)
+  if count and not any(sentinel_number(token) is not None for token in ids):
     first = max(ids.values()) + 1
-    for id in range(first, first + sentinels):
-      name = f"<extra_id_{first + sentinels - 1 - id}>"
+    for id in range(first, first + count):
+      name = f"<extra_id_{first + count - 1 - id}>"
       tokenizer.add_special_tokens([name])
       if tokenizer.token_to_id(name) != id:
-        raise UserError(f"tokenizer.sentinels={sentinels}: this vocabulary has unused ids, so none can be added")
-  return cls(tokenizer.to_str(), roles)
+        raise UserError(f"tokenizer.sentinels={count}: this vocabulary has unused ids, so none can be added")
 
 
 def wordpiece_content(vocab: dict[str, int], unk: str, lowercase: bool) -> dict[str, Any]:

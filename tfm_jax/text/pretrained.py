@@ -1,10 +1,21 @@
-"""Tokenizer files of others, as Hugging Face has them: WordPiece and byte-level BPE.
+"""Tokenizer files of others, as Hugging Face has them: one function decides which tokenizer a folder holds.
 
-The ids that they give to a text are those that transformers gives without special tokens.
+The first of these stands, as in transformers:
+
+  tokenizer_class ByT5Tokenizer   bytes
+  tokenizer.json                  what it says, read by the `tokenizers` library
+  *.model                         sentencepiece
+  vocab.txt                       WordPiece, as BERT has it
+  vocab.json, encoder.json        byte-level BPE, as GPT-2 has it
+
+So a sentencepiece model beside a tokenizer.json is not read, unless the tokenizer.json is one that `as_library` makes
+of it: what was exported comes back as what it was. The ids that they give to a text are those that transformers gives
+without special tokens. Its classes named after Llama and T5 take the vocabulary of a tokenizer.json and build the rest
+by their own rules; in files as published, Llama's then differs in texts that begin with a space.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tokenizers as library
@@ -12,22 +23,28 @@ from etils import epath
 from tokenizers import models, pre_tokenizers
 
 from tfm_jax.errors import UserError
+from tfm_jax.text.characters import ByteTokenizer
+from tfm_jax.text.conversion import original
 from tfm_jax.text.library import (
   ByteLevelTokenizer,
   LibraryTokenizer,
   WordPieceTokenizer,
+  add_sentinels,
   byte_level_content,
   finished,
   parsed,
   wordpiece_content,
 )
+from tfm_jax.text.sentencepiece_files import model_file, read_model, sentinel_count
+from tfm_jax.text.subwords import SentencePieceTokenizer
+from tfm_jax.text.tokenizer import Tokenizer
 
 # A part that a token plays: its keys in Hugging Face's files, and its usual names where they do not say.
 _ROLES = {
   "pad": (("pad_token",), ("[PAD]", "<pad>")),
   "unk": (("unk_token",), ("[UNK]", "<unk>")),
-  "bos": (("bos_token", "cls_token"), ("[CLS]", "<s>", "<|begin_of_text|>", "<|endoftext|>")),
-  "eos": (("eos_token", "sep_token"), ("[SEP]", "</s>", "<|end_of_text|>", "<|endoftext|>")),
+  "bos": (("bos_token", "cls_token"), ("[CLS]", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")),
+  "eos": (("eos_token", "sep_token"), ("[SEP]", "</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")),
   "mask": (("mask_token",), ("[MASK]", "<mask>")),
 }
 _MERGES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
@@ -47,46 +64,100 @@ _BERT_KEYS = {
   "strip_accents": "strip_accents",
   "tokenize_chinese_chars": "handle_chinese_chars",
 }
+# Of an added token, where a file does not say otherwise.
+_USUAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 _LARGEST_ID = 1 << 22  # beyond is damage, not a vocabulary
 
 
-def from_files(path: epath.Path, lowercase: bool = True, sentinels: int = 0) -> LibraryTokenizer | None:
-  """The tokenizer of a vocab.txt, a tokenizer.json, or a folder with Hugging Face's files; None: it has none.
+def from_files(path: epath.Path, lowercase: bool = True, sentinels: int = 0) -> Tokenizer | None:
+  """The tokenizer of a folder with Hugging Face's files, or of one such file; None: the folder has none.
 
-  A tokenizer_config.json and a special_tokens_map.json beside the files stand.
+  A tokenizer_config.json and a special_tokens_map.json beside the files stand. Only a sentencepiece model that is
+  named itself, instead of its folder, is read without them.
 
   Args:
     lowercase: of a bare vocab.txt.
     sentinels: added on top where the vocabulary has none.
 
   Raises:
-    UserError: files that are missing, damaged, or of another algorithm.
+    UserError: files that are missing, damaged, or of an algorithm that needs a tokenizer.json and has none.
   """
+  if not path.is_dir() and path.suffix not in (".json", ".txt"):
+    return SentencePieceTokenizer.from_file(path, sentinels)
   folder = path if path.is_dir() else path.parent
-  if path.is_dir():
-    names = ("tokenizer.json", "vocab.txt", "vocab.json", "encoder.json")
-    named = next((folder / name for name in names if (folder / name).exists()), None)
-    if named is None:
-      return None
-    path = named
   settings = _settings(folder)
   owner = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+  named = _decide(folder) if path.is_dir() else path
   try:
-    if path.name in _MERGES:
-      content = _byte_level_files(path, settings, owner)
-    elif path.suffix == ".json":
-      content = _configured(_object(path), settings, owner)
+    if path.is_dir() and owner == "ByT5Tokenizer":
+      tokenizer: Tokenizer = ByteTokenizer(sentinel_count(settings, 125, folder), byt5=True)
+    elif named is None:
+      return None
+    elif named.suffix == ".model":
+      t5 = _object(folder / "config.json").get("model_type") in ("t5", "mt5")
+      tokenizer = read_model(named, settings, owner, _added_tokens(folder, settings), t5, sentinels)
+    elif named.name in _MERGES:
+      tokenizer = _bare(_byte_level_files(named, settings, owner), settings, named, sentinels)
+    elif named.suffix == ".json":
+      tokenizer = _tokenizer_json(named, settings, owner, sentinels)
     else:
-      content = _vocab_txt(path, settings, owner, lowercase)
-    content.setdefault("added_tokens", _added_tokens(folder, settings))
-    tokenizer, roles = _read(content, settings, path)
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+      tokenizer = _bare(_vocab_txt(named, settings, owner, lowercase), settings, named, sentinels)
+  except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
-    raise UserError(f"{path} is damaged: {kind}{' '.join(str(error).split())}") from error
-  cls = WordPieceTokenizer if isinstance(tokenizer.model, models.WordPiece) else ByteLevelTokenizer
-  made = finished(cls, tokenizer, roles, sentinels)
-  made.reads_names = True
-  return made
+    raise UserError(f"{named} is damaged: {kind}{' '.join(str(error).split())}") from error
+  tokenizer.reads_names = True
+  return tokenizer
+
+
+def _decide(folder: epath.Path) -> epath.Path | None:
+  """The file from which a folder's tokenizer is read."""
+  first, *others = (folder / name for name in ("tokenizer.json", "vocab.txt", "vocab.json", "encoder.json"))
+  return next((path for path in (first, model_file(folder), *others) if path is not None and path.exists()), None)
+
+
+def _bare(content: dict[str, Any], settings: dict[str, Any], path: epath.Path, sentinels: int) -> LibraryTokenizer:
+  """The tokenizer of a vocabulary's own file, which says nothing of special tokens."""
+  content["added_tokens"] = _added_tokens(path.parent, settings)
+  tokenizer = _read(content, path)
+  missing = [row["content"] for row in _named(settings) if tokenizer.token_to_id(row["content"]) is None]
+  tokenizer.add_special_tokens(missing)
+  return finished(_class_of(content), tokenizer, _roles(settings, tokenizer, content), sentinels)
+
+
+def _tokenizer_json(path: epath.Path, settings: dict[str, Any], owner: str, sentinels: int) -> Tokenizer:
+  """What a tokenizer.json says, with the settings and special tokens of the files beside it."""
+  content, model = _object(path), model_file(path.parent)
+  own = original(content, None if model is None else model.read_bytes())
+  if own is not None:
+    return own if len(own.sentinel_ids) or not sentinels else own.with_sentinels(sentinels)
+  if content.get("padding"):
+    settings = {"pad_token": content["padding"]["pad_token"]} | settings
+  untouched = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
+  _configured(content, settings, owner)
+  as_it_is = untouched == json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
+  tokenizer = _read(content, path)
+  before = tokenizer.to_str()
+  _add_tokens(tokenizer, content, settings, path)
+  add_sentinels(tokenizer, sentinels)
+  result = _class_of(content)(tokenizer.to_str(), _roles(settings, tokenizer, content))
+  if as_it_is and result.model == before:
+    result.source = path.read_bytes()
+  return result
+
+
+def _add_tokens(
+  tokenizer: library.Tokenizer, content: dict[str, Any], settings: dict[str, Any], path: epath.Path
+) -> None:
+  """Adds the special tokens that only the files beside a tokenizer.json have, as transformers does."""
+  there = {row["content"] for row in content["added_tokens"]}
+  rows = _added_tokens(path.parent, settings)
+  if "added_tokens_decoder" not in settings:
+    rows = [row for row in rows if row["content"] not in there]
+  rows += [row for row in _named(settings) if row["content"] not in there | {row["content"] for row in rows}]
+  for row in rows:
+    tokenizer.add_tokens([library.AddedToken(**{key: row[key] for key in ("content", *_USUAL)})])
+    if tokenizer.token_to_id(row["content"]) != row.get("id", tokenizer.token_to_id(row["content"])):
+      raise UserError(f"{path}: the library gives {row['content']!r} another id than the files beside it say")
 
 
 def _settings(folder: epath.Path) -> dict[str, Any]:
@@ -124,21 +195,35 @@ def _lines(path: epath.Path) -> list[str]:
 
 
 def _added_tokens(folder: epath.Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-  """What transformers adds to a bare vocabulary, as a tokenizer.json would have it."""
-  rows = {int(id): row for id, row in settings.get("added_tokens_decoder", {}).items()}
-  if (folder / "added_tokens.json").exists():
-    special = {token for token in settings.values() if isinstance(token, str)}
-    for token, id in _object(folder / "added_tokens.json").items():
-      rows.setdefault(id, {"content": token, "special": token in special, "normalized": token not in special})
-  usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-  return [{**usual, **rows[id], "id": id} for id in sorted(rows)]
+  """The tokens with ids that the files beside a vocabulary add to it, as a tokenizer.json would have them."""
+  try:
+    rows = {int(id): row for id, row in settings.get("added_tokens_decoder", {}).items()}
+    if (folder / "added_tokens.json").exists():
+      special = {row["content"] for row in _named(settings)}
+      for token, id in _object(folder / "added_tokens.json").items():
+        rows.setdefault(id, {"content": token, "special": token in special, "normalized": token not in special})
+    return [{**_USUAL, **rows[id], "id": id} for id in sorted(rows) if rows[id]["content"]]
+  except (LookupError, TypeError, ValueError, AttributeError) as error:
+    raise UserError(f"the tokenizer files in {folder} are damaged: {type(error).__name__} {error}") from error
+
+
+def _named(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """The special tokens that the settings name: "..._token", and lists of additional ones."""
+  values = [value for key, value in settings.items() if key.endswith("_token")]
+  for key in ("additional_special_tokens", "extra_special_tokens"):
+    more = settings.get(key) or []
+    values += more.values() if isinstance(more, dict) else more
+  for value in values:
+    row = value if isinstance(value, dict) else {"content": value}
+    if isinstance(row.get("content"), str) and row["content"]:
+      yield {**_USUAL, **row, "special": True}
 
 
 def _vocab_txt(path: epath.Path, settings: dict[str, Any], owner: str, lowercase: bool) -> dict[str, Any]:
   if owner not in (*_BERT_LIKE, *_NO_MODELS):
     raise UserError(f"{path}: the vocab.txt of a {owner} is not read; a tokenizer.json beside it would be")
   vocab = {token: id for id, token in enumerate(_lines(path))}
-  unk = _roles(settings, vocab).get("unk", "")
+  unk = _role("unk", settings, vocab)
   if not unk:
     raise UserError(f"{path} has no [UNK]: it is no WordPiece vocabulary")
   content = wordpiece_content(vocab, unk, lowercase)
@@ -175,24 +260,37 @@ def _override(part: dict[str, Any], settings: dict[str, Any], keys: dict[str, st
       part[name] = settings[key]
 
 
-def _roles(settings: dict[str, Any], vocab: Mapping[str, int]) -> dict[str, str]:
-  """Role -> token of the vocabulary: as the files say, or else by the usual names."""
-  found: dict[str, str] = {}
-  for role, (keys, usual) in _ROLES.items():
-    said = [settings[key] for key in keys if key in settings]
-    tokens = [token["content"] if isinstance(token, dict) else token for token in said]
-    for token in (token for token in tokens if token) if said else usual:
-      if token in vocab:
-        found[role] = token
-        break
-  return found
+def _roles(settings: dict[str, Any], tokenizer: library.Tokenizer, content: dict[str, Any]) -> dict[str, str]:
+  """Role -> token of the vocabulary: as the files say, or else by the usual names. The unknown one is the model's."""
+  vocab = tokenizer.get_vocab(with_added_tokens=True)
+  roles = {role: token for role in _ROLES if (token := _role(role, settings, vocab))}
+  unknown = _unknown(tokenizer, content)
+  if unknown in vocab:
+    roles["unk"] = unknown
+  if _class_of(content) is ByteLevelTokenizer and roles.get("unk") in (roles.get("bos"), roles.get("eos")):
+    roles.pop("unk", None)  # GPT-2 names one for form's sake
+  return roles
 
 
-def _read(
-  content: dict[str, Any], settings: dict[str, Any], path: epath.Path
-) -> tuple[library.Tokenizer, dict[str, str]]:
-  """The tokenizer of a tokenizer.json's content, and its roles."""
-  content["truncation"] = content["padding"] = content["post_processor"] = None  # what is around a text is not ours
+def _role(role: str, settings: dict[str, Any], vocab: Mapping[str, int]) -> str | None:
+  keys, usual = _ROLES[role]
+  values = [settings[key] for key in keys if key in settings]
+  tokens = [token["content"] if isinstance(token, dict) else token for token in values]
+  return next((token for token in (tokens if values else usual) if token and token in vocab), None)
+
+
+def _unknown(tokenizer: library.Tokenizer, content: dict[str, Any]) -> str | None:
+  """The token that the model has for what it does not know."""
+  if isinstance(tokenizer.model, models.Unigram):
+    id = content["model"].get("unk_id")
+    return None if id is None else tokenizer.id_to_token(id)
+  return tokenizer.model.unk_token
+
+
+def _read(content: dict[str, Any], path: epath.Path) -> library.Tokenizer:
+  """The library's tokenizer of a tokenizer.json's content."""
+  content.setdefault("added_tokens", [])
+  content |= {"truncation": None, "padding": None, "post_processor": None}  # what is around a text is not ours
   if content["model"].get("dropout"):
     content["model"]["dropout"] = None  # the same text has the same ids
   tokenizer = parsed(json.dumps(content))
@@ -202,18 +300,16 @@ def _read(
   ids = tokenizer.get_vocab(with_added_tokens=True)
   if len(set(ids.values())) < len(ids) or max(ids.values(), default=_LARGEST_ID) >= _LARGEST_ID:
     raise UserError(f"{path} is damaged: it has no tokens, or some share an id, or an id is {_LARGEST_ID} or more")
-  roles = _roles(settings, ids)
-  if isinstance(tokenizer.model, models.WordPiece):
-    roles["unk"] = tokenizer.model.unk_token
-    if roles["unk"] not in ids:
-      raise UserError(f"{path} is damaged: its unknown token {roles['unk']!r} is not in its vocabulary")
-    return tokenizer, roles
+  unknown = _unknown(tokenizer, content)
+  if isinstance(tokenizer.model, models.WordPiece | models.WordLevel) and unknown not in ids:
+    raise UserError(f"{path} is damaged: its unknown token {unknown!r} is not in its vocabulary")
+  return tokenizer
+
+
+def _class_of(content: dict[str, Any]) -> type[LibraryTokenizer]:
+  """WordPiece and byte-level BPE have kinds of their own."""
+  model = content["model"].get("type") or ("BPE" if "merges" in content["model"] else "")
+  if model == "WordPiece":
+    return WordPieceTokenizer
   parts = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
-  if not isinstance(tokenizer.model, models.BPE) or '"ByteLevel"' not in parts:
-    raise UserError(
-      f"{path} is a {type(tokenizer.model).__name__} tokenizer without byte level: of a tokenizer.json, WordPiece and "
-      "byte-level BPE are read; for others bring the sentencepiece model"
-    )
-  if roles.get("unk") in (roles.get("bos"), roles.get("eos")):
-    roles.pop("unk", None)  # GPT-2 names one for form's sake
-  return tokenizer, roles
+  return ByteLevelTokenizer if model == "BPE" and '"ByteLevel"' in parts else LibraryTokenizer

@@ -19,11 +19,13 @@ SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-  kind: str = "sentencepiece"  # sentencepiece, wordpiece (BERT), gpt2 (byte-level BPE), char or byte
+  # sentencepiece, wordpiece (BERT), gpt2 (byte-level BPE), char or byte; huggingface: any other tokenizer.json, only by
+  # path. Empty: what the files at path are, or else sentencepiece
+  kind: str = ""
   algorithm: str = "unigram"  # of sentencepiece: unigram or bpe
   # The most ids to train, with special ids, bytes and sentinels: a small text gives fewer. 0 for char and byte
   vocab_size: int = 0
-  # A sentencepiece .model, a vocab.txt, a Hugging Face tokenizer.json, a folder with Hugging Face tokenizer files, or a
+  # A folder with Hugging Face tokenizer files, a tokenizer.json, a vocab.txt, a sentencepiece .model, or a
   # saved tokenizer's directory; empty: train one on the training text
   path: str = ""
   sentinels: int = 0  # ids reserved at the top of the vocabulary for span corruption; <extra_id_0> is the highest
@@ -42,6 +44,7 @@ class Tokenizer(abc.ABC):
       drawn at random.
     reads_names: whether the name of a special token in a text, such as "[MASK]", is read as that token. So it is in
       tokenizers from Hugging Face, as in transformers; in others a text is text, whatever it says.
+    source: the tokenizer.json that it was read from, if that alone decides the ids: an export writes it again.
   """
 
   kind: ClassVar[str]
@@ -55,6 +58,7 @@ class Tokenizer(abc.ABC):
   sentinel_ids: np.ndarray
   special_ids: np.ndarray
   reads_names: bool = False
+  source: bytes = b""
 
   def encode(self, text: str) -> np.ndarray:
     """The ids of `text`, int32 [n], with no special id added."""
@@ -105,7 +109,15 @@ class Tokenizer(abc.ABC):
     ids = {"vocab_size": self.vocab_size, "pad_id": self.pad_id, "unk_id": self.unk_id, "bos_id": self.bos_id}
     ids |= {"eos_id": self.eos_id, "mask_id": self.mask_id, "sentinel_ids": self.sentinel_ids.tolist()}
     content = {"kind": self.kind, **description, **ids, "fingerprint": self.fingerprint}
+    if self.source:
+      (path / SOURCE_FILE).write_bytes(self.source)
+      content["source_sha256"] = hashlib.sha256(self.source).hexdigest()
     (path / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+  def with_sentinels(self, count: int) -> Self:
+    """The same vocabulary with `count` sentinels on top, of a kind that keeps their number."""
+    description, model = self._state()
+    return type(self).restore(description | {"sentinels": count}, model)
 
   @classmethod
   @abc.abstractmethod
@@ -130,6 +142,7 @@ class Tokenizer(abc.ABC):
 
 
 JSON_FILE = "tokenizer.json"
+SOURCE_FILE = "source.json"
 
 
 def check_size(config: TokenizerConfig, size: int) -> None:

@@ -1,5 +1,6 @@
 """Tokenizers: train one, load one that was saved, or take one from a file."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 
@@ -7,21 +8,20 @@ from etils import epath
 
 from tfm_jax.errors import UserError
 from tfm_jax.text.characters import ByteTokenizer, CharTokenizer
-from tfm_jax.text.library import ByteLevelTokenizer, WordPieceTokenizer
+from tfm_jax.text.library import ByteLevelTokenizer, LibraryTokenizer, WordPieceTokenizer
 from tfm_jax.text.pretrained import from_files
 from tfm_jax.text.subwords import ALGORITHMS, SentencePieceTokenizer
-from tfm_jax.text.tokenizer import JSON_FILE, Tokenizer, TokenizerConfig
+from tfm_jax.text.tokenizer import JSON_FILE, SOURCE_FILE, Tokenizer, TokenizerConfig
 
-__all__ = ["Tokenizer", "TokenizerConfig", "from_path", "load_tokenizer", "train_tokenizer"]
+__all__ = ["Tokenizer", "TokenizerConfig", "from_path", "load_tokenizer", "read", "train_tokenizer"]
 
-Trained = SentencePieceTokenizer | WordPieceTokenizer | ByteLevelTokenizer | CharTokenizer | ByteTokenizer
-
-KINDS: dict[str, type[Trained]] = {
+KINDS: dict[str, type[SentencePieceTokenizer | LibraryTokenizer | CharTokenizer | ByteTokenizer]] = {
   "sentencepiece": SentencePieceTokenizer,
   "wordpiece": WordPieceTokenizer,
   "gpt2": ByteLevelTokenizer,
   "char": CharTokenizer,
   "byte": ByteTokenizer,
+  "huggingface": LibraryTokenizer,
 }
 
 
@@ -34,7 +34,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     UserError: an unknown kind or algorithm, or a vocabulary too small for the characters of these texts.
   """
   _check(config)
-  return KINDS[config.kind].train(config, texts)
+  return KINDS[config.kind or "sentencepiece"].train(config, texts)
 
 
 def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
@@ -53,6 +53,10 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
     kind: type[Tokenizer] = KINDS[content["kind"]]
     tokenizer = kind.restore(content, (path / kind.model_file).read_bytes() if kind.model_file else b"")
     tokenizer.reads_names = content.get("reads_names") is True
+    if digest := content.get("source_sha256"):
+      tokenizer.source = (path / SOURCE_FILE).read_bytes()
+      if hashlib.sha256(tokenizer.source).hexdigest() != digest:
+        raise ValueError(f"{SOURCE_FILE} is not what was saved")
   except FileNotFoundError as error:
     raise UserError(f"no tokenizer at {path}: {JSON_FILE} or its model file is missing") from error
   except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -65,43 +69,39 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
 def from_path(config: TokenizerConfig) -> Tokenizer:
   """The tokenizer that `config.path` names: files of others, or the directory of a saved tokenizer.
 
-  Its own vocabulary size stands, whatever `config.vocab_size` says. `config.sentinels` are added on top of files
-  that have none.
+  Its own kind and vocabulary size stand, whatever `config.vocab_size` says. `config.sentinels` are added on top of
+  files that have none.
 
   Raises:
     UserError: a missing or damaged file, another kind than `config.kind`, or too few sentinels.
   """
   _check(config)
   path = epath.Path(config.path).expanduser()
-  tokenizer: Tokenizer | None
-  if path.is_dir() and _is_saved(path):
-    tokenizer = load_tokenizer(path)
-  elif config.kind in ("wordpiece", "gpt2"):
-    tokenizer = from_files(path, config.lowercase, config.sentinels)
-  elif path.is_dir():
-    tokenizer = None
-  elif config.kind == "sentencepiece":
-    tokenizer = SentencePieceTokenizer.from_file(path, config.sentinels)
-  else:
-    raise UserError(f"tokenizer.path={config.path}: not the directory of a saved tokenizer")
+  tokenizer = read(path, config.lowercase, config.sentinels)
   if tokenizer is None:
-    raise UserError(f"no tokenizer at {path} for tokenizer.kind={config.kind}: {_FILES[config.kind]}")
-  if tokenizer.kind != config.kind:
+    raise UserError(f"no tokenizer at {path}: {_FILES}")
+  if config.kind not in ("", tokenizer.kind):
     raise UserError(
-      f"tokenizer.path={config.path} holds a {tokenizer.kind} tokenizer: set tokenizer.kind={tokenizer.kind}"
+      f"tokenizer.path={config.path} holds a {tokenizer.kind} tokenizer: set tokenizer.kind={tokenizer.kind}, or "
+      "leave it empty"
     )
   if len(tokenizer.sentinel_ids) < config.sentinels:
     raise UserError(f"tokenizer.sentinels={config.sentinels}: {config.path} has only {len(tokenizer.sentinel_ids)}")
   return tokenizer
 
 
-_FILES = {
-  "char": "it reads the directory of a saved one",
-  "byte": "it reads the directory of a saved one",
-  "sentencepiece": "it reads a .model file",
-  "wordpiece": "it reads vocab.txt or tokenizer.json",
-  "gpt2": "it reads tokenizer.json, vocab.json with merges.txt, or encoder.json with vocab.bpe",
-}
+def read(path: epath.Path, lowercase: bool = True, sentinels: int = 0) -> Tokenizer | None:
+  """The tokenizer of a folder or a file, ours or of others, see `pretrained`; None: the folder has none.
+
+  Training and imports both read by it. Raises UserError.
+  """
+  return load_tokenizer(path) if path.is_dir() and _is_saved(path) else from_files(path, lowercase, sentinels)
+
+
+_FILES = (
+  "wanted is a folder of Hugging Face's with tokenizer.json, vocab.txt, vocab.json with merges.txt, encoder.json with "
+  "vocab.bpe, or a .model file; one of these files; or the directory of a saved one"
+)
 
 
 def _is_saved(directory: epath.Path) -> bool:
@@ -114,7 +114,7 @@ def _is_saved(directory: epath.Path) -> bool:
 
 
 def _check(config: TokenizerConfig) -> None:
-  if config.kind not in KINDS:
+  if config.kind not in ("", *KINDS):
     raise UserError(f"tokenizer.kind={config.kind}: expected one of {', '.join(KINDS)}")
   if config.algorithm not in ALGORITHMS:
     raise UserError(f"tokenizer.algorithm={config.algorithm}: expected one of {', '.join(ALGORITHMS)}")

@@ -332,7 +332,10 @@ def resolve(config: Config) -> Config:
     )
   if model.attention == "splash":
     _check_tiles(config)
-  return dataclasses.replace(config, model=model)
+  tokenizer = config.tokenizer
+  if not tokenizer.path and not tokenizer.kind:
+    tokenizer = dataclasses.replace(tokenizer, kind="sentencepiece")
+  return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
 
 def _check_tiles(config: Config) -> None:
@@ -360,6 +363,8 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Keys that differ between two configurations as dictionaries, except those that may change at a resume."""
   a, b = _flat(old), _flat(new)
+  if a.get("tokenizer.path") and "" in (a.get("tokenizer.kind"), b.get("tokenizer.kind")):
+    a["tokenizer.kind"] = b.get("tokenizer.kind")  # it follows from the files
   differing = [key for key in {**a, **b} if key not in a or key not in b or a[key] != b[key]]
   allowed = re.compile("|".join(rf"{re.escape(name)}(\.|$)" for name in MAY_CHANGE))
   return sorted(key for key in differing if not allowed.match(key))
