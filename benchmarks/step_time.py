@@ -18,7 +18,6 @@ def main(flags: Flags) -> None:
   import jax
 
   from tfm_jax.compare.program import build_program, random_batch
-  from tfm_jax.training import flops
   from tfm_jax.training.config import load
   from tfm_jax.training.tracking import human_bytes, human_count
 
@@ -30,7 +29,8 @@ def main(flags: Flags) -> None:
   print(f"compiled in {time.perf_counter() - begin:.1f} s")
   usage = compiled.memory_analysis()
   if usage is not None:
-    print(f"temporaries {human_bytes(usage.temp_size_in_bytes)}, state {human_bytes(usage.alias_size_in_bytes)}")
+    peak = human_bytes(peak_bytes(compiled, program.placement.platform))
+    print(f"memory: {peak}, of that the state {human_bytes(usage.alias_size_in_bytes)}")
   seconds: list[float] = []
   for _ in range(3):
     state, _ = compiled(state, batch)
@@ -43,7 +43,7 @@ def main(flags: Flags) -> None:
     seconds.append(time.perf_counter() - begin)
   median = statistics.median(seconds)
   tokens = rows * program.row_tokens
-  work = flops.row_flops(config.model, program.model.vocab_size, program.fields).full * rows
+  work = program.flops.full
   print(
     f"step: median {median * 1e3:.2f} ms, range {min(seconds) * 1e3:.2f} to {max(seconds) * 1e3:.2f} ms over "
     f"{len(seconds)} steps; {human_count(tokens / median)} tokens/s; {human_count(work / median)}FLOP/s"

@@ -9,10 +9,10 @@ from hypothesis import strategies as some
 from programs import ALL_REDUCE, CONSTANT, SUM, between_slices, fake_mesh, loop, program
 
 from tfm_jax.compare import hlo
-from tfm_jax.compare.chips import CHIPS
 from tfm_jax.compare.cost import Forecast
+from tfm_jax.training.chips import TPUS
 
-CHIP = CHIPS["v5e"]
+CHIP = TPUS["v5e"]
 INNER = 2048
 
 

@@ -105,7 +105,7 @@ def test_more_blocks_take_longer():
 
 
 MESHES = """
-from tfm_jax.compare.chips import topology_devices
+from tfm_jax.compare.topology import topology_devices
 from tfm_jax.compare.work import with_strategy
 from tfm_jax.training.program import build_model
 from tfm_jax.training.config import load, resolve

@@ -11,7 +11,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from tfm_jax.compare.chips import CHIPS, parse_topology
+from tfm_jax.compare.topology import parse_topology
+from tfm_jax.training.chips import TPUS
 from tfm_jax.training.command import Flags, run_command
 
 TABLE = Path(__file__).with_name("calibration.csv")
@@ -71,7 +72,7 @@ def main(flags: Flags) -> None:
       continue
     config = load(f"configs/decoder.py:{run.variant}", {})
     row = compare(config, [config.sharding.strategy], topology=run.topology, name=run.variant).strategies[0]
-    chip, slices = CHIPS[parse_topology(run.topology)[0]], parse_topology(run.topology)[2]
+    chip, slices = TPUS[parse_topology(run.topology)[0]], parse_topology(run.topology)[2]
     made: dict[str, object] = {"run": run.variant, "topology": run.topology, "slices": slices, "strategy": row.strategy}
     forecast = row.forecast_step_seconds
     if forecast is None or row.model_flops is None or row.tokens_per_second_per_device is None:

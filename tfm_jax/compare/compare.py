@@ -16,8 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from tfm_jax.compare import calibration
-from tfm_jax.compare.chips import parse_topology
 from tfm_jax.compare.record import COMPILER_CRASH, Comparison, Row, row_from_json
+from tfm_jax.compare.topology import parse_topology
 from tfm_jax.errors import UserError
 from tfm_jax.sharding.strategy import find_strategy
 from tfm_jax.training.config import Config, resolve, to_dict

@@ -166,6 +166,34 @@ class Module:
               seen.add(channel[1])
 
 
+def kept_bytes(module: Module) -> int:
+  """Bytes that loops make and later loops read: what the blocks of the forward pass keep for the backward pass.
+
+  Of the computation that has most of them: loops within loops hand over less, and again and again.
+  """
+  return max(_handed_over(module, where) for where in module.computations.values())
+
+
+def _handed_over(module: Module, where: Computation) -> int:
+  """Between the loops of one computation."""
+  kept: dict[tuple[str, int], int] = {}
+  for later in where.instructions:
+    state = where.by_name.get(later.operands[0]) if later.op == "while" else None
+    for name in state.operands if state is not None and state.op == "tuple" else ():
+      part = where.by_name.get(name)
+      while part is not None and part.op in ("bitcast", "copy", "copy-start", "copy-done"):
+        part = where.by_name.get(part.operands[0])
+      loop = where.by_name.get(part.operands[0]) if part is not None and part.op == "get-tuple-element" else None
+      if part is None or loop is None or loop.op != "while":
+        continue
+      index = int(re.findall(r"index=(\d+)", part.rest)[0])
+      body = module.computations[loop.called("body") or ""]
+      last = body.by_name.get(body.root.operands[index])
+      if last is not None and last.op != "get-tuple-element":  # else the loop only hands it on
+        kept[loop.name, index] = shape_bytes(loop.shapes[index])
+  return sum(kept.values())
+
+
 def shape_bytes(shape: Shape) -> int:
   """Bytes of one array."""
   dtype, dims, _ = shape

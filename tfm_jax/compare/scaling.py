@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tfm_jax.compare.chips import parse_topology
 from tfm_jax.compare.compare import compare
 from tfm_jax.compare.curve import curve_page
+from tfm_jax.compare.topology import parse_topology
 from tfm_jax.errors import UserError
 from tfm_jax.training.command import Flags, run_command
 from tfm_jax.training.config import Config

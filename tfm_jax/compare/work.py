@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,18 +11,17 @@ import jax
 import numpy as np
 
 from tfm_jax.compare import hlo
-from tfm_jax.compare.chips import Chip, topology_devices
 from tfm_jax.compare.cost import Forecast
 from tfm_jax.compare.minimum import minimum_bytes
 from tfm_jax.compare.products import executed_flops
 from tfm_jax.compare.program import build_program, random_batch
 from tfm_jax.compare.record import OK, OUT_OF_MEMORY, REFUSED, Layout, Memory, Piece, Row
+from tfm_jax.compare.topology import topology_devices
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.sharding.strategy import AXES, ShardingConfig
-from tfm_jax.training import flops
 from tfm_jax.training.config import Config
-from tfm_jax.training.memory import bytes_per_device, choose_microbatches, row_bytes
+from tfm_jax.training.memory import DoesNotFit, bytes_per_device, choose_microbatches, peak_bytes
 from tfm_jax.training.program import Program
 
 COMPARED = 3  # steps whose losses and gradient norms are compared with one device in float32
@@ -68,9 +66,7 @@ def measure(
   program = build_program(with_strategy(config, strategy), devices)
   config, placement = program.config, program.model.placement
   begin = time.perf_counter()
-  microbatches, compiled = choose_microbatches(
-    program.model, program.state, program.fields, config.train.batch_size, config.train.microbatches, program.compile
-  )
+  microbatches, compiled = _choose(program)
   row = described(program, strategy, compiled, microbatches, time.perf_counter() - begin, layout)
   state = program.init()
   seconds, losses, norms = [], [], []
@@ -106,23 +102,14 @@ def forecast(config: Config, strategy: str, topology: str, layout: str = "") -> 
   chip, devices = topology_devices(topology)
   program = build_program(with_strategy(config, strategy), devices)
   begin = time.perf_counter()
-  over, compiled, microbatches = None, None, 0
-  for microbatches in _microbatches(program, chip):
-    try:
-      compiled = program.compile(microbatches)
-      break
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-      over = " ".join(str(error).split())
-  mesh = dict(program.model.placement.mesh.shape)
-  if compiled is None:
-    needed = _gib(over or "", r"\(([\d.]+)([MGT])\) exceeds")
-    reason = f"needs {needed / 2**30:.2f} GiB of {chip.memory / 2**30:.2f} GiB" if needed else over
+  try:
+    microbatches, compiled = _choose(program, chip.memory)
+  except DoesNotFit as error:
+    over = error.needed - chip.memory if math.isfinite(error.needed) else None
     return {"row": Row(
-      strategy, mesh, OUT_OF_MEMORY, f"{reason} with {microbatches} microbatches", microbatches,
+      strategy, dict(program.model.placement.mesh.shape), OUT_OF_MEMORY, _one_line(error), error.microbatches,
       time.perf_counter() - begin, memory_limit=chip.memory, fits=False,
-      over_bytes=round(needed - chip.memory) if needed else None, layout=layout_of(program, layout),
+      over_bytes=None if over is None else round(over), layout=layout_of(program, layout),
     )}  # fmt: skip
   row = described(program, strategy, compiled, microbatches, time.perf_counter() - begin, layout)
   mesh_of = program.model.placement.mesh
@@ -135,47 +122,35 @@ def forecast(config: Config, strategy: str, topology: str, layout: str = "") -> 
   )}  # fmt: skip
 
 
-def _gib(text: str, pattern: str) -> float:
-  """Bytes of "(30.72G)" in a message of the compiler, 0 if there are none."""
-  found = re.search(pattern, text)
-  return float(found[1]) * {"M": 2**20, "G": 2**30, "T": 2**40}[found[2]] if found else 0.0
-
-
-def _microbatches(program: Program, chip: Chip) -> list[int]:
-  """What the config says; or else the number that should fit by the model's shapes, and then the next larger ones."""
-  config = program.config
-  if config.train.microbatches:
-    return [config.train.microbatches]
-  rows = config.train.batch_size // program.model.placement.batch_shards
-  fixed = bytes_per_device(program.state) + 2 * bytes_per_device(program.state.params)
-  one = row_bytes(program.model, program.fields)
-  choices = [n for n in range(1, rows + 1) if rows % n == 0]
-  first = next((k for k, n in enumerate(choices) if fixed + rows // n * one <= chip.memory), len(choices) - 1)
-  return choices[max(first - 1, 0) :][:4]  # the estimate knows nothing of fused attention: one fewer is tried first
+def _choose(program: Program, limit: float | None = None) -> tuple[int, Any]:
+  """As a run does, for the devices at hand or described ones."""
+  train = program.config.train
+  return choose_microbatches(
+    program.model.placement, program.state, train.batch_size, train.microbatches, program.compile, limit
+  )
 
 
 def described(program: Program, strategy: str, compiled: Any, microbatches: int, seconds: float, layout: str) -> Row:
   """What a compiled program says of itself."""
   model = program.model
   mesh = model.placement.mesh
-  usage = compiled.memory_analysis()
-  parameters = bytes_per_device(program.state.params)
-  optimizer = bytes_per_device(program.state.opt_state)
-  peak = (
-    usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes + usage.temp_size_in_bytes
-  )
-  rest = max(peak - parameters - optimizer, 0)
-  gradients = min(parameters, rest)
-  rows = program.config.train.batch_size // model.placement.batch_shards // microbatches
-  activations = min(rows * row_bytes(model, program.fields), rest - gradients)
-  memory = Memory(parameters, optimizer, gradients, activations, rest - gradients - activations, peak)
   module = hlo.parse(compiled.as_text())
-  formula = flops.row_flops(model.config, model.vocab_size, program.fields).full
+  work = program.flops.full
   return Row(
-    strategy, dict(mesh.shape), OK, microbatches=microbatches, compile_seconds=seconds, memory_bytes=memory,
-    flops=executed_flops(module), model_flops=formula * program.config.train.batch_size / mesh.size,
+    strategy, dict(mesh.shape), OK, microbatches=microbatches, compile_seconds=seconds,
+    memory_bytes=memory_of(program, compiled, module), flops=executed_flops(module), model_flops=work / mesh.size,
     collectives=hlo.collectives(module, mesh), layout=layout_of(program, layout),
   )  # fmt: skip
+
+
+def memory_of(program: Program, compiled: Any, module: hlo.Module) -> Memory:
+  """The peak by its compiler, split: what is stored, the gradient, what loops keep for later loops, and the rest."""
+  peak = round(peak_bytes(compiled, program.model.placement.platform))
+  parameters, optimizer = bytes_per_device(program.state.params), bytes_per_device(program.state.opt_state)
+  rest = max(peak - parameters - optimizer, 0)
+  gradients = min(parameters, rest)
+  activations = min(hlo.kept_bytes(module), rest - gradients)
+  return Memory(parameters, optimizer, gradients, activations, rest - gradients - activations, peak)
 
 
 def parameter_leaves(model: Model, asked: str) -> dict[str, tuple[tuple, jax.ShapeDtypeStruct]]:
@@ -211,5 +186,8 @@ def layout_of(program: Program, parameter: str) -> Layout:
 
 def refused(strategy: str, error: UserError) -> Row:
   """The row of a strategy that the model, the batch or the memory does not admit."""
-  text = " ".join(str(error).split())
-  return Row(strategy, {}, OUT_OF_MEMORY if "fits a device" in text else REFUSED, text)
+  return Row(strategy, {}, OUT_OF_MEMORY if isinstance(error, DoesNotFit) else REFUSED, _one_line(error))
+
+
+def _one_line(error: UserError) -> str:
+  return " ".join(str(error).split())

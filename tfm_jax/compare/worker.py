@@ -46,8 +46,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def _described(config: Any, topology: str, parameter: str) -> dict[str, Any]:
   """Number of parameters and tokens of a step; an error if the topology or the parameter does not exist."""
   from tfm_jax.compare import work
-  from tfm_jax.compare.chips import topology_devices
   from tfm_jax.compare.program import fields_of, vocabulary_size
+  from tfm_jax.compare.topology import topology_devices
   from tfm_jax.models.model import Model
   from tfm_jax.sharding.placement import single_device
   from tfm_jax.training.flops import sequence_lengths

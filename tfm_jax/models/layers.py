@@ -1,5 +1,6 @@
 """Layers: their parameters and a few einsums. B batch, T queries, S keys, D embed, H heads, K head, F mlp, V vocab."""
 
+import contextlib
 import functools
 import math
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from tfm_jax.ops.activations import ACTIVATIONS, GATED
 from tfm_jax.ops.broadcast import spread
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.linear import embed
+from tfm_jax.ops.masks import CAUSAL
 from tfm_jax.ops.splash import fits as splash_fits
 from tfm_jax.ops.splash import splash_attention
 from tfm_jax.sharding.linear import linear as linear_op
@@ -136,7 +138,8 @@ class Attention(Layer):
       q_BTHK, k_BSGK = (positions.rotate(x, ctx.positions_BT, rates) for x in (q_BTHK, k_BSGK))
     if c.scale_by_layer:
       q_BTHK = (q_BTHK.astype(jnp.float32) / (layer + 1).astype(jnp.float32)).astype(q_BTHK.dtype)
-    y_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, layer, ctx)
+    with jax.named_scope(CAUSAL) if self.causal else contextlib.nullcontext():  # so that FLOPs can be counted
+      y_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, layer, ctx)
     y_BTHK = st.constrain(y_BTHK, ("batch", "seq", "act_heads", None))
     wo_HKD = self.stored("wo", (H, K, D))
     return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, self.bias("bo", (D,), c.has_bias("out")), self.axes("wo").names, st)

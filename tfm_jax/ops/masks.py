@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+CAUSAL = "causal"  # name scope of the products of attention in which no query sees a later key: half of them is needed
+
 
 def attention_mask(
   query_segments_BT: Array | None,

@@ -1,73 +1,144 @@
-"""Floating-point operations of a training step, and what the devices could do in the meantime."""
+"""Floating-point operations of a training step, counted from its program, whatever the architecture."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+from jax.extend import core
+from jax.extend.core import primitives
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.objectives.objective import Fields
+from tfm_jax.ops.masks import CAUSAL
 
-# Dense bfloat16 TFLOP/s of one device, as JAX names it: the vendors' data sheets.
-PEAK_TFLOPS = {
-  "NVIDIA A100": 312.0, "NVIDIA H100": 989.0, "NVIDIA H200": 989.0, "NVIDIA B200": 2250.0,
-  "TPU v4": 275.0, "TPU v5 lite": 197.0, "TPU v5e": 197.0, "TPU v5p": 459.0, "TPU v5": 459.0, "TPU v6 lite": 918.0,
-  "TPU v6e": 918.0, "TPU7x": 2307.0,
-}  # fmt: skip
-
-FORMULA = "6 x weights x tokens + 12 x layers x heads x head_dim x queries x keys (attention)"
+CONVENTION = "the products of forward and backward pass, recomputation aside"
 
 
 class Flops(NamedTuple):
-  """Of one row, forward and backward: every multiplication and addition counts as one each.
+  """Of one gradient: every multiplication and addition of a matrix product or convolution counts as one each.
 
-  `full` counts attention as if every query saw every key; `causal` counts half of it where the model is causal.
-  Embedding look-ups count nothing; the output layer counts for the positions that go through it.
+  `full` counts attention as if every query saw every key; `causal` counts half of the products that stand in the name
+  scope `CAUSAL`. Look-ups by index count nothing; T5's table of relative positions is read by a product, which counts.
   """
 
   full: float
   causal: float
 
+  def __add__(self, other: "Flops") -> "Flops":  # type: ignore[override]
+    return Flops(self.full + other.full, self.causal + other.causal)
 
-def row_flops(config: ModelConfig, vocab_size: int, fields: Fields) -> Flops:
-  """FLOPs of a training step on one row, from the shapes of the batch's fields."""
-  c = config
-  D, HK, GK, F = c.embed_dim, c.num_heads * c.head_features, c.kv_heads * c.head_features, c.mlp_features
-  attention, mlp = 2 * D * (HK + GK), (3 if c.gated else 2) * D * F
-  E = c.embed_features
-  wide = E if c.head.transform else D  # what the output layer sees
-  head = wide * vocab_size + c.head.transform * D * wide
-  if c.head.name not in ("lm", "pretraining"):
-    labels = {"question_answering": 2, "replaced_token_detection": 1}.get(c.head.name, c.head.num_labels)
-    dense = int(c.head.classifier_transform or c.head.name == "replaced_token_detection")
-    dense += c.head.name == "sequence_classification" and c.head.pooler != "none"
-    head = D * labels + dense * D * D
+  def times(self, n: int) -> "Flops":
+    """Of n executions."""
+    return Flops(self.full * n, self.causal * n)
 
-  def dots(queries: int, keys: int) -> int:
-    return 12 * HK * queries * keys
 
-  if "inputs" in fields or "images" in fields:
-    T = sequence_lengths(c, fields)[0]
-    # Positions that go through the head; rows have one.
-    P = T if c.head.name == "question_answering" else (*fields["targets"].shape, 1)[0]
-    linear = 6 * (c.num_layers * (attention + mlp) * T + head * P + (E != D) * E * D * T)
-    linear += 6 * c.patches * c.image.patch**2 * c.image.channels * D
-    square = c.num_layers * dots(T, T)
-    causal = square / 2 if P == T else square
-    return Flops(linear + square, linear + causal)
-  (S,), (T,) = fields["encoder_inputs"].shape, fields["decoder_inputs"].shape
-  N, M = c.num_layers, c.decoder_depth
-  linear = 6 * (N * (attention + mlp) * S + M * ((attention + mlp + 2 * D * HK) * T + 2 * D * GK * S) + head * T)
-  others = N * dots(S, S) + M * dots(T, S)
-  return Flops(linear + others + M * dots(T, T), linear + others + M * dots(T, T) / 2)
+def count(loss: Callable[[Any, Any, None], Any], params: Any, batch: Any) -> Flops:
+  """FLOPs of the gradient of `loss(params, batch, None)` by `params`, from shapes alone.
+
+  What no result needs is not counted, nor is what `jax.checkpoint` would compute twice.
+
+  Args:
+    loss: of any pytree of results; all of them are differentiated.
+    params: those that are trained, as shapes; others stand in the loss as constants.
+    batch: the whole batch, as shapes.
+  """
+  forward, results = jax.make_jaxpr(lambda p, b: loss(p, b, None), return_shape=True)(params, batch)
+  plain = core.jaxpr_as_fun(core.ClosedJaxpr(_without_remat(forward.jaxpr), forward.consts))
+  leaves, others = jax.tree.leaves(params), jax.tree.leaves(batch)
+
+  def gradient(params: list, others: list, cotangents: list) -> Any:
+    return jax.vjp(lambda params: plain(*params, *others), params)[1](cotangents)
+
+  program = jax.make_jaxpr(gradient)(leaves, others, jax.tree.leaves(results)).jaxpr
+  return _of_jaxpr(dce_jaxpr(program, [True] * len(program.outvars))[0])
+
+
+def _inner(params: dict[str, Any]) -> list[tuple[str, Any]]:
+  """The programs among an equation's parameters, by name."""
+  parts = [(name, part) for name, value in params.items() for part in (value if isinstance(value, tuple) else (value,))]
+  return [(name, part) for name, part in parts if hasattr(getattr(part, "jaxpr", part), "eqns")]
+
+
+def _without_remat(jaxpr: Any) -> Any:
+  """The same program with plain calls in the place of `jax.checkpoint`, so that nothing is computed twice."""
+
+  def plain(value: Any) -> Any:
+    if type(value) is tuple:  # the branches of a condition
+      return tuple(plain(part) for part in value)
+    if isinstance(value, core.ClosedJaxpr):
+      return core.ClosedJaxpr(_without_remat(value.jaxpr), value.consts)
+    return _without_remat(value) if isinstance(value, core.Jaxpr) else value
+
+  def rewritten(equation: Any) -> Any:
+    params = {name: plain(value) for name, value in equation.params.items()}
+    if equation.primitive is primitives.remat_p:
+      body = core.ClosedJaxpr(params["jaxpr"], ())
+      return equation.replace(primitive=primitives.closed_call_p, params={"call_jaxpr": body})
+    return equation.replace(params=params)
+
+  return jaxpr.replace(eqns=[rewritten(equation) for equation in jaxpr.eqns])
+
+
+def _of_jaxpr(jaxpr: Any, scope: str = "") -> Flops:
+  """Of a program that stands in a name scope."""
+  total = Flops(0.0, 0.0)
+  for equation in jaxpr.eqns:
+    name, params = equation.primitive.name, equation.params
+    inside = f"{scope}/{equation.source_info.name_stack}"
+    own = _PRODUCTS[name](equation) if name in _PRODUCTS else 0.0
+    if name == "pallas_call" and (products := _splash_products(equation)):
+      total += _halved(products, inside)
+      continue
+    total += _halved(own, inside)
+    inner = [_of_jaxpr(getattr(part, "jaxpr", part), inside) for _, part in _inner(params)]
+    if name == "cond":
+      total += max(inner)
+    else:  # a while loop counts once, as nobody knows how often it runs
+      total += sum(inner, Flops(0.0, 0.0)).times(_repetitions(name, params))
+  return total
+
+
+def _halved(flops: float, scope: str) -> Flops:
+  return Flops(flops, flops / 2 if CAUSAL in scope.replace("(", "/").replace(")", "/").split("/") else flops)
+
+
+def _repetitions(name: str, params: dict[str, Any]) -> int:
+  """How often a scan, a kernel on its grid, or the devices of a manual mesh execute what is inside."""
+  if name == "shard_map":
+    return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+  return math.prod(params["grid_mapping"].grid) if name == "pallas_call" else params.get("length", 1)
+
+
+def _dot(equation: Any) -> float:
+  (summed, _), _ = equation.params["dimension_numbers"]
+  shape = equation.invars[0].aval.shape
+  return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in summed)
+
+
+def _convolution(equation: Any) -> float:
+  """Each number of the result is a sum over the kernel, but for its axis of output features."""
+  kernel, axes = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+  return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / kernel[axes[0]]
+
+
+_PRODUCTS: dict[str, Callable[[Any], float]] = {"dot_general": _dot, "conv_general_dilated": _convolution}
+
+
+def _splash_products(equation: Any) -> float:
+  """Of one of the three kernels of splash attention, 0 for others: two products each of queries x keys x head.
+
+  Forward has these two. The two backward kernels have four that the gradient needs; what they do beside is to compute
+  again what the forward pass had. Tiles that a mask leaves out are not subtracted.
+  """
+  if "splash" not in str(equation.params.get("name_and_src_info", equation.params.get("name", ""))):
+    return 0.0
+  arrays = [x.aval.shape for x in equation.invars if jax.numpy.issubdtype(x.aval.dtype, jax.numpy.floating)]
+  return 2.0 * 2.0 * math.prod(arrays[0]) * arrays[1][-2]
 
 
 def sequence_lengths(config: ModelConfig, fields: Fields) -> list[int]:
   """Positions of each stack that one row brings: tokens, or the patches of an image and the class vector."""
   patches = [config.patches + 1 for field in fields.values() if field.kind == "pixels"]
   return patches + [field.shape[0] for field in fields.values() if field.kind == "ids"]
-
-
-def peak_flops(device: jax.Device) -> float | None:
-  """The device's peak in FLOP/s for dense bfloat16, None where it is not known (a CPU)."""
-  names = sorted((name for name in PEAK_TFLOPS if device.device_kind.startswith(name)), key=len)
-  return PEAK_TFLOPS[names[-1]] * 1e12 if names else None

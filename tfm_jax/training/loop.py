@@ -13,6 +13,7 @@ from tfm_jax.cache import cache_dir
 from tfm_jax.training import flops
 from tfm_jax.training.agreement import SHORTLY, exchange, in_turn, together
 from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.chips import peak_flops
 from tfm_jax.training.config import Config, resolve, to_dict
 from tfm_jax.training.interruption import Interrupted, Interruption
 from tfm_jax.training.load import initial_params
@@ -139,7 +140,7 @@ class _Start:
     size = config.train.batch_size
     divides = chosen and size // program.placement.batch_shards % chosen == 0  # else the mesh has changed since
     asked = config.train.microbatches or (chosen if divides else 0)
-    microbatches, step = choose_microbatches(self.model, self.abstract, program.fields, size, asked, program.compile)
+    microbatches, step = choose_microbatches(program.placement, self.abstract, size, asked, program.compile)
     log.info("train step: compiled in %.1f s, microbatches %d", time.monotonic() - begin, microbatches)
     return microbatches, step
 
@@ -157,19 +158,18 @@ class _Start:
 
   def _meter(self, tracker: Tracker) -> Meter:
     """The meter of this run; says once what its figures mean."""
-    config, placement, fields = self.config, self.model.placement, self.task.fields
-    row = flops.row_flops(config.model, self.model.vocab_size, fields)
-    peak = flops.peak_flops(placement.mesh.devices.flat[0])
-    step, seen = (human_count(count * config.train.batch_size) for count in row)
+    config, placement = self.config, self.model.placement
+    work = self.program.flops
+    peak = peak_flops(placement.mesh.devices.flat[0])
+    step, seen = map(human_count, work)
     total = peak and peak * placement.mesh.size
     log.info(
-      "a step takes %sFLOP: %s%s%s", step, flops.FORMULA,
+      "a step takes %sFLOP: %s%s%s", step, flops.CONVENTION,
       "" if step == seen else f"; {seen}FLOP if only what causal attention sees is counted",
       f"; mfu = {step}FLOP / seconds / {human_count(total)}FLOP/s" if total else "; no mfu, as the peak is not known",
     )  # fmt: skip
     return Meter(
-      tracker, config.train.log_every, config.train.batch_size * self.program.row_tokens,
-      row.full * config.train.batch_size, total,
+      tracker, config.train.log_every, config.train.batch_size * self.program.row_tokens, work.full, total,
     )  # fmt: skip
 
   def _train(self, state: TrainState, train_step: Any, tracker: Tracker) -> TrainState:

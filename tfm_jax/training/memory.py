@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,8 @@ from typing import Any
 import jax
 
 from tfm_jax.errors import UserError
-from tfm_jax.models.model import Model
-from tfm_jax.objectives.objective import Fields
+from tfm_jax.sharding.placement import Placement
 from tfm_jax.training.agreement import exchange
-from tfm_jax.training.flops import sequence_lengths
 from tfm_jax.training.tracking import human_bytes
 
 log = logging.getLogger(__name__)
@@ -52,43 +51,6 @@ def bytes_per_device(tree: Any) -> int:
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def row_bytes(model: Model, fields: Fields) -> int:
-  """An estimate of the bytes of activations that one row needs in a training step, on one device.
-
-  What is kept of all blocks for the backward pass, counted in values of the compute dtype (with remat of one block,
-  and the inputs of the others), what one block needs while it is computed, and the output layer: float32 logits and
-  their gradient.
-  """
-  c = model.config
-  D, HK, F, item = c.embed_dim, c.num_heads * c.head_features, c.mlp_features, c.compute_dtype.itemsize
-  lengths = sequence_lengths(c, fields)
-  split = model.placement.mesh.shape["model"]
-
-  def kept(queries: int, keys: int, attentions: int) -> float:
-    """Inputs of the norms, linears and activations, and the attention weights before and after dropout."""
-    linear = queries * (4 * D + 2 * D * attentions + (4 * HK * attentions + (3 if c.gated else 2) * F) / split) * item
-    weights = queries * keys * c.num_heads / split * item
-    return linear + weights * (2 if c.attention_dropout else 1)
-
-  def working(queries: int, keys: int) -> float:
-    """What one block needs while it is computed: float32 logits and their gradient, twice its widest layer."""
-    return queries * keys * c.num_heads / split * 12 + queries * (4 * D + 4 * F / split) * item
-
-  if len(lengths) == 1:
-    T, targets = lengths[0], math.prod(fields["targets"].shape)
-    stacks = [(c.num_layers, T, kept(T, T, 1), working(T, T))]
-  else:
-    S, T = lengths
-    targets = T
-    crossing = T * S * c.num_heads / split * item * (2 if c.attention_dropout else 1)
-    decoder = kept(T, T, 2) + crossing
-    stacks = [(c.num_layers, S, kept(S, S, 1), working(S, S)), (c.decoder_depth, T, decoder, working(T, max(S, T)))]
-  total = max(need for *_, need in stacks)
-  for depth, length, one, _ in stacks:
-    total += depth * one if c.remat == "none" else depth * length * D * item + one
-  return int(total + targets * model.vocab_size / split * (4 + item))
-
-
 def _limit_everywhere(device: jax.Device) -> int:
   """`device_limit` of the process that has least, as all must choose the same; those of a host share its memory."""
   mine = socket.gethostname(), device_limit(device)
@@ -97,75 +59,136 @@ def _limit_everywhere(device: jax.Device) -> int:
   return int(min(limit / max(hosts.count(host), 1) for host, limit in told))
 
 
-def _peak_bytes(usage: Any) -> float:
-  """What a compiled program needs of a device; 0 if the compiler does not say."""
+def peak_bytes(compiled: Any, platform: str) -> float:
+  """What a compiled program needs of a device at its fullest moment, by its compiler; 0 if that does not say."""
+  usage = compiled.memory_analysis()
   if usage is None:
-    return 0
-  # State in and out share their memory (it is donated).
+    return 0.0
+  peak = getattr(usage, "peak_memory_in_bytes", 0)
+  if peak > 0 and platform != "cpu":  # XLA:CPU leaves the temporaries out of its peak
+    return float(peak)
+  # All that is ever alive. State in and out share their memory (it is donated).
   total = usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
   return float(total + usage.temp_size_in_bytes)
 
 
+class DoesNotFit(UserError):
+  """A step that needs more than a device has: with so many microbatches, so many bytes (infinite: not said)."""
+
+  def __init__(self, message: str, microbatches: int, needed: float) -> None:
+    super().__init__(message)
+    self.microbatches, self.needed = microbatches, needed
+
+
 def choose_microbatches(
-  model: Model,
+  placement: Placement,
   state: Any,
-  fields: Fields,
   batch_size: int,
   asked: int,
   compile_with: Callable[[int], Any],
+  limit: float | None = None,
 ) -> tuple[int, Any]:
-  """(number of microbatches, the compiled train step): the fewest that fit a device.
+  """(number of microbatches, the compiled train step): the fewest that fit a device by what the compiler says.
 
-  First by estimate, then by what the compiler says of the compiled step. Several processes choose as the one with the
-  least memory has to.
+  The whole batch is tried first. The number that should fit is predicted from the peaks so far, compiled, and the
+  prediction mended, until no smaller number should fit. Several processes choose as the one with the least memory.
 
   Args:
-    model: the model.
+    placement: the strategy on its mesh.
     state: the training state as shapes with shardings.
-    fields: the batch's fields, of one row.
     batch_size: global rows.
     asked: a number that is wanted; 0: to be chosen.
     compile_with: number of microbatches -> compiled train step.
+    limit: bytes of a described device; None: what the devices here have, against which `asked` is not held.
 
   Raises:
-    UserError: not even one row a device fits.
+    DoesNotFit: not even one row a device fits, or not what was asked for.
+    UserError: the batch does not divide so.
   """
-  shards = model.placement.batch_shards
+  shards = placement.batch_shards
   if batch_size % shards:
     raise UserError(
       f"train.batch_size={batch_size} does not divide into the {shards} parts of replica x data: "
       f"choose a multiple of {shards}"
     )
   rows = batch_size // shards
+  if asked and rows % asked:
+    raise UserError(
+      f"train.microbatches={asked} does not divide the {rows} rows of each of the {shards} shards of the batch"
+    )
+  described = limit is not None
+  limit = _limit_everywhere(placement.mesh.local_devices[0]) if limit is None else limit
   if asked:
-    if rows % asked:
-      raise UserError(
-        f"train.microbatches={asked} does not divide the {rows} rows of each of the {shards} shards of the batch"
-      )
-    return asked, compile_with(asked)
-  limit = _limit_everywhere(model.placement.mesh.local_devices[0])
-  kept = bytes_per_device(state)
-  fixed = kept + bytes_per_device(state.params) * 2  # the gradient, and the weights in the compute dtype
-  one = row_bytes(model, fields)
-  choices = [n for n in range(1, rows + 1) if rows % n == 0]
-  needed = next((n for n in choices if fixed + rows // n * one <= limit), rows)
-  said = f"{human_bytes(limit)} a device, {human_bytes(fixed)} for state and gradients, {human_bytes(one)} a row"
-  for count in (n for n in choices if n >= needed):
-    compiled, peak = None, math.inf
-    try:
-      compiled = compile_with(count)
-      peak = _peak_bytes(compiled.memory_analysis())
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-    peak = max(exchange(peak).values())
-    if peak <= limit:
-      shown = human_bytes(peak) if peak else "unknown"
-      log.info("microbatches: %d of %d rows a device (%s; compiled: %s)", count, rows // count, said, shown)
-      return count, compiled
-    shown = f"compiled: {human_bytes(peak)}" if math.isfinite(peak) else "the compiler says"
-    log.info("microbatches: %d do not fit (%s)", count, shown)
-  raise UserError(
-    f"not even one row of this model fits a device: {said}; choose a smaller model or data.seq_len, model.remat=full, "
-    f"or a strategy that shards the parameters (sharding.strategy=fsdp) on more devices"
-  )
+    compiled, peak = _attempt(compile_with, asked, placement.platform)
+    if compiled is None or (described and peak > limit):
+      raise DoesNotFit(f"train.microbatches={asked}: {_compared(peak, limit)}; ask for more", asked, peak)
+    return asked, compiled
+  fixed = bytes_per_device(state) + bytes_per_device(state.params)  # the gradient
+  untried = [n for n in range(1, rows + 1) if rows % n == 0]
+  peaks: dict[int, float] = {}
+  best, count = None, 1
+  while True:
+    compiled, peaks[count] = _attempt(compile_with, count, placement.platform)
+    fits = compiled is not None and peaks[count] <= limit
+    log.info("microbatches: %d of %d rows a device: %s", count, rows // count, _compared(peaks[count], limit))
+    if fits:
+      best = count, compiled
+    untried = [n for n in untried if (n < count if fits else n > count)]
+    hopeful = [n for n in untried if _predicted(n, peaks, fixed) <= limit]
+    if best is not None and not hopeful:
+      return best
+    if not untried:
+      raise DoesNotFit(
+        f"not even one row of this model fits a device: {human_bytes(limit)} a device, {human_bytes(fixed)} for state "
+        f"and gradients, {_said(peaks[count])} with a row; choose a smaller model or data.seq_len, model.remat=full, "
+        f"or a strategy that shards the parameters (sharding.strategy=fsdp) on more devices", count, peaks[count],
+      )  # fmt: skip
+    count = hopeful[0] if hopeful else untried[-1]
+
+
+def _attempt(compile_with: Callable[[int], Any], count: int, platform: str) -> tuple[Any, float]:
+  """(the compiled step, None if it is too large for the compiler; what it needs on the process that needs most)."""
+  compiled = None
+  try:
+    compiled = compile_with(count)
+    peak = peak_bytes(compiled, platform)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    peak = _needed(str(error))
+  failed, peak = max((compiled is None, peak) for compiled, peak in exchange((compiled is not None, peak)).values())
+  return (None if failed else compiled), peak
+
+
+def _needed(error: str) -> float:
+  """The bytes that a compiler's error names, as "Used 41.23G of" or "(30.72G) exceeds"; infinite if it names none."""
+  named = re.search(r"Used ([\d.]+)([KMGT]) of|\(([\d.]+)([KMGT])\) exceeds", error)
+  if not named:
+    return math.inf
+  number, unit = (part for part in named.groups() if part)
+  return float(number) * 1024.0 ** ("KMGT".index(unit) + 1)
+
+
+def _predicted(count: int, peaks: dict[int, float], fixed: float) -> float:
+  """What a step in so many parts should need: a part that stays, and one that each row brings.
+
+  From two peaks both follow; with one, what stays is `fixed`. Where no peak is known, half the rows are hoped to fit.
+  """
+  known = sorted((abs(1 / n - 1 / count), 1 / n, peak) for n, peak in peaks.items() if math.isfinite(peak))
+  if not known:
+    return 0.0 if count >= 2 * max(peaks) else math.inf
+  _, share, peak = known[0]
+  kept = min(fixed, peak)
+  slope = (peak - kept) / share
+  if len(known) > 1:
+    _, other, other_peak = known[1]
+    slope = max((peak - other_peak) / (share - other), 0.0)
+  return peak + slope * (1 / count - share)
+
+
+def _said(peak: float) -> str:
+  return human_bytes(peak) if math.isfinite(peak) else "more than the compiler says"
+
+
+def _compared(peak: float, limit: float) -> str:
+  return f"needs {_said(peak)} of {human_bytes(limit)}" if peak else "the compiler does not say what it needs"

@@ -20,11 +20,11 @@ from tfm_jax.objectives.objective import Fields
 from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.config import Config
-from tfm_jax.training.flops import sequence_lengths
+from tfm_jax.training.flops import Flops, count, sequence_lengths
 from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.optimizer import make_optimizer, schedule, state_shardings
 from tfm_jax.training.step import TrainState, make_eval_step, make_train_step
-from tfm_jax.training.trees import flat, partition
+from tfm_jax.training.trees import flat, join, partition
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,13 @@ class Program:
   def row_tokens(self) -> int:
     """Tokens of one row, those of the encoder and the decoder together."""
     return sum(sequence_lengths(self.config.model, self.fields))
+
+  @functools.cached_property
+  def flops(self) -> Flops:
+    """Of one step on the global batch."""
+    trained, constant = partition(self.model.shapes(), self.frozen)
+    loss = lambda params, others, _: self.loss(join(params, others[0]), others[1], None)
+    return count(loss, trained, (constant, self.batch_shapes))
 
   @functools.cached_property
   def named_frozen(self) -> frozenset[str]:
