@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
-from jax.extend.core import primitives
+from jax.extend.core import ClosedJaxpr, primitives  # type: ignore[attr-defined]
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from tfm_jax.models.config import ModelConfig
@@ -45,7 +45,7 @@ def count(loss: Callable[[Any, Any, None], Any], params: Any, batch: Any) -> Flo
     batch: the whole batch, as shapes.
   """
   forward, results = jax.make_jaxpr(lambda p, b: loss(p, b, None), return_shape=True)(params, batch)
-  plain = core.jaxpr_as_fun(core.ClosedJaxpr(_without_remat(forward.jaxpr), forward.consts))
+  plain = core.jaxpr_as_fun(ClosedJaxpr(_without_remat(forward.jaxpr), forward.consts))
   leaves, others = jax.tree.leaves(params), jax.tree.leaves(batch)
 
   def gradient(params: list, others: list, cotangents: list) -> Any:
@@ -67,14 +67,14 @@ def _without_remat(jaxpr: Any) -> Any:
   def plain(value: Any) -> Any:
     if type(value) is tuple:  # the branches of a condition
       return tuple(plain(part) for part in value)
-    if isinstance(value, core.ClosedJaxpr):
-      return core.ClosedJaxpr(_without_remat(value.jaxpr), value.consts)
+    if isinstance(value, ClosedJaxpr):
+      return ClosedJaxpr(_without_remat(value.jaxpr), value.consts)
     return _without_remat(value) if isinstance(value, core.Jaxpr) else value
 
   def rewritten(equation: Any) -> Any:
     params = {name: plain(value) for name, value in equation.params.items()}
     if equation.primitive is primitives.remat_p:
-      body = core.ClosedJaxpr(params["jaxpr"], ())
+      body = ClosedJaxpr(params["jaxpr"], ())
       return equation.replace(primitive=primitives.closed_call_p, params={"call_jaxpr": body})
     return equation.replace(params=params)
 
