@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
@@ -213,3 +215,15 @@ def test_a_closed_ring_is_faster_than_a_line():
     forecast(*lines, chip=dataclasses.replace(CHIP, ring=ring), mesh=fake_mesh({"b": 16, "a": 1}))[0].total
   )
   assert total(16) < 0.6 * total(10**6)
+
+
+def test_what_the_forward_loop_keeps_for_the_backward_loop():
+  def kept(block):
+    """In units of the stream [8, 32] of all six blocks."""
+    loss = lambda ws, x: jax.lax.scan(lambda x, w: (block(x, w), None), x, ws)[0].sum()
+    text = jax.jit(jax.grad(loss)).lower(jnp.ones((6, 32, 32)), jnp.ones((8, 32))).compile().as_text()
+    return hlo.kept_bytes(hlo.parse(text)) / (6 * 8 * 32 * 4)
+
+  block = lambda x, w: jnp.tanh(jnp.sin(x @ w))
+  assert kept(jax.checkpoint(block)) == 1  # the input of each
+  assert kept(block) == 3

@@ -189,7 +189,8 @@ def _handed_over(module: Module, where: Computation) -> int:
       index = int(re.findall(r"index=(\d+)", part.rest)[0])
       body = module.computations[loop.called("body") or ""]
       last = body.by_name.get(body.root.operands[index])
-      if last is not None and last.op != "get-tuple-element":  # else the loop only hands it on
+      given = last and last.op == "get-tuple-element" and body.by_name[last.operands[0]].op == "parameter"
+      if not given:  # else the loop only hands it on
         kept[loop.name, index] = shape_bytes(loop.shapes[index])
   return sum(kept.values())
 
