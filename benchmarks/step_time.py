@@ -19,6 +19,7 @@ def main(flags: Flags) -> None:
 
   from tfm_jax.compare.program import build_program, random_batch
   from tfm_jax.training.config import load
+  from tfm_jax.training.memory import peak_bytes
   from tfm_jax.training.tracking import human_bytes, human_count
 
   program = build_program(load(flags.require("config"), flags.overrides))
