@@ -7,6 +7,7 @@ from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.family import DECODER_HEADS, Family
 from tfm_jax.models.layers import Attention
 from tfm_jax.models.towers import Single
+from tfm_jax.ops.broadcast import to_rank
 
 
 class UnitQueries(Attention):
@@ -16,7 +17,7 @@ class UnitQueries(Attention):
     scale_K = self.param("scale", nn.initializers.ones, q_BTHK.shape[-1:])
     q = q_BTHK.astype(jnp.float32)
     unit = q / jnp.sqrt(jnp.square(q).sum(-1, keepdims=True) + 1e-6)
-    return super().attend((scale_K * unit).astype(q_BTHK.dtype), *others)
+    return super().attend((to_rank(scale_K, 4) * unit).astype(q_BTHK.dtype), *others)
 
 
 FAMILY = Family(

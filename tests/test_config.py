@@ -384,7 +384,7 @@ def test_a_missing_flag():
 # Written by the revision before there were sections, 996c29e, from the file and overrides beside them.
 OLD = json.loads((ROOT / "tests/golden/old_configs.json").read_text())
 TODAY = {
-  "t5": ("t5_small", {}),
+  "t5": ("t5_small", {"optimizer.schedule": "rsqrt"}),
   "modernbert": (
     "quickstart",
     {"family": "modernbert", "model.bias": "qkv,norm", "window.size": "3", "window.global_every": "2",

@@ -140,7 +140,7 @@ def test_every_family_as_it_is_made_here_has_its_counterpart_there(family):
     ("gpt", {"head_dim": 16}, "model.head_dim=16"), ("t5", {"bias": "all"}, "model.bias='all'"),
     ("bert", {"num_kv_heads": 2}, "model.num_kv_heads=2"), ("llama", {"norm": "layer"}, "model.norm='layer'"),
     ("modernbert", {"positions": "learned"}, "model.positions"), ("bert", {"gated": True}, "model.gated=True"),
-    ("gpt", {"head.name": "sequence_classification"}, "head.name=sequence_classification"),
+    ("electra", {"head.name": "sequence_classification"}, "head.name=sequence_classification"),
     ("llama", {"window.size": 4, "bias": "qkv"}, "model.bias='qkv'"),
     ("llama", {"window.size": 4, "rotary.local_base": 5.0}, "rotary.local_base=5.0"),
   ],

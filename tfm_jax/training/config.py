@@ -88,6 +88,13 @@ SHARES = (
 DECAYS = ("optimizer.beta1", "optimizer.beta2")
 
 
+# What is not set in these sections follows from the family.
+MODEL_SECTIONS = (
+  "model",
+  *(field.name for field in dataclasses.fields(ModelConfig) if dataclasses.is_dataclass(field.default)),
+)
+
+
 def sections() -> dict[str, type]:
   """Section -> its dataclass, "" for the keys of none. Those that the model's configuration holds stand beside it."""
   made: dict[str, type] = {"": Config}
@@ -102,11 +109,6 @@ def _keys_of(kind: type) -> dict[str, type]:
   return {key: hint for key, hint in typing.get_type_hints(kind).items() if not dataclasses.is_dataclass(hint)}
 
 
-def _of_model(section: str) -> bool:
-  """Whether a section is the model's or held by its configuration: what is not set there follows from the family."""
-  return section == "model" or section in typing.get_type_hints(ModelConfig)
-
-
 def defaults() -> config_dict.ConfigDict:
   """The tree as a ConfigDict with every default, for experiment files; `configs/base.py` hands it out.
 
@@ -116,7 +118,7 @@ def defaults() -> config_dict.ConfigDict:
   for name, kind in sections().items():
     place = tree if not name else config_dict.ConfigDict()
     for key, hint in _keys_of(kind).items():
-      place[key] = config_dict.placeholder(hint) if _of_model(name) else getattr(kind, key)
+      place[key] = config_dict.placeholder(hint) if name in MODEL_SECTIONS else getattr(kind, key)
     if name:
       tree[name] = place
   return tree
@@ -141,9 +143,9 @@ def from_dict(values: Mapping[str, Any]) -> Config:
       fields = {}
       for key, given in value.items():
         kind = _kind(f"{name}.{key}")
-        if given is not None or not _of_model(name):
+        if given is not None or name not in MODEL_SECTIONS:
           fields[key] = _typed(kind, given, f"{name}.{key}")
-      if _of_model(name):
+      if name in MODEL_SECTIONS:
         model |= {f"{name}.{key}".removeprefix("model."): given for key, given in fields.items()}
       else:
         top[name] = known[name](**fields)
@@ -175,8 +177,7 @@ def _typed(kind: type, value: Any, key: str) -> Any:
 def to_dict(config: Config) -> dict[str, Any]:
   """The nested dictionary of a configuration, for config.json: one level of sections."""
   tree = dataclasses.asdict(config)
-  tree |= {name: tree["model"].pop(name) for name in list(tree["model"]) if name in sections()}
-  return tree
+  return tree | {name: tree["model"].pop(name) for name in MODEL_SECTIONS[1:]}
 
 
 @functools.cache
@@ -199,7 +200,7 @@ def unknown_key(key: str) -> str:
 def parse_value(key: str, text: str) -> Any:
   """The value of a flag `--config.KEY=TEXT`, in the key's type. Raises UserError."""
   kind = _kind(key)
-  if text.lower() in ("none", "null") and kind is not str and _of_model(key.rpartition(".")[0]):
+  if text.lower() in ("none", "null") and kind is not str and key.rpartition(".")[0] in MODEL_SECTIONS:
     return None
   try:
     if kind is bool:
