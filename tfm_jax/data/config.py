@@ -25,7 +25,7 @@ class TaskConfig:
 
   name: str = ""  # sequence_classification; empty: pre-training
   # Columns of a table, by name or number (from 1); empty: guessed from a header that says label, and sentence or text,
-  # or sentence1 and sentence2
-  text: str = ""
+  # or sentence1 and sentence2.
+  text: str = ""  # the text
   pair: str = ""  # the second text, if there is one
-  label: str = ""
+  label: str = ""  # the class
