@@ -60,7 +60,8 @@ def _random_side(folder: Path, tokens: int) -> Side:
   path = folder / "tokens"
   rng.integers(5, _VOCABULARY - 100, tokens).astype(np.uint16).tofile(path)
   cuts = np.unique(rng.integers(1, tokens, tokens // 250))
-  return Side(np.memmap(path, np.uint16, mode="r").view(np.ndarray), np.concatenate([[0], cuts, [tokens]]), tokens)
+  offsets = np.concatenate([[0], cuts, [tokens]])
+  return Side(np.memmap(path, np.uint16, mode="r").view(np.ndarray), offsets, offsets)
 
 
 def _measure(dataset: Dataset, seconds: float) -> float:

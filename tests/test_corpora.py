@@ -2,9 +2,12 @@
 
 import ast
 import gzip
+import hashlib
+import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from tfm_jax.cache import atomic_directory, cache_dir
 from tfm_jax.errors import UserError
-from tfm_jax.text import embedded
+from tfm_jax.text import embedded, files
 from tfm_jax.text.corpora import embedded_corpus, parallel_corpus, text_corpus
 
 
@@ -124,6 +127,42 @@ def test_files_are_found_and_sorted(tmp_path, monkeypatch):
   assert read(f"{folder}/**/*.gz") == ["sub/c.txt.gz"]
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n \n"])
+@pytest.mark.parametrize(
+  ("line", "fraction", "train"),
+  [
+    ("word " * 100, 0.1, "word " * 90),
+    ("word " * 100, 0.7, "word " * 30),
+    ("é" * 100, 0.105, "é" * 90),  # no white space: between two characters
+    ("a\n" * 10 + "b" * 500 + " " + "c" * 20, 0.02, "a\n" * 10 + "b" * 500 + " "),
+  ],
+)
+@pytest.mark.parametrize("document", ["block", "file"])
+def test_a_huge_line_is_cut_inside(tmp_path, line, fraction, train, end, document):
+  path = write(tmp_path / "a.txt", (line + end).encode())
+  corpus = text_corpus(path, eval_fraction=fraction, document=document)
+  (found,), (rest,) = texts(corpus.train()), texts(corpus.evaluation())
+  assert found + rest.rstrip() == line.rstrip()
+  assert abs(len(found) - len(train)) <= 5  # the line end counts too
+  assert " " not in line or found.endswith(" ")
+  assert corpus.counts["evaluation_cut_lines"] == 1
+  lines = text_corpus(path, eval_fraction=min(fraction, 0.4), document="line")  # a document stays whole
+  assert line.removesuffix("\n").split("\n")[-1] in [*texts(lines.train()), *texts(lines.evaluation())]
+
+
+def test_a_line_with_text_after_it_is_not_cut(tmp_path):
+  path = write(tmp_path / "a.txt", b"word " * 100 + b"\n\nmore words\n")
+  corpus = text_corpus(path, eval_fraction=0.2)
+  assert (texts(corpus.train()), texts(corpus.evaluation())) == (["word " * 100], ["more words"])
+  assert "evaluation_cut_lines" not in corpus.counts
+
+
+def test_held_out_files_without_text_are_refused(tmp_path):
+  path, blank = write(tmp_path / "a.txt", b"text\n"), write(tmp_path / "blank.txt", b" \n")
+  with pytest.raises(UserError, match=r"data\.eval_path=.*blank\.txt: no text"):
+    list(text_corpus(path, blank).evaluation())
+
+
 def test_evaluation_files_leave_the_training_text_whole(tmp_path):
   path, held_out = write(tmp_path / "a.txt", b"one\n\ntwo\n"), write(tmp_path / "e.txt", b"three\n")
   corpus = text_corpus(path, eval_path=held_out, eval_fraction=0.5)
@@ -172,8 +211,62 @@ def test_the_fingerprint_follows_files_and_settings(tmp_path):
   before = fingerprint()
   assert fingerprint() == before
   others = [fingerprint(document="line"), fingerprint(errors="replace"), fingerprint(eval_fraction=0.5)]
-  os.utime(path, ns=(1, 1))
-  assert len({before, *others, fingerprint()}) == 5
+  assert len({before, *others}) == 4
+
+
+def test_a_corpus_is_known_by_its_content(tmp_path, monkeypatch):
+  """Other bytes of the same size and time are another corpus; the same bytes at another time or place are not."""
+  monkeypatch.setenv("TFM_CACHE_DIR", str(tmp_path / "cache"))
+  path = write(tmp_path / "a.txt", b"one\ntwo\n")
+  stat, before = os.stat(path), text_corpus(path)
+  for _ in range(2):  # the second time its hash may be remembered
+    os.utime(path, ns=(1, 1))
+    assert text_corpus(path).fingerprint == before.fingerprint
+  assert text_corpus(path).former_fingerprint != before.former_fingerprint
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert text_corpus(path).former_fingerprint == before.former_fingerprint
+  assert text_corpus(write(tmp_path / "b" / "c.txt", b"one\ntwo\n")).fingerprint == before.fingerprint
+  write(tmp_path / "a.txt", b"one\nsix\n")
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert os.stat(path).st_mtime_ns == stat.st_mtime_ns and os.stat(path).st_size == stat.st_size
+  assert text_corpus(path).fingerprint != before.fingerprint
+
+
+def test_the_former_fingerprint_is_that_of_earlier_releases(tmp_path):
+  paths = [write(tmp_path / name, b"one\ntwo\n") for name in ("a.txt", "b.txt")]
+  stats = [(path, 8, os.stat(path).st_mtime_ns) for path in paths]
+
+  def former(settings, cut, files):
+    return hashlib.sha256(json.dumps([settings, cut, files]).encode()).hexdigest()[:16]
+
+  text = text_corpus(paths[0], eval_path=paths[1])
+  assert text.former_fingerprint == former(["text", "block", "raise"], 8, stats)
+  text = text_corpus(paths[0], eval_fraction=0.25, document="line")
+  assert text.former_fingerprint == former(["text", "line", "raise"], 6.0, stats[:1])
+  pairs = parallel_corpus(*paths, eval_fraction=0.25)
+  assert pairs.former_fingerprint == former(["parallel", "raise"], 6.0, [*stats, stats[1]])
+
+
+def test_a_file_is_hashed_once_until_it_is_touched(tmp_path, monkeypatch):
+  monkeypatch.setenv("TFM_CACHE_DIR", str(tmp_path / "cache"))
+  read, digest = [], files.hashlib.file_digest
+  monkeypatch.setattr(files.hashlib, "file_digest", lambda *args: read.append(1) or digest(*args))
+  path = write(tmp_path / "a.txt", b"one\ntwo\n")
+  first = text_corpus(path).fingerprint
+  text_corpus(path)
+  assert len(read) == 2  # it has just been written: it might change again within the same tick of the clock
+  monkeypatch.setattr(files, "_TICK", 0)
+  time.sleep(0.02)
+  assert [text_corpus(path).fingerprint for _ in range(3)] == [first] * 3
+  assert len(read) == 3
+  time.sleep(0.02)
+  stat = os.stat(path)
+  write(tmp_path / "a.txt", b"one\nsix\n")
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # nobody sets ctime back
+  assert text_corpus(path).fingerprint != first
+  for entry in (tmp_path / "cache" / "files").iterdir():
+    entry.write_text("{")
+  assert text_corpus(path).fingerprint != first and len(read) == 5
 
 
 # Parallel files

@@ -177,9 +177,9 @@ def test_each_epoch_holds_every_row_once(batch_size, seed):
 
 
 def test_masks_belong_to_the_row_and_not_to_its_place():
-  shuffled, ordered = (dataset_of(sizes=(800,), batch_size=50, shuffle=shuffle).batch(0) for shuffle in (True, False))
-  order = np.argsort(shuffled["rows"])
-  assert_equal({n: a[order] for n, a in shuffled.items()}, ordered)
+  both = [dataset_of(sizes=(800,), batch_size=50, shuffle=shuffle).batch(0) for shuffle in (True, False)]
+  assert (both[0]["rows"] != both[1]["rows"]).any()
+  assert_equal(*({n: a[np.argsort(batch["rows"])] for n, a in batch.items()} for batch in both))
 
 
 def test_the_order_and_the_masks_change_with_epoch_and_seed():
@@ -199,11 +199,62 @@ def test_the_order_and_the_masks_change_with_epoch_and_seed():
 def test_evaluation_sees_every_target_once_whatever_the_batch(batch_size):
   dataset = dataset_of("causal", batch_size=batch_size, shuffle=False)
   made = [dataset.batch(step) for step in range(dataset.num_batches())]
-  targets = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in made])
+  rows = np.concatenate([batch["rows"] for batch in made])
+  order = np.argsort(rows)
+  targets, weights = (np.concatenate([batch[name] for batch in made])[order] for name in ("targets", "weights"))
+  targets = targets[weights > 0]
   side = side_of([30, 7, 1, 90])
   starts = side.offsets[:-1]
   np.testing.assert_array_equal(targets, np.delete(side.tokens, starts))
   assert dataset.num_batches(2) == min(2, dataset.num_batches())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20])
+def test_evaluation_takes_the_same_rows_from_everywhere(batch_size):
+  """The first rows of a text are one passage of it."""
+  seen = []
+  for seed in (0, 1):
+    dataset = dataset_of(sizes=(16_000,), batch_size=batch_size, seed=seed, shuffle=False)
+    count = -(-140 // batch_size)
+    seen.append(np.concatenate([dataset.batch(step)["rows"] for step in range(count)])[:140])
+  np.testing.assert_array_equal(*seen)
+  assert len(np.unique(seen[0])) == 140
+  found, _ = np.histogram(seen[0], 10, (0, 1000))
+  assert found.min() > 3
+
+
+# ---- what was evaluated
+
+
+def test_the_bytes_of_what_was_evaluated():
+  """Documents count by the share of their tokens that is predicted; ours have 1, 2, 3, ... bytes a token."""
+  sizes = [30, 7, 1, 90, 200, 5]
+  offsets = np.concatenate([[0], np.cumsum(sizes)])
+  starts = np.concatenate([[0], np.cumsum(np.arange(1, 7) * sizes)])
+  side = Side(np.arange(10, 10 + offsets[-1], dtype=np.uint32), offsets, starts)
+  for limit, packing in itertools.product((0, 1, 3), (True, False)):
+    dataset = Dataset(Split("e", (side,)), objective_of("causal", 16), 4, 0, packing, shuffle=False)
+    batches = [dataset.batch(step) for step in range(dataset.num_batches(limit))]
+    targets = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in batches])
+    owners = np.searchsorted(offsets, targets - 10, side="right") - 1
+    evaluated = dataset.evaluated(limit)
+    rows = sum((batch["rows"] < dataset.num_rows).sum() for batch in batches)
+    assert evaluated == (rows, dataset.num_rows, len(targets), pytest.approx((owners + 1).sum()))
+  assert dataset.evaluated().tokens == sum(sizes) - len(sizes)
+
+
+def test_the_bytes_of_pairs_are_those_of_their_targets():
+  source, target = side_of([5, 6, 7]), side_of([4, 9, 2], 20)  # 4 bytes a token
+  dataset = Dataset(Split("e", (source, target)), objective_of("seq2seq", 8, 8), 2, 0, packing=True, shuffle=False)
+  assert dataset.evaluated() == (3, 3, 4 + 8 + 2, 4 * (4 + 8 + 2))
+  continued = Dataset(Split("e", (source,)), objective_of("seq2seq", 8, 8), 2, 0, packing=True, shuffle=False)
+  made = [continued.batch(step) for step in range(continued.num_batches())]
+  weight = sum(batch["decoder_weights"].sum() for batch in made)
+  assert continued.evaluated() == (2, 2, weight, 4 * weight)
+
+
+def test_no_bytes_stand_behind_masks():
+  assert dataset_of("mlm", shuffle=False).evaluated(1) == (4, 9, 0, 0)
 
 
 def test_a_corpus_shorter_than_a_row_is_padded():
@@ -256,3 +307,15 @@ def test_unigram_entropy_of_known_targets():
   p = np.array([4, 2, 1, 1]) / 8
   assert unigram_entropy(dataset) == pytest.approx(-(p * np.log(p)).sum())
   assert unigram_entropy(dataset_of("span_corruption", shuffle=False)) > 0
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_unigram_entropy_counts_every_target_of_every_held_out_row(name, monkeypatch):
+  monkeypatch.setattr("tfm_jax.data.dataset._CHUNK", 50)
+  dataset = dataset_of(name, sizes=(300, 40, 77), shuffle=False)
+  side = "decoder_" if "decoder_targets" in dataset.fields else ""
+  made = [dataset.batch(step) for step in range(dataset.num_batches())]
+  targets = np.concatenate([batch[f"{side}targets"][batch[f"{side}weights"] > 0] for batch in made])
+  _, counts = np.unique(targets, return_counts=True)
+  p = counts / counts.sum()
+  assert unigram_entropy(dataset) == pytest.approx(-(p * np.log(p)).sum())

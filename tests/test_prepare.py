@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from next_sentence import NextSentence
 
 from tfm_jax.data import encode, token_file
+from tfm_jax.data import prepare as data_prepare
 from tfm_jax.data.config import DataConfig
 from tfm_jax.data.dataset import unigram_entropy
 from tfm_jax.data.encode import Encoder
@@ -281,3 +284,81 @@ def test_the_manifest_is_plain_json(text_file, tmp_path):
   prepared = prepare_text(text_file)
   assert json.loads((prepared.token_file.directory / "manifest.json").read_text()) == prepared.token_file.manifest
   assert vocabulary_of(prepared.tokenizer) == prepared.vocabulary
+
+
+# ---- an objective of one's own
+
+
+def test_an_objective_with_a_plan_of_its_own_is_one_file_and_one_row(text_file, monkeypatch):
+  monkeypatch.setitem(OBJECTIVES, "next_sentence", NextSentence)
+  prepared = prepare_text(text_file, "next_sentence", seq_len=64)
+  train, held_out = prepared.train(500), prepared.evaluation(10)
+  assert held_out is not None
+  documents = documents_of(prepared.token_file.train)
+  assert train.num_rows == len(documents) - 1
+  epochs = [train.batch(step) for step in range(2)]
+  followed = []
+  for batch in epochs:
+    for row, inputs, segments, target in zip(
+      *(batch[n] for n in ("rows", "inputs", "segment_ids", "targets")), strict=True
+    ):
+      first, second = (inputs[segments == s].tolist() for s in (1, 2))
+      assert first == documents[row]
+      assert (second == documents[row + 1]) == target
+    followed.append(batch["targets"].mean())
+  assert all(0.4 < share < 0.6 for share in followed)
+  part = train.batch(1, np.array([3, 1]))
+  for name, array in part.items():
+    np.testing.assert_array_equal(array, epochs[1][name][[3, 1]])
+  blank = held_out.batch(held_out.num_batches() - 1)
+  assert not blank["weights"][blank["rows"] >= held_out.num_rows].any()
+  assert unigram_entropy(held_out) < np.log(2) + 1e-6
+
+
+# ---- what is held out
+
+
+def test_a_run_is_told_that_nothing_is_held_out_and_why(text_file, caplog):
+  prepare_text(text_file, eval_fraction=0.0)
+  assert "nothing is held out" in caplog.text and "data.eval_fraction is 0" in caplog.text
+  caplog.clear()
+  text_file.write_text("one line of text that is a document\n" * 3)
+  prepared = prepare_text(text_file, eval_fraction=0.01, document="line")
+  assert prepared.evaluation(4) is None
+  assert "data.eval_fraction=0.01 of" in caplog.text and "set data.eval_path" in caplog.text
+
+
+def test_a_token_file_of_an_earlier_release_is_made_again_under_its_name(text_file):
+  first = prepare_text(text_file)
+  directory = first.token_file.directory
+  manifest = json.loads((directory / "manifest.json").read_text())
+  for sides in manifest["splits"].values():
+    for side in sides:
+      (directory / side.pop("bytes")["file"]).unlink()
+  (directory / "manifest.json").write_text(json.dumps(manifest))
+  again = prepare_text(text_file)
+  assert again.token_file.directory == directory and again.fingerprints == first.fingerprints
+  assert np.diff(again.token_file.train.sides[0].byte_offsets).tolist() == [
+    39 if n > 99 else 38 if n > 9 else 37 for n in range(360)
+  ]
+
+
+def test_counting_targets_is_done_once_where_it_takes_long(text_file, monkeypatch):
+  monkeypatch.setattr(data_prepare, "_SLOW", 0)
+  prepared = prepare_text(text_file)
+  held_out = prepared.evaluation(4)
+  assert held_out is not None
+  entropy = prepared.unigram_entropy(held_out)
+  assert entropy == unigram_entropy(held_out)
+  monkeypatch.setattr(data_prepare, "unigram_entropy", None)
+  again = prepare_text(text_file)
+  assert again.unigram_entropy(held_out) == entropy
+
+
+def test_a_run_of_an_earlier_release_knows_its_files_by_time(text_file):
+  first = prepare_text(text_file)
+  assert first.former_fingerprints != first.fingerprints
+  os.utime(text_file, ns=(1, 1))
+  second = prepare_text(text_file)
+  assert second.fingerprints == first.fingerprints
+  assert second.former_fingerprints["data"] != first.former_fingerprints["data"]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -25,11 +26,13 @@ from launching import (
   write_experiment,
 )
 
+from tfm_jax.errors import UserError
 from tfm_jax.training import tracking
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import from_dict
 from tfm_jax.training.interruption import Interrupted
 from tfm_jax.training.run_directory import RunDirectory
+from tfm_jax.training.start import check_fingerprints
 
 # Runs train.py and kills itself, without a chance to clean up, at the n-th event of a kind that names a text: events
 # are Python's audit events ("open", with a path), and "row", with a split and a step, before the row is written.
@@ -304,3 +307,22 @@ def test_a_finished_run_goes_on_with_more_steps(experiment, whole, tmp_path):
   quick_fit(tiny(experiment, train__steps=14, checkpoint__keep=0), workdir)
   assert [row["step"] for row in rows(workdir) if row["split"] == "train"] == list(range(1, 15))
   assert Checkpoints(workdir / "checkpoints").steps() == [5, 10, 12, 14]
+
+
+def test_a_run_of_an_earlier_release_goes_on_where_its_files_are_untouched(tmp_path):
+  """It noted path, size and time of its files; the first start of this release notes their content."""
+
+  def check(noted: list[str], content: str, former: str) -> None:
+    starts = [{"fingerprints": {"data": data, "tokenizer": "t"}} for data in noted]
+    task = SimpleNamespace(
+      fingerprints={"data": content, "tokenizer": "t"}, former_fingerprints={"data": former, "tokenizer": "t"}
+    )
+    check_fingerprints(starts, task, RunDirectory(tmp_path / "run"))
+
+  check([], "content", "time")
+  check(["content"], "content", "other time")
+  check(["time"], "content", "time")
+  check(["time", "content"], "content", "other time")
+  for noted in (["content"], ["time"], ["time", "content"]):
+    with pytest.raises(UserError, match=r"the data of the run in .*run has changed.*restore it.*--workdir"):
+      check(noted, "other content", "other time")

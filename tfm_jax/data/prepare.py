@@ -13,9 +13,9 @@ from typing import Any
 
 from etils import epath
 
-from tfm_jax.cache import atomic_directory, cache_dir
+from tfm_jax.cache import atomic_directory, cache_dir, recall, remember
 from tfm_jax.data.config import DataConfig, TaskConfig
-from tfm_jax.data.dataset import Dataset
+from tfm_jax.data.dataset import Dataset, unigram_entropy
 from tfm_jax.data.encode import Encoder
 from tfm_jax.data.token_file import FORMAT, TokenFile, build_token_file
 from tfm_jax.errors import UserError
@@ -36,6 +36,7 @@ from tfm_jax.text.tokenizers import Tokenizer, TokenizerConfig, from_path, load_
 log = logging.getLogger(__name__)
 
 _EVAL_SEED = 0  # held-out masks are the same in every run
+_SLOW = 5  # seconds of counting that are worth a file
 _PRETRAINING = TaskConfig()
 
 SOURCES: dict[str, Callable[[DataConfig, TaskConfig], Corpus]] = {
@@ -76,6 +77,19 @@ class Prepared:
     """The held-out rows, always in the same order; None when no text is held out."""
     split = self.token_file.evaluation
     return self._dataset(split, batch_size, _EVAL_SEED, shuffle=False) if split.documents else None
+
+  def unigram_entropy(self, dataset: Dataset) -> float:
+    """`unigram_entropy` of the held-out rows; remembered where they are so many that counting takes a while."""
+    objective = self.objective
+    key = [1, self.fingerprints["data"], dataclasses.asdict(objective.config), objective.seq_len, objective.target_len]
+    known = recall("entropies", [*key, self.packing])
+    if isinstance(known, float):
+      return known
+    begin = time.monotonic()
+    entropy = unigram_entropy(dataset)
+    if time.monotonic() - begin > _SLOW:
+      remember("entropies", [*key, self.packing], entropy)
+    return entropy
 
   def _dataset(self, split: Split, batch_size: int, seed: int, shuffle: bool) -> Dataset:
     dataset = Dataset(split, self.objective, batch_size, seed, self.packing, shuffle)
@@ -152,6 +166,10 @@ def prepare(
   counts: dict[str, int] = token_file.manifest["counts"]
   log.info("corpus: %s", ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
   _log_unknown(token_file)
+  if not token_file.evaluation.documents:
+    log.warning("nothing is held out, so there is no evaluation: %s", _why_nothing_is_held_out(data))
+  if counts.get("evaluation_cut_lines"):  # earlier releases held out nothing of such a text
+    former = fingerprint
   if not token_file.train.num_tokens:
     raise UserError(f"data.source={data.source} has no text to train on: check data.path and data.eval_fraction")
   fingerprints = {"data": fingerprint, "tokenizer": made.fingerprint}
@@ -195,6 +213,15 @@ def _cached_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
       config.vocab_size, made.vocab_size,
     )  # fmt: skip
   return made
+
+
+def _why_nothing_is_held_out(data: DataConfig) -> str:
+  if not data.eval_fraction:
+    return "data.eval_fraction is 0 and data.eval_path is empty"
+  return (
+    f"data.eval_fraction={data.eval_fraction:g} of {data.path or data.source} is less than one document; raise it, or "
+    "set data.eval_path"
+  )
 
 
 def _log_unknown(token_file: TokenFile) -> None:

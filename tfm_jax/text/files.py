@@ -10,18 +10,21 @@ import itertools
 import json
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from tfm_jax.cache import recall, remember
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpus import Corpus, Counts, Document
 
+T = TypeVar("T")
+
 DOCUMENTS = ("block", "line", "file")
 ERRORS = ("raise", "replace")
 
 _CHUNK = 1 << 20
+_WINDOW = 1 << 12  # bytes around a cut in which white space is looked for
 _TICK = 2 * 10**9  # ns: the coarsest clock of a file system
 _BOM = b"\xef\xbb\xbf"
 
@@ -41,26 +44,65 @@ class _Parts(NamedTuple):
   sizes: list[int]  # bytes, decompressed
   cut: float  # the training text ends at the line end nearest to this byte
   eval_files: list[Path]  # the held-out text if there are any; the cut is then the end
+  whole: bool  # lines are never cut; otherwise one is that would leave a part without text
 
-  def lines(self, part: str) -> Iterator[Line]:
+  def lines(self, part: str, counts: Counts) -> Iterator[Line]:
     """The lines of one part; what lies wholly before the part is skipped, not read."""
     if part == "evaluation" and self.eval_files:
       for file in self.eval_files:
         yield from read_lines(file)
       return
-    start = 0
+    placed = self._placed(part)
+    for line, position in placed:
+      # A line belongs to the side of the cut that holds its middle: that cuts at the nearest line end.
+      held_out = position + len(line.raw) / 2 > self.cut
+      if not self.whole and position < self.cut < position + len(line.raw):
+        rest = [] if held_out else list(_to_next_text(following for following, _ in placed))
+        if (not position) if held_out else not any(following.raw.strip() for following in rest):
+          counts["cut_lines"] = 1
+          place = _place_inside(line.raw, int(self.cut) - position)
+          halves = [line._replace(raw=line.raw[:place]), line._replace(raw=line.raw[place:])]
+          yield halves[part == "evaluation"]
+        elif held_out == (part == "evaluation"):
+          yield line
+        if part == "evaluation":
+          yield from rest
+      elif held_out == (part == "evaluation"):
+        yield line
+      if held_out and part == "train":
+        return
+
+  def _placed(self, part: str) -> Iterator[tuple[Line, int]]:
+    """Each line with the byte at which it begins."""
+    position = 0
     for file, size in zip(self.files, self.sizes, strict=True):
-      if part == "train" or start + size > self.cut:
-        position = start
+      if part == "train" or position + size > self.cut:
+        begin = position
         for line in read_lines(file):
-          # A line belongs to the side of the cut that holds its middle: that cuts at the nearest line end.
-          held_out = position + len(line.raw) / 2 > self.cut
-          position += len(line.raw)
-          if held_out == (part == "evaluation"):
-            yield line
-          elif held_out:
-            return
-      start += size
+          yield line, begin
+          begin += len(line.raw)
+      position += size
+
+
+def _to_next_text(lines: Iterable[Line]) -> Iterator[Line]:
+  """The lines up to the first that is not blank."""
+  for line in lines:
+    yield line
+    if line.raw.strip():
+      return
+
+
+def _place_inside(raw: bytes, place: int) -> int:
+  """Where to cut a line with text on both sides: after the white space nearest to `place`, or between characters."""
+  first, last = len(raw) - len(raw.lstrip()) + 1, len(raw.rstrip()) - 1
+  place = max(min(place, last), first)
+  near = range(max(first, place - _WINDOW), min(last, place + _WINDOW) + 1)
+  spaces = [i for i in near if raw[i - 1 : i].isspace()]
+  if spaces:
+    return min(spaces, key=lambda i: abs(i - place))
+  while place < len(raw) and raw[place] & 0xC0 == 0x80:  # in the middle of a character
+    place += 1
+  return place
 
 
 def text_corpus(
@@ -72,7 +114,8 @@ def text_corpus(
     path: a file, a folder (every file in it), a glob, or several of these with commas between. `~` is
       expanded; the files of a folder or glob come in sorted order.
     eval_path: the same, for the held-out text; without it the last `eval_fraction` of the text (in bytes,
-      over all files in order) is held out, cut at the nearest line end.
+      over all files in order) is held out, cut at the nearest line end; where that leaves nothing on one side,
+      within the line, at white space (not if lines are documents).
     eval_fraction: from 0, which holds nothing out, to below 1.
     document: "block" (blank lines separate), "line" or "file" (which has to fit in memory). Line ends inside
       a document are kept.
@@ -84,19 +127,18 @@ def text_corpus(
   """
   if document not in DOCUMENTS:
     raise UserError(f"data.document={document}: expected one of {', '.join(DOCUMENTS)}")
-  parts = _parts("data.path", path, "data.eval_path", eval_path, eval_fraction, errors)
+  parts = _parts("data.path", path, "data.eval_path", eval_path, eval_fraction, errors, whole=document == "line")
 
   def read(part: str, counts: Counts) -> Iterator[Document]:
     counts["blank"] = kept = 0
-    for _, lines in itertools.groupby(parts.lines(part), key=lambda line: line.file):
+    for _, lines in itertools.groupby(parts.lines(part, counts), key=lambda line: line.file):
       for text in _documents(decoded(lines, errors, counts), document):
         if not text or text.isspace():
           counts["blank"] += 1
         else:
           kept += 1
           yield (text,)
-    if part == "train" and not kept:
-      raise UserError(f"data.path={path}: no text to train on")
+    _check_kept(kept, part, path, eval_path)
 
   description = f"text corpus: {_described(parts, path, eval_path)}, a document is a {document} (data.document)"
   settings = ["text", document, errors]
@@ -123,7 +165,7 @@ def parallel_corpus(
   """
   if bool(eval_path) != bool(eval_target_path):
     raise UserError("data.eval_path and data.eval_target_path: give both or neither")
-  parts = _parts("data.path", path, "data.eval_path", eval_path, eval_fraction, errors)
+  parts = _parts("data.path", path, "data.eval_path", eval_path, eval_fraction, errors, whole=True)
   pairs = eval_pairs = _pairs(parts.files, expand(target_path, "data.target_path"), "data.path", "data.target_path")
   if eval_path:
     eval_targets = expand(eval_target_path, "data.eval_target_path")
@@ -132,7 +174,7 @@ def parallel_corpus(
   def read(part: str, counts: Counts) -> Iterator[Document]:
     counts["blank"] = kept = 0
     target_of = pairs if part == "train" else eval_pairs
-    for file, sources in itertools.groupby(parts.lines(part), key=lambda line: line.file):
+    for file, sources in itertools.groupby(parts.lines(part, counts), key=lambda line: line.file):
       first = next(sources)
       whole = itertools.chain([first], sources)  # noqa: B031 (the rest of the group)
       targets = itertools.islice(read_lines(target_of[file]), first.number - 1, None)
@@ -143,8 +185,7 @@ def parallel_corpus(
           yield source.removesuffix("\n"), target.removesuffix("\n")
         else:
           counts["blank"] += 1
-    if part == "train" and not kept:
-      raise UserError(f"data.path={path}: no text to train on")
+    _check_kept(kept, part, path, eval_path)
 
   description = f"parallel corpus: {_described(parts, path, eval_path)}, with {target_path}"
   settings, targets = ["parallel", errors], list(pairs.values())
@@ -162,16 +203,26 @@ def check_split(eval_fraction: float, errors: str) -> None:
     raise UserError(f"data.eval_fraction={eval_fraction}: expected 0 <= fraction < 1")
 
 
-def _parts(key: str, path: str, eval_key: str, eval_path: str, eval_fraction: float, errors: str) -> _Parts:
+def _check_kept(kept: int, part: str, path: str, eval_path: str) -> None:
+  """Raises UserError where a part that has to hold text holds none."""
+  if part == "train" and not kept:
+    raise UserError(f"data.path={path}: no text to train on")
+  if part == "evaluation" and eval_path and not kept:
+    raise UserError(f"data.eval_path={eval_path}: no text to evaluate on")
+
+
+def _parts(
+  key: str, path: str, eval_key: str, eval_path: str, eval_fraction: float, errors: str, whole: bool
+) -> _Parts:
   """Finds the files and the place of the cut."""
   check_split(eval_fraction, errors)
   files = expand(path, key)
-  sizes = [_size(file) for file in files]
+  sizes = [_remembered(_size, file) if file.suffix == ".gz" else _size(file) for file in files]
   if not sum(sizes):
     raise UserError(f"{key}={path}: the corpus is empty")
   eval_files = expand(eval_path, eval_key) if eval_path else []
   cut = sum(sizes) * (1 if eval_files else 1 - eval_fraction)
-  return _Parts(files, sizes, cut, eval_files)
+  return _Parts(files, sizes, cut, eval_files, whole)
 
 
 def expand(path: str, key: str) -> list[Path]:
@@ -198,7 +249,7 @@ def _pairs(sources: list[Path], targets: list[Path], key: str, target_key: str) 
   if len(sources) != len(targets):
     raise UserError(f"{key} names {len(sources)} files and {target_key} {len(targets)}: they must pair up")
   for source, target in zip(sources, targets, strict=True):
-    lines, target_lines = (sum(1 for _ in read_lines(file)) for file in (source, target))
+    lines, target_lines = (_remembered(_line_count, file) for file in (source, target))
     if lines != target_lines:
       raise UserError(
         f"{source} has {lines} lines and {target} has {target_lines}: line n of each must belong together"
@@ -211,7 +262,7 @@ def _open(file: Path) -> BinaryIO:
 
 
 def _size(file: Path) -> int:
-  """Bytes of the text: those of a .gz file take a pass over it."""
+  """Bytes of the text: those of a .gz file take a pass over it. Raises UserError where it cannot be read."""
   try:
     if file.suffix != ".gz":
       with file.open("rb"):  # to know now that it can be read
@@ -220,6 +271,10 @@ def _size(file: Path) -> int:
       return sum(map(len, iter(lambda: stream.read(_CHUNK), b"")))
   except (OSError, EOFError, zlib.error) as error:
     raise UserError(f"cannot read {file}: {error}") from error
+
+
+def _line_count(file: Path) -> int:
+  return sum(1 for _ in read_lines(file))
 
 
 def read_lines(file: Path) -> Iterator[Line]:
@@ -273,28 +328,33 @@ def _described(parts: _Parts, path: str, eval_path: str) -> str:
 
 def content_fingerprint(settings: Sequence[Any], groups: Sequence[Sequence[Path]]) -> str:
   """sha256 over the settings and what is in the files, wherever they lie."""
-  contents = [[_content(file) for file in group] for group in groups]
+  contents = [[_remembered(_content, file) for file in group] for group in groups]
   return hashlib.sha256(json.dumps([settings, contents]).encode()).hexdigest()[:16]
 
 
 def _content(file: Path) -> str:
-  """blake2b of a file's bytes, read once and remembered as long as nothing touches the file.
+  """blake2b of a file's bytes."""
+  with file.open("rb") as stream:
+    return hashlib.file_digest(stream, hashlib.blake2b).hexdigest()[:32]
 
-  A change of content always changes the time of the inode (ctime), which nobody can set back as one can set mtime. A
-  file that changed a moment ago is not remembered: a second change might fall within the same tick of the clock.
+
+def _remembered(fact: Callable[[Path], T], file: Path) -> T:
+  """A fact about a file's content, read once and remembered as long as nothing touches the file.
+
+  A change of content always changes the time of the inode (ctime), which nobody can set back as one can set mtime. Of
+  a file that changed a moment ago nothing is remembered: a second change might fall within the same tick of the clock.
   """
   try:
-    key = _identity(file)
-    known = recall("contents", key)
-    if isinstance(known, str):
+    key = [fact.__name__, *_identity(file)]
+    known: T | None = recall("files", key)
+    if known is not None:
       return known
-    begin = time.time_ns()
-    with file.open("rb") as stream:
-      digest = hashlib.file_digest(stream, hashlib.blake2b).hexdigest()[:32]
-    if key == _identity(file) and begin - max(key[2:4]) > _TICK:
-      remember("contents", key, digest)
-    return digest
-  except OSError as error:
+    begin, (_, _, changed, inode_changed, *_) = time.time_ns(), _identity(file)
+    value = fact(file)
+    if key[1:] == [*_identity(file)] and begin - max(changed, inode_changed) > _TICK:
+      remember("files", key, value)
+    return value
+  except (OSError, EOFError, zlib.error) as error:
     raise UserError(f"cannot read {file}: {error}") from error
 
 

@@ -111,14 +111,20 @@ def check_resumable(run: RunDirectory, config: Config) -> None:
 
 
 def check_fingerprints(starts: list[dict[str, Any]], task: Task, run: RunDirectory) -> None:
-  """UserError if the data or the tokenizer is not what the run was started with."""
-  if starts:
-    for name, value in task.fingerprints.items():
-      if starts[0]["fingerprints"].get(name) != value:
-        raise UserError(
-          f"the {name} of the run in {run.path} has changed since it was started, so it cannot be resumed: "
-          f"restore it, or choose another --workdir"
-        )
+  """UserError if the data or the tokenizer is not what the run was started with.
+
+  A run that was started up to version 0.1 knows its files by path, size and time: `former_fingerprints` of the task.
+  Each start that was let through has noted the fingerprint of its own time.
+  """
+  former = getattr(task, "former_fingerprints", {})
+  for name, value in task.fingerprints.items():
+    noted = {entry["fingerprints"].get(name) for entry in starts}
+    if starts and noted.isdisjoint({value, former.get(name, value)}):
+      remedy = ", its files' path and time of change too if an earlier release started it" if name == "data" else ""
+      raise UserError(
+        f"the {name} of the run in {run.path} has changed since it was started, so it cannot be resumed: "
+        f"restore it{remedy}, or choose another --workdir"
+      )
 
 
 def stored_tokenizer(run: RunDirectory, config: Config) -> epath.Path | None:

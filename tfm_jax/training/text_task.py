@@ -18,12 +18,12 @@ class TextTask:
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer, task=config.task)
-    self._config = config
+    self._config, self._prepared = config, prepared
     self._train = prepared.train(config.train.batch_size)
     self._eval = prepared.evaluation(config.train.batch_size)
     self.tokenizer = prepared.tokenizer
     self.fields = self._train.fields
-    self.fingerprints = prepared.fingerprints
+    self.fingerprints, self.former_fingerprints = prepared.fingerprints, prepared.former_fingerprints
 
   def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
     """See `Task`."""
