@@ -254,7 +254,7 @@ def test_the_bytes_of_pairs_are_those_of_their_targets():
 
 
 def test_no_bytes_stand_behind_masks():
-  assert dataset_of("mlm", shuffle=False).evaluated(1) == (4, 9, 0, 0)
+  assert dataset_of("mlm", shuffle=False).evaluated(1) == (4, 8, 0, 0)
 
 
 def test_a_corpus_shorter_than_a_row_is_padded():
