@@ -139,6 +139,23 @@ def test_the_first_loss_is_that_of_the_first_batch(experiment, tmp_path):
     assert found["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
+def test_bits_per_byte_are_those_of_the_text_that_was_evaluated(experiment, tmp_path):
+  """Documents of 2 and of 20 bytes have 3 and 21 tokens: what a few of them cost is not divided by the bytes of all."""
+  texts = ["ab" if n % 3 else "abcdefghij" * 2 for n in range(200)]
+  (tmp_path / "held_out.txt").write_text("\n\n".join(texts))
+  data = {"data__eval_path": str(tmp_path / "held_out.txt"), "data__packing": False, "data__seq_len": 32}
+  config = resolve(tiny(experiment, "gpt", **data, eval__batches=1, train__batch_size=4))
+  task = Pretraining(config)
+  (batch,) = task.eval_streams["eval"](None)
+  sizes = [len(texts[row]) for row in batch["rows"]]
+  assert batch["weights"].sum(axis=1).tolist() == sizes  # all but the first byte, and the end
+  text_bytes = sum(size * size / (size + 1) for size in sizes)
+  bits = task.eval_metrics("eval", LossTerms({}, {"labels": (20.0, 10.0)}, {}))["bits_per_byte"]
+  assert bits == pytest.approx(2 / math.log(2) * sum(sizes) / text_bytes, rel=1e-6)
+  whole = sum(len(text) + 1 for text in texts) / sum(map(len, texts))
+  assert abs(sum(sizes) / text_bytes - whole) > 0.01
+
+
 @pytest.mark.parametrize("family", ["bert", "t5", "transformer"])
 def test_bits_per_byte_only_where_each_token_is_predicted_once(experiment, family):
   terms = LossTerms({}, {"labels": (20.0, 10.0)}, {})

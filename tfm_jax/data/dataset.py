@@ -142,5 +142,5 @@ def unigram_entropy(dataset: Dataset) -> float:
     more = np.bincount(targets, minlength=len(counts))
     more[: len(counts)] += counts
     counts = more
-  shares = counts[counts > 0] / max(1, counts.sum())
+  shares = counts[counts > 0] / max(1, int(counts.sum()))
   return float(-(shares * np.log(shares)).sum())
