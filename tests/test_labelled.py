@@ -244,7 +244,8 @@ def test_a_table_serves_pretraining_too(table):
   assert batch["weights"].any() and batch["targets"].ndim == 2
 
 
-def test_a_corpus_without_labels_is_refused(table):
+def test_a_corpus_without_labels_is_refused(table, monkeypatch):
+  monkeypatch.setattr("tfm_jax.data.prepare.train_tokenizer", None)  # not even begun
   with pytest.raises(UserError, match=r"data\.source=tsv"):
     prepare(DataConfig(source="text", path=str(table)), TokenizerConfig(kind="char"), CLASSIFICATION, 0)
   with pytest.raises(UserError, match=r"data\.source=text has no labels"):

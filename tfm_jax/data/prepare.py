@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 _EVAL_SEED = 0  # held-out masks are the same in every run
 _SLOW = 5  # seconds of counting that are worth a file
 _PRETRAINING = TaskConfig()
+_COMPLETE = Vocabulary(1 << 16, sentinel_ids=tuple(range(1 << 15, 1 << 16)))  # lacks nothing
 
 SOURCES: dict[str, Callable[[DataConfig, TaskConfig], Corpus]] = {
   "embedded": lambda c, task: embedded_corpus(),
@@ -141,10 +142,10 @@ def prepare(
   if data.source not in SOURCES:
     raise UserError(f"data.source={data.source!r} is unknown: choose one of {', '.join(SOURCES)}")
   # mistakes in the settings are said before the corpus is read, and before it is tokenised
-  make_objective(objective, Vocabulary(1 << 16), data.seq_len, data.target_len)
+  make_objective(objective, _COMPLETE, data.seq_len, data.target_len)
   corpus = SOURCES[data.source](data, task)
   documents = Documents(corpus.sides, len(corpus.classes))
-  make_objective(objective, Vocabulary(1 << 16), data.seq_len, data.target_len, documents)
+  make_objective(objective, _COMPLETE, data.seq_len, data.target_len, documents).check()
   log.info("%s", corpus.description)
 
   if stored_tokenizer is not None:

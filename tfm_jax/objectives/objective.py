@@ -119,7 +119,7 @@ class Objective:
     if documents.sides > self.sides:
       raise UserError(
         f"objective.name={config.name} reads one text per document, and this data.source has pairs: choose another "
-        f"source, or objective.name=seq2seq"
+        f"source (of a table, one column by task.text), or objective.name=seq2seq"
       )
     self.config, self.vocabulary, self.seq_len, self.target_len = config, vocabulary, seq_len, target_len
     self.documents = documents
