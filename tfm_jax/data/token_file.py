@@ -6,6 +6,7 @@ bytes of their text), and `SPLIT.labels` (int32) if documents are labelled. It h
 complete.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -103,16 +104,13 @@ def _write_split(
   workers: int | None,
 ) -> list[dict[str, Any]]:
   """Writes the files of a split and returns its part of the manifest."""
-  writers = [_SideWriter(directory, f"{name}.{side}") for side in range(sides)]
-  try:
+  with contextlib.ExitStack() as files:  # on a full disk each is closed, though closing fails
+    writers = [_SideWriter(directory, f"{name}.{side}", files) for side in range(sides)]
     with tqdm(desc=f"tokenising ({name})", unit="B", unit_scale=True, disable=None) as bar:
       for chunk in encode_documents(documents, encoder, directory / "tokenizer", workers):
         for writer, encoded in zip(writers, chunk, strict=True):
           writer.write(encoded)
           bar.update(int(encoded.text_bytes.sum()))
-  finally:
-    for writer in writers:
-      writer.close()
   return [writer.manifest() for writer in writers]
 
 
@@ -137,8 +135,9 @@ class _File:
 class _SideWriter:
   """The tokens and offsets of one side."""
 
-  def __init__(self, directory: Path, name: str):
-    self._files = {kind: _File(directory / f"{name}.{kind}") for kind in ("tokens", "offsets", "bytes")}
+  def __init__(self, directory: Path, name: str, files: contextlib.ExitStack):
+    opened = ((kind, _File(directory / f"{name}.{kind}")) for kind in ("tokens", "offsets", "bytes"))
+    self._files = {kind: files.enter_context(contextlib.closing(file)) for kind, file in opened}
     for kind in ("offsets", "bytes"):
       self._files[kind].write(np.zeros(1, np.int64))
     self._text_bytes = self._unknown = 0
@@ -151,10 +150,6 @@ class _SideWriter:
     self._text_bytes += int(encoded.text_bytes.sum())
     self._unknown += encoded.unknown
 
-  def close(self) -> None:
-    for file in self._files.values():
-      file.close()
-
   def manifest(self) -> dict[str, Any]:
     files = {kind: file.manifest() for kind, file in self._files.items()}
     return {**files, "text_bytes": self._text_bytes, "unknown_tokens": self._unknown}
@@ -166,9 +161,8 @@ def _write_labels(directory: Path, corpus: Corpus, split: str, sides: list[dict[
   documents = sides[0]["offsets"]["length"] - 1
   if len(labels) != documents:
     raise UserError(f"{corpus.description}: it was changed while it was read; start again")
-  file = _File(directory / f"{split}.labels")
-  file.write(labels)
-  file.close()
+  with contextlib.closing(_File(directory / f"{split}.labels")) as file:
+    file.write(labels)
   return file.manifest()
 
 
