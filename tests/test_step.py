@@ -4,12 +4,15 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import TRAINED, VARIANTS, fields_of, make_batch, make_model, make_program, placement
 
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.training.loss import LossConfig
+from tfm_jax.training.optimizer import OPTIMIZERS
 from tfm_jax.training.step import make_eval_step
 
 STEPS = 10
@@ -136,6 +139,40 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
   state, metrics = step(state, good)
   assert int(metrics["skipped"]) == 0
   assert not np.array_equal(state.params["embed"]["token"], kept[0]["embed"]["token"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(value, monkeypatch):
+  """Of finite gradients: what the optimizer makes of them is checked too."""
+
+  def broken(grads, state, params):
+    return jax.tree.map(lambda g: g * 0 + value, grads), jax.tree.map(lambda s: s + 1, state)
+
+  tx = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), broken)
+  monkeypatch.setitem(OPTIMIZERS, "broken", lambda config, axes: tx)
+  batch = make_batch("gpt")
+  program = make_program(make_model("gpt"), batch, name="broken")
+  step, state = jax.jit(program.train_step(1)), program.init()
+  kept = jax.tree.map(np.asarray, (state.params, state.opt_state))
+  for count in (1, 2):
+    state, metrics = step(state, batch)
+    assert int(metrics["skipped"]) == count and np.isfinite(metrics["grad_norm"])
+    jax.tree.map(np.testing.assert_array_equal, kept, jax.tree.map(np.asarray, (state.params, state.opt_state)))
+
+
+def test_single_values_of_an_update_that_are_not_finite_stay_as_they_are():
+  """Under an epsilon of 0, Adam divides 0 by 0 at positions that no row has."""
+  batch = make_batch("gpt")
+  program = make_program(make_model("gpt"), batch, name="adam", epsilon=0.0)
+  first = program.init()
+  state, metrics = jax.jit(program.train_step(1))(first, batch)
+  assert int(metrics["skipped"]) == 0
+  for leaf in jax.tree.leaves((state.params, state.opt_state)):
+    assert np.isfinite(leaf).all()
+  before, after = (np.asarray(s.params["embed"]["position"]) for s in (first, state))
+  used = batch["positions"].max() + 1
+  np.testing.assert_array_equal(after[used:], before[used:])
+  assert (after[:used] != before[:used]).mean() > 0.99
 
 
 def test_the_loss_is_a_mean_over_the_global_batch_not_over_microbatches():

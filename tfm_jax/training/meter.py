@@ -56,8 +56,8 @@ class Meter:
     seconds, self._since = now - self._since, now
     if skipped >= MAX_SKIPPED:
       raise UserError(
-        f"loss or gradient was not finite in {skipped} steps in a row, up to step {step} (parameters were left as they "
-        f"were): lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or set model.dtype=float32"
+        f"loss, gradient or update was not finite in {skipped} steps in a row, up to step {step} (parameters were left "
+        f"as they were): lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or set model.dtype=float32"
       )
     if skipped:
       log.warning("step %d was left out: its loss or gradient was not finite", step)
