@@ -121,13 +121,13 @@ def test_padding_counts_for_nothing(case):
 
 
 def test_gradients_of_what_all_images_share_are_summed_in_float32():
-  """Of one image, 512 times: of its gradients nothing cancels."""
   model = make("vit")
-  batch = {name: x[:1].repeat(512, 0) for name, x in batch_of("vit").items()}
+  batch = {name: x[:1].repeat(2048, 0) for name, x in batch_of("vit").items()}
+  batch["images"] = np.random.default_rng(0).standard_normal(batch["images"].shape).astype(np.float32)
   half = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype="bfloat16"))
   exact, mine = (loss_and_gradient(m, params_of("vit"), batch)[1]["embed"] for m in (model, half))
   for name in ("position", "class"):
-    assert np.linalg.norm(mine[name] - exact[name]) < 0.01 * np.linalg.norm(exact[name]), name
+    assert np.linalg.norm(mine[name] - exact[name]) < 0.007 * np.linalg.norm(exact[name]), name
 
 
 def test_windows_reach_as_far_as_they_say():
