@@ -255,10 +255,12 @@ def test_no_text():
 def test_path_mistakes(tmp_path):
   TOKENIZERS["char"].save(tmp_path / "char")
   (tmp_path / "noise.model").write_bytes(b"not a model")
+  (tmp_path / "empty").mkdir()
   for config, message in [
     (TokenizerConfig(path=str(tmp_path / "none.model")), "none.model: no such file"),
     (TokenizerConfig(path=str(tmp_path / "noise.model")), "not a sentencepiece model"),
-    (TokenizerConfig(path=str(tmp_path)), "no tokenizer at"),
+    (TokenizerConfig(path=str(tmp_path)), r"noise\.model is damaged, or not a sentencepiece model"),
+    (TokenizerConfig(path=str(tmp_path / "empty")), "no tokenizer at"),
     (TokenizerConfig(kind="byte", path=str(tmp_path / "char")), "set tokenizer.kind=char, or leave it empty"),
     (TokenizerConfig(kind="char", path=str(tmp_path / "char"), sentinels=5), "tokenizer.sentinels=5"),
     (

@@ -94,7 +94,8 @@ def from_files(path: epath.Path, lowercase: bool = True, sentinels: int = 0) -> 
     elif named is None:
       return None
     elif named.suffix == ".model":
-      t5 = _object(folder / "config.json").get("model_type") in ("t5", "mt5")
+      config = _object(folder / "config.json") if (folder / "config.json").exists() else {}
+      t5 = config.get("model_type") in ("t5", "mt5")
       tokenizer = read_model(named, settings, owner, _added_tokens(folder, settings), t5, sentinels)
     elif named.name in _MERGES:
       tokenizer = _bare(_byte_level_files(named, settings, owner), settings, named, sentinels)
@@ -130,12 +131,13 @@ def _tokenizer_json(path: epath.Path, settings: dict[str, Any], owner: str, sent
   own = original(content, None if model is None else model.read_bytes())
   if own is not None:
     return own if len(own.sentinel_ids) or not sentinels else own.with_sentinels(sentinels)
-  if content.get("padding"):
-    settings = {"pad_token": content["padding"]["pad_token"]} | settings
+  pad = (content.get("padding") or {}).get("pad_token")
   untouched = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
   _configured(content, settings, owner)
   as_it_is = untouched == json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
   tokenizer = _read(content, path)
+  if pad and tokenizer.token_to_id(pad) is not None:
+    settings = {"pad_token": pad} | settings
   before = tokenizer.to_str()
   _add_tokens(tokenizer, content, settings, path)
   add_sentinels(tokenizer, sentinels)

@@ -105,12 +105,12 @@ _FILES = (
 
 
 def _is_saved(directory: epath.Path) -> bool:
-  """Whether the tokenizer.json there is not Hugging Face's, which has a model in it, but ours, or damaged."""
-  file = directory / JSON_FILE
+  """Whether the tokenizer.json there is one that `Tokenizer.save` wrote, not Hugging Face's."""
   try:
-    return file.exists() and "model" not in json.loads(file.read_bytes())
-  except (ValueError, TypeError, RecursionError):
-    return True
+    content = json.loads((directory / JSON_FILE).read_bytes())
+  except (OSError, ValueError, RecursionError):
+    return False
+  return isinstance(content, dict) and "kind" in content and "model" not in content
 
 
 def _check(config: TokenizerConfig) -> None:
