@@ -29,6 +29,7 @@ def test_vocab_txt(tmp_path):
   for path in (folder, folder / "vocab.txt"):
     tokenizer = from_files(path)
     assert tokenizer.encode("The foxes naïve").tolist() == [5, 7, 8, 9, 10]
+  assert from_files(put(tmp_path, bert__vocab=VOCAB_TXT) / "bert.vocab").fingerprint == tokenizer.fingerprint
   cased = from_files(folder, lowercase=False)
   assert cased.encode("The the naïve").tolist() == [6, 5, 1]
   assert tokenizer.vocab_size == 12 and tokenizer.token(11) == "\u2028"

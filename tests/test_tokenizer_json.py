@@ -265,7 +265,9 @@ def test_both_doors_read_what_was_exported(kind, tmp_path):
 
 def test_both_doors_read_a_saved_one(tmp_path):
   TOKENIZERS["bpe"].save(tmp_path)
-  assert read_tokenizer(tmp_path).fingerprint == from_path(TokenizerConfig(path=str(tmp_path))).fingerprint
+  for path in (tmp_path, tmp_path / "tokenizer.json"):
+    by_path = from_path(TokenizerConfig(path=str(path)))
+    assert read_tokenizer(tmp_path).fingerprint == by_path.fingerprint == TOKENIZERS["bpe"].fingerprint
 
 
 def test_it_cannot_be_trained():

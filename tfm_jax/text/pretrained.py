@@ -82,7 +82,7 @@ def from_files(path: epath.Path, lowercase: bool = True, sentinels: int = 0) -> 
   Raises:
     UserError: files that are missing, damaged, or of an algorithm that needs a tokenizer.json and has none.
   """
-  if not path.is_dir() and path.suffix not in (".json", ".txt"):
+  if not path.is_dir() and path.suffix not in (".json", ".txt") and not _is_vocabulary(path):
     return SentencePieceTokenizer.from_file(path, sentinels)
   folder = path if path.is_dir() else path.parent
   settings = _settings(folder)
@@ -108,6 +108,11 @@ def from_files(path: epath.Path, lowercase: bool = True, sentinels: int = 0) -> 
     raise UserError(f"{named} is damaged: {kind}{' '.join(str(error).split())}") from error
   tokenizer.reads_names = True
   return tokenizer
+
+
+def _is_vocabulary(path: epath.Path) -> bool:
+  """Whether a file of another name holds the tokens of a WordPiece vocabulary, one per line."""
+  return path.suffix != ".model" and path.exists() and b"[UNK]" in path.read_bytes().splitlines()
 
 
 def _decide(folder: epath.Path) -> epath.Path | None:

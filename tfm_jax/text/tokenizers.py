@@ -95,7 +95,8 @@ def read(path: epath.Path, lowercase: bool = True, sentinels: int = 0) -> Tokeni
 
   Training and imports both read by it. Raises UserError.
   """
-  return load_tokenizer(path) if path.is_dir() and _is_saved(path) else from_files(path, lowercase, sentinels)
+  folder = path.parent if path.name == JSON_FILE else path
+  return load_tokenizer(folder) if _is_saved(folder) else from_files(path, lowercase, sentinels)
 
 
 _FILES = (
