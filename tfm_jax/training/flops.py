@@ -55,10 +55,10 @@ def count(loss: Callable[[Any, Any, None], Any], params: Any, batch: Any) -> Flo
   return _of_jaxpr(dce_jaxpr(program, [True] * len(program.outvars))[0])
 
 
-def _inner(params: dict[str, Any]) -> list[tuple[str, Any]]:
-  """The programs among an equation's parameters, by name."""
-  parts = [(name, part) for name, value in params.items() for part in (value if isinstance(value, tuple) else (value,))]
-  return [(name, part) for name, part in parts if hasattr(getattr(part, "jaxpr", part), "eqns")]
+def _inner(params: dict[str, Any]) -> list[Any]:
+  """The programs among an equation's parameters."""
+  parts = [part for value in params.values() for part in (value if isinstance(value, tuple) else (value,))]
+  return [getattr(part, "jaxpr", part) for part in parts if hasattr(getattr(part, "jaxpr", part), "eqns")]
 
 
 def _without_remat(jaxpr: Any) -> Any:
@@ -85,18 +85,17 @@ def _of_jaxpr(jaxpr: Any, scope: str = "") -> Flops:
   """Of a program that stands in a name scope."""
   total = Flops(0.0, 0.0)
   for equation in jaxpr.eqns:
-    name, params = equation.primitive.name, equation.params
+    name = equation.primitive.name
     inside = f"{scope}/{equation.source_info.name_stack}"
-    own = _PRODUCTS[name](equation) if name in _PRODUCTS else 0.0
-    if name == "pallas_call" and (products := _splash_products(equation)):
-      total += _halved(products, inside)
+    products = _PRODUCTS[name](equation) if name in _PRODUCTS else 0.0
+    total += _halved(products, inside)
+    if name == "pallas_call" and products:
       continue
-    total += _halved(own, inside)
-    inner = [_of_jaxpr(getattr(part, "jaxpr", part), inside) for _, part in _inner(params)]
+    inner = [_of_jaxpr(part, inside) for part in _inner(equation.params)]
     if name == "cond":
       total += max(inner)
     else:  # a while loop counts once, as nobody knows how often it runs
-      total += sum(inner, Flops(0.0, 0.0)).times(_repetitions(name, params))
+      total += sum(inner, Flops(0.0, 0.0)).times(_repetitions(equation))
   return total
 
 
@@ -104,11 +103,14 @@ def _halved(flops: float, scope: str) -> Flops:
   return Flops(flops, flops / 2 if CAUSAL in scope.replace("(", "/").replace(")", "/").split("/") else flops)
 
 
-def _repetitions(name: str, params: dict[str, Any]) -> int:
-  """How often a scan, a kernel on its grid, or the devices of a manual mesh execute what is inside."""
-  if name == "shard_map":
-    return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
-  return math.prod(params["grid_mapping"].grid) if name == "pallas_call" else params.get("length", 1)
+def _repetitions(equation: Any) -> int:
+  """How often a scan, a kernel on its grid, or the devices that share a `shard_map` execute what is inside."""
+  params = equation.params
+  if equation.primitive.name == "shard_map":
+    own = params["jaxpr"]
+    pairs = zip([*equation.invars, *equation.outvars], [*own.invars, *own.outvars], strict=True)
+    return max(whole.aval.size // max(part.aval.size, 1) for whole, part in pairs)
+  return math.prod(params["grid_mapping"].grid) if "grid_mapping" in params else params.get("length", 1)
 
 
 def _dot(equation: Any) -> float:
@@ -123,9 +125,6 @@ def _convolution(equation: Any) -> float:
   return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / kernel[axes[0]]
 
 
-_PRODUCTS: dict[str, Callable[[Any], float]] = {"dot_general": _dot, "conv_general_dilated": _convolution}
-
-
 def _splash_products(equation: Any) -> float:
   """Of one of the three kernels of splash attention, 0 for others: two products each of queries x keys x head.
 
@@ -136,6 +135,11 @@ def _splash_products(equation: Any) -> float:
     return 0.0
   arrays = [x.aval.shape for x in equation.invars if jax.numpy.issubdtype(x.aval.dtype, jax.numpy.floating)]
   return 2.0 * 2.0 * math.prod(arrays[0]) * arrays[1][-2]
+
+
+_PRODUCTS: dict[str, Callable[[Any], float]] = {
+  "dot_general": _dot, "conv_general_dilated": _convolution, "pallas_call": _splash_products,
+}  # fmt: skip
 
 
 def sequence_lengths(config: ModelConfig, fields: Fields) -> list[int]:
