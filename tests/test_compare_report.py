@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import json
 import math
 
@@ -9,8 +10,9 @@ import pytest
 from comparisons import COMPARISONS, MIB, forecast, measured, with_row
 
 import tfm_jax.compare.report
-from tfm_jax.compare.columns import digits, findings, seconds_text
-from tfm_jax.compare.record import row_from_json, to_json
+from tfm_jax.compare.columns import digits, findings, minimum_over, seconds_text
+from tfm_jax.compare.page import html_page
+from tfm_jax.compare.record import Collective, row_from_json, to_json
 from tfm_jax.compare.report import terminal_table, write_report
 from tfm_jax.errors import UserError
 
@@ -65,6 +67,34 @@ def test_a_minimum_without_a_collective_is_shown():
   comparison = with_row(forecast(), collectives=(), status="ok", minimum_bytes={"data": 5.0 * MIB, "model": 0.0})
   row = terminal_table(comparison).split("\n\n")[-1].splitlines()[2]
   assert " ".join(row.split()) == "dp data none 0 0 B 5 MiB"
+
+
+def test_sums_over_several_sets_of_axes_have_one_minimum():
+  """Over replica and data at once, or one after the other: 1418 x of the one and 0.42 x of the other say nothing."""
+  sent = {"replica": 42, "data": 300, "replica,data": 1418, "model": 30, "data,model": 1}
+  least = {"replica": 100.0, "data": 299.0, "replica,data": 1.0, "model": 15.0}
+  mesh = {"replica": 2, "data": 4, "model": 2}
+  collectives = tuple(Collective("all-reduce", axes, 1, size * MIB) for axes, size in sent.items())
+  minimum = {axes: size * MIB for axes, size in least.items()}
+  comparison = with_row(forecast(), collectives=collectives, status="ok", minimum_bytes=minimum, mesh=mesh)
+  batch = ("replica", "replica,data", "data")
+  found = minimum_over(comparison.strategies[0])
+  assert found == {"replica": (batch, 400 * MIB), "model": (("model",), 15 * MIB)}
+  page = html_page(comparison)
+  assert "4.40 x minimum with those over replica,data and data" in page and "2.00 x minimum" in page
+  assert "1418 x" not in page and "0.42 x" not in page
+  table = terminal_table(comparison).split("\n\n")[-1]
+  assert "400 MiB, together" in table and table.count("together") == 1
+
+
+def test_a_comparison_says_how_to_repeat_it(tmp_path):
+  command = "python -m tfm_jax.compare --config=a.py --config.data.seq_len=64 '--strategies=dp,tp'"
+  comparison = dataclasses.replace(forecast(), overrides={"data.seq_len": "64"}, command=command)
+  write_report(comparison, tmp_path)
+  record = json.loads((tmp_path / "comparison.json").read_text())
+  assert record["overrides"] == {"data.seq_len": "64"} and record["command"] == command
+  page = (tmp_path / "report.html").read_text()
+  assert "data.seq_len=64" in page and html.escape(command) in page
 
 
 def test_findings():

@@ -11,6 +11,7 @@
 --config.KEY=VALUE           replaces a key of the config
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def main(flags: Flags) -> None:
   comparison = compare(
     load(path, flags.overrides), strategies, int(flags.values.get("devices", "0")), topology,
     int(flags.values.get("steps", "10")), flags.values.get("parameter", ""), name=path,
+    overrides=flags.overrides, command=shlex.join(["python", "-m", "tfm_jax.compare", *sys.argv[1:]]),
   )  # fmt: skip
   write_report(comparison, out)
   print(terminal_table(comparison))

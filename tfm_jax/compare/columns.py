@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfm_jax.compare.record import OK, OUT_OF_MEMORY, Comparison, Row
+from tfm_jax.sharding.strategy import BATCH_AXES
 from tfm_jax.training.tracking import human_bytes, human_count
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -215,6 +216,19 @@ def communication_axes(row: Row) -> list[str]:
   order = list(row.mesh)
   places = {axes: [order.index(axis) if axis in order else len(order) for axis in axes.split(",")] for axes in found}
   return sorted(found, key=lambda axes: (places[axes], axes))
+
+
+def minimum_over(row: Row) -> dict[str, tuple[tuple[str, ...], float]]:
+  """The analytic minimum by sets of mesh axes: the first of some sets -> (all of them, their minimum together).
+
+  A sum over replica and data may be made over both at once, or over one after the other: only together do the sets of
+  axes that split the batch have a minimum.
+  """
+  minimum, sets = row.minimum_bytes or {}, communication_axes(row)
+  batch = tuple(axes for axes in sets if set(axes.split(",")) <= set(BATCH_AXES))
+  groups = [batch, *((axes,) for axes in sets if axes not in batch)]
+  known = [(group, [minimum[axes] for axes in group if axes in minimum]) for group in groups]
+  return {group[0]: (group, sum(parts)) for group, parts in known if parts}
 
 
 def split_axes(row: Row) -> dict[str, int]:

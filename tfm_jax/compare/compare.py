@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ def compare(
   parameter: str = "",
   name: str = "",
   progress: bool = True,
+  overrides: Mapping[str, str] | None = None,
+  command: str = "",
 ) -> Comparison:
   """Lays strategies side by side.
 
@@ -59,6 +61,8 @@ def compare(
     parameter: path of the parameter whose layout is drawn; empty: the largest of the blocks.
     name: of the config, for the report.
     progress: show a bar.
+    overrides: keys of the config that were replaced, as text, for the report.
+    command: that repeats this comparison, for the report.
 
   Raises:
     UserError: a mistake in the arguments or the config. A strategy that does not go with the model is a row instead.
@@ -85,6 +89,7 @@ def compare(
     kind="forecast" if topology else "measured", config=name, devices=where, topology=topology or None,
     batch_size=config.train.batch_size, tokens_per_step=about["tokens"],
     parameters=about["parameters"], remat=config.model.remat, notes=notes, strategies=tuple(rows), versions=_versions(),
+    overrides=dict(overrides or {}), command=command,
   )  # fmt: skip
 
 

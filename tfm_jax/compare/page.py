@@ -14,6 +14,7 @@ from tfm_jax.compare.columns import (
   figures,
   findings,
   mesh_text,
+  minimum_over,
   overflows,
   seconds_text,
   sent_bytes,
@@ -71,11 +72,13 @@ def _header(comparison: Comparison) -> str:
   """What was compared."""
   facts = {
     "config": comparison.config,
+    "overrides": " ".join(f"{key}={value}" for key, value in comparison.overrides.items()),
     "devices": comparison.devices,
     "topology": comparison.topology,
     "batch": f"{comparison.batch_size} rows, {human_count(comparison.tokens_per_step)} tokens a step",
     "parameters": human_count(comparison.parameters),
     "remat": comparison.remat,
+    "command": comparison.command,
   }
   items = "".join(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items() if text)
   names = " · ".join(escape(row.strategy) for row in comparison.strategies)
@@ -216,8 +219,7 @@ def _communication(comparison: Comparison) -> str:
     if sent_bytes(row) is None:
       bars.append(Bar(row.strategy, mesh_text(row), reason=_missing(row, "communication")))
       continue
-    minimum = row.minimum_bytes or {}
-    axes = communication_axes(row)
+    minimum, axes = minimum_over(row), communication_axes(row)
     for index, over in enumerate(axes):
       here = [one for one in row.collectives if one.axes == over]
       kinds.update(one.kind for one in here)
@@ -225,17 +227,22 @@ def _communication(comparison: Comparison) -> str:
         Part(one.kind if one.kind in KINDS else "other", f"{one.count} x {one.kind}", one.bytes)
         for one in sorted(here, key=lambda one: (*KINDS, one.kind).index(one.kind))
       )
-      total, count, least = sum(one.bytes for one in here), sum(one.count for one in here), minimum.get(over)
-      note = f"{count} collective{'s' * (count != 1)}" + (f", {digits(total / least)} x minimum" if least else "")
+      total, count = sum(one.bytes for one in here), sum(one.count for one in here)
+      together, least = minimum.get(over, ((over,), 0.0))
+      alone = len(together) == 1
+      sent = sum(one.bytes for one in row.collectives if one.axes in together)
+      note = f"{count} collective{'s' * (count != 1)}" + (f", {digits(sent / least)} x minimum" if least else "")
+      note += "" if alone or not least else f" with those over {' and '.join(a for a in together if a != over)}"
       name = row.strategy if index == 0 else ""
-      bars.append(Bar(name, f"over {over}", human_bytes(total), note, parts, tick=least))
+      bars.append(Bar(name, f"over {over}", human_bytes(total), note, parts, tick=least if alone and least else None))
     if not axes:
       bars.append(Bar(row.strategy, mesh_text(row), "sends nothing"))
   said = "What one device sends in a step, by the mesh axes over which it sends, each collective done around a ring;"
   said += " beside the bar their total and number."
   keys = [(kind if kind in KINDS else "other", kind) for kind in (*KINDS, *sorted(kinds - set(KINDS))) if kind in kinds]
   if any(row.minimum_bytes for row in comparison.strategies):
-    said += " The tick is the least that the strategy has to send."
+    said += " The tick is the least that the strategy has to send; where it may choose between"
+    said += " sets of axes, as a reduction over replica and data, there is none but one minimum for all of them."
     keys.append(("tick", "analytic minimum"))
   if any(one.axes == "?" for row in comparison.strategies for one in row.collectives):
     said += ' "?": between groups of devices that are those of no set of mesh axes.'

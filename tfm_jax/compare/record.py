@@ -150,6 +150,8 @@ class Comparison:
     notes: sentences that belong beside the figures.
     strategies: the rows, in the order asked for.
     versions: package -> version.
+    overrides: keys of the config that the command line replaced, as text.
+    command: what made this comparison, to be repeated; empty where it was no command.
   """
 
   kind: str
@@ -163,6 +165,8 @@ class Comparison:
   notes: tuple[str, ...]
   strategies: tuple[Row, ...]
   versions: dict[str, str]
+  overrides: dict[str, str] = dataclasses.field(default_factory=dict)
+  command: str = ""
 
 
 def to_json(record: Any) -> dict[str, Any]:

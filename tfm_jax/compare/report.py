@@ -19,6 +19,7 @@ from tfm_jax.compare.columns import (
   explanations,
   figures,
   findings,
+  minimum_over,
   summary_columns,
 )
 from tfm_jax.compare.page import html_page
@@ -87,15 +88,15 @@ def terminal_table(comparison: Comparison) -> str:
 
 
 def _collectives(comparison: Comparison) -> str:
-  """Collectives by mesh axes and kind; the minimum stands beside the first kind of its axes."""
+  """Collectives by mesh axes and kind; the minimum stands beside the first of the axes that it belongs to."""
   cells = []
   for row in comparison.strategies:
-    name = row.strategy
+    name, minimum = row.strategy, minimum_over(row)
     for axes in communication_axes(row):
-      over, least = axes, (row.minimum_bytes or {}).get(axes)
+      over, (together, least) = axes, minimum.get(axes, ((), None))
       here = sorted((one for one in row.collectives if one.axes == axes), key=lambda one: -one.bytes)
       for one in here or [Collective("none", axes, 0, 0)]:
-        size = "" if least is None else human_bytes(least)
+        size = "" if least is None else human_bytes(least) + ", together" * (len(together) > 1)
         cells.append([name, over, one.kind, str(one.count), human_bytes(one.bytes), size])
         name, over, least = "", "", None
   titles = ["strategy", "over", "collective", "a step", "sent", "minimum"]

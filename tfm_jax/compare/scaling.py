@@ -11,6 +11,7 @@
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +101,11 @@ def main(flags: Flags) -> None:
     raise UserError(f"--rows={rows} --to={to}: whole numbers are wanted")
   points = weak_scaling(load(path, flags.overrides), strategies, topologies, int(rows), int(to))
   out.mkdir(parents=True, exist_ok=True)
-  record = {"config": path, "topologies": topologies, "rows_per_chip": int(rows), "calibration": calibration.sentence()}
+  command = shlex.join(["python", "-m", "tfm_jax.compare.scaling", *sys.argv[1:]])
+  record = {
+    "config": path, "overrides": flags.overrides, "command": command, "topologies": topologies,
+    "rows_per_chip": int(rows), "calibration": calibration.sentence(),
+  }  # fmt: skip
   text = json.dumps(record | {"points": [dataclasses.asdict(p) for p in points]}, indent=1)
   (out / "scaling.json").write_text(text + "\n")
   (out / "scaling.html").write_text(curve_page(f"Weak scaling of {path}", record, points))
