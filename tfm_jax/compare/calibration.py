@@ -34,6 +34,7 @@ RUNS = (
   Published("v5e_16b_2_slices", "2*v5e:16x16", mfu=0.594),
   Published("v5e_16b_4_slices", "4*v5e:16x16", mfu=0.591),
   Published("v5p_32b", "v5p:4x4x4", mfu=0.715),
+  Published("v5p_64b", "v5p:4x4x4", mfu=0.7031),
   Published("v5p_128b", "v5p:4x4x8", mfu=0.687),
   Published("v5p_512b", "v5p:8x8x8", mfu=0.640),
   Published("v6e_70b", "v6e:16x16", tokens=900.0),

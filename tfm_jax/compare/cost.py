@@ -2,9 +2,10 @@
 
 The compiler's text is in scheduled order. An operation of the core takes the longer of what its units take and what its
 traffic with the memory takes. For matrix products the units' time is that of their multiplications at a stated share of
-the peak: the compiler's own cycles count what is fused into a product as if it had to wait, and overshoot published
-steps by a fifth. For other operations it is the compiler's cycles, where they are fewer than the traffic's.
-Collectives and copies in two halves go on meanwhile; the second half waits for the rest of them.
+the peak, and of what they cannot load and store meanwhile, which makes narrow ones slower: the compiler's own cycles
+count what is fused into a product as if it had to wait, and overshoot published steps by a fifth. For other operations
+it is the compiler's cycles, where they are fewer than the traffic's. Collectives and copies in two halves go on
+meanwhile; the second half waits for the rest of them.
 """
 
 import dataclasses
@@ -28,10 +29,11 @@ from tfm_jax.compare.products import executed_flops, flops, splash_flops
 from tfm_jax.compare.record import Seconds
 from tfm_jax.training.chips import Chip
 
-# The share of the peak that a matrix product reaches: between 0.88 and 0.97 by the compiler's cycles of large ones that
-# have nothing fused into them. One value for all generations. Two runs of the calibration were known when it was set
-# (v5e, one slice): they would want 0.88 and 0.96.
-MATRIX_EFFICIENCY = 0.92
+# What a matrix product cannot load or store while it multiplies: its first tiles and its last ones, all of them where
+# they fill the fast memory but once. From Google's own products of squares on a tpu7x device: those of 2,048 move 25 MB
+# and reach 679 TFLOP/s (by this rule 663), those of 4,096 reach 893 (906). Below, at 1,024 (350; 506), the start of the
+# program shows too, which a step pays but once.
+EXPOSED_BYTES = 25e6
 # The share of the peak that splash attention reaches in its tiles: its softmax keeps the vector unit busy between two
 # products whose inner size (a head of 128) fills the matrix unit but shortly.
 SPLASH_EFFICIENCY = 0.5
@@ -235,7 +237,8 @@ class Forecast:
     traffic = self._traffic(i, where) / (self.chip.hbm * HBM_EFFICIENCY)
     products = self._product_flops(i, where)
     if products:
-      return products / (self.chip.peak * MATRIX_EFFICIENCY), traffic
+      filling = min(traffic, EXPOSED_BYTES / (self.chip.hbm * HBM_EFFICIENCY))
+      return products / (self.chip.peak * self.chip.matrix) + filling, traffic
     # What the compiler says of operations without a product lies far above what their traffic takes: they stream.
     units = int(cycles[1]) / self.chip.clock
     return min(units, traffic) if traffic > 0 else units, traffic
