@@ -9,9 +9,9 @@ import pytest
 from tiny import BATCH, LENGTH, VARIANTS, make_batch, make_model, model_config, placement
 
 from tfm_jax.compare.program import random_batch
-from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.model import Model, resolve_model
 from tfm_jax.objectives.objective import ROWS, Field, along_row, encoder_decoder_fields, token_fields
+from tfm_jax.ops.losses import total
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.training import flops
 from tfm_jax.training.chips import peak_flops
@@ -33,17 +33,17 @@ def single_fields(length, targets, vocab_size):
 
 @pytest.mark.parametrize(("targets", "expected"), [(512, 710e6), (77, 588e6)])
 def test_bert_base(targets, expected):
-  row = per_row("bert", ModelConfig(), 30_522, single_fields(512, targets, 30_522))
+  row = per_row("bert", {}, 30_522, single_fields(512, targets, 30_522))
   assert row.full / 512 == pytest.approx(expected, rel=0.005) and row.causal == row.full
 
 
 def test_gpt2_in_both_conventions():
-  row = per_row("gpt", ModelConfig(), 50_257, single_fields(1024, 1024, 50_257))
+  row = per_row("gpt", {}, 50_257, single_fields(1024, 1024, 50_257))
   assert row.full / 1024 == pytest.approx(855e6, rel=0.005) and row.causal / 1024 == pytest.approx(798e6, rel=0.005)
 
 
 def test_t5_base_1_1():
-  config = ModelConfig(mlp_dim=2048, gated=True, tied=False)
+  config = {"mlp_dim": 2048, "gated": True, "tied": False}
   row = per_row("t5", config, 32_128, encoder_decoder_fields(512, 114, 32_128))
   assert row.full == pytest.approx(425e9, rel=0.02)
   # Of the decoder's own attention alone, a half is seen.
@@ -88,7 +88,7 @@ def test_every_family_by_formula_and_by_a_plain_count(variant):
   model = Model(family, model_config(variant, decoder_layers=3, head_dim=16), single_device(), 256)
   batch, loss = make_batch(variant), make_loss(model, LossConfig())
   row = flops.count(loss, model.shapes(), batch).full / BATCH
-  program = jax.make_jaxpr(jax.grad(lambda params: loss(params, batch, None).loss))(model.shapes())
+  program = jax.make_jaxpr(jax.grad(lambda params: total(loss(params, batch, None).objective)))(model.shapes())
   assert dots(program.jaxpr) / BATCH == row
   lengths = [x.shape[1] for name, x in batch.items() if name.endswith("inputs")]
   targets = next(x.shape[1] for name, x in batch.items() if name.endswith("targets"))
@@ -147,10 +147,12 @@ def test_branches_loops_and_convolutions():
 
 
 def test_lengths_follow_from_the_kinds_of_fields():
-  config = resolve_model("bert", ModelConfig())
+  config = resolve_model("bert")
   assert flops.sequence_lengths(config, single_fields(16, 4, 100)) == [16]
   assert flops.sequence_lengths(config, encoder_decoder_fields(16, 9, 100)) == [16, 9]
-  vit = resolve_model("vit", ModelConfig(head="none", max_positions=0, image_height=8, image_width=12, patch_size=4))
+  vit = resolve_model(
+    "vit", {"head.name": "none", "max_positions": 0, "image.height": 8, "image.width": 12, "image.patch": 4}
+  )
   assert flops.sequence_lengths(vit, {"images": Field((8, 12, 3), jnp.float32, "pixels", ("batch",))}) == [7]
 
 
