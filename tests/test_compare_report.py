@@ -11,8 +11,9 @@ from comparisons import COMPARISONS, MIB, forecast, measured, with_row
 
 import tfm_jax.compare.report
 from tfm_jax.compare.columns import digits, findings, minimum_over, seconds_text
+from tfm_jax.compare.compare import _unhidden
 from tfm_jax.compare.page import html_page
-from tfm_jax.compare.record import Collective, row_from_json, to_json
+from tfm_jax.compare.record import Collective, Memory, Seconds, row_from_json, to_json
 from tfm_jax.compare.report import terminal_table, write_report
 from tfm_jax.errors import UserError
 
@@ -95,6 +96,16 @@ def test_a_comparison_says_how_to_repeat_it(tmp_path):
   assert record["overrides"] == {"data.seq_len": "64"} and record["command"] == command
   page = (tmp_path / "report.html").read_text()
   assert "data.seq_len=64" in page and html.escape(command) in page
+
+
+def test_a_program_that_fills_the_memory_and_hides_nothing_is_named():
+  """As the 64B decoder on 64 v5p, whose schedule waits for each permutation as soon as it has begun."""
+  full = {"memory_bytes": Memory(5, 6, 4, 72, 4, 91), "memory_limit": 96}
+  waits, hides = Seconds(8.43, 6.52, 0.01, 1.9, 0.003), Seconds(7.38, 6.52, 0.01, 0.85, 0.86)
+  said = lambda **changes: _unhidden(with_row(forecast(), **changes).strategies[:1])
+  assert "dp: the compiler hides none of its 1.90 s" in said(forecast_step_seconds=waits, **full)[0]
+  assert said(forecast_step_seconds=hides, **full) == []
+  assert said(forecast_step_seconds=waits, **full | {"memory_limit": 960}) == []
 
 
 def test_findings():

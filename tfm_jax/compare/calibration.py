@@ -56,8 +56,8 @@ def sentence() -> str:
   """The error that stands beside every forecast."""
   found = [abs(error) for error in errors()]
   return (
-    f"Against {len(found)} published runs these forecasts are off by {statistics.median(found):.0%} in the median and "
-    f"{max(found):.0%} at most (tfm_jax/compare/calibration.csv)."
+    f"Against {len(found)} published runs these forecasts are off by {statistics.mean(found):.0%} in the mean and "
+    f"{max(found):.0%} at most (tfm_jax/compare/calibration.csv); another run may lie further off."
   )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from tfm_jax.compare.topology import parse_topology
 from tfm_jax.errors import UserError
 from tfm_jax.sharding.strategy import find_strategy
 from tfm_jax.training.config import Config, resolve, to_dict
+from tfm_jax.training.tracking import human_bytes
 
 EMULATED = (
   "The devices are emulated on the cores of one CPU: their times rank nothing. What holds on real devices too: the "
@@ -37,6 +39,8 @@ SPLASH = (
   "Large matrix products are taken to reach 92 % of it (83 % on tpu7x), narrow ones less, and streaming operations "
   "85 % of the memory's bandwidth."
 )
+
+NEARLY_FULL = 0.9  # of a device's memory: from here on XLA:TPU is seen to hide no communication
 
 
 def compare(
@@ -83,7 +87,7 @@ def compare(
   about = _ask(request | {"task": "describe", "topology": topology}, _DESCRIBED, must=True)
   if topology:
     rows, where = _forecast(request, strategies, topology, progress), _described(topology)
-    notes: tuple[str, ...] = (SPLASH, calibration.sentence())
+    notes: tuple[str, ...] = (SPLASH, calibration.sentence(), *_unhidden(rows))
   else:
     rows, where, notes = _measure(request, strategies, devices, config.model.dtype, progress)
   return Comparison(
@@ -92,6 +96,21 @@ def compare(
     parameters=about["parameters"], remat=config.model.remat, notes=notes, strategies=tuple(rows), versions=_versions(),
     overrides=dict(overrides or {}), command=command,
   )  # fmt: skip
+
+
+def _unhidden(rows: Sequence[Row]) -> list[str]:
+  """Of programs that fill the memory: then XLA:TPU orders them by memory alone, and waits for all communication."""
+  notes = []
+  for row in rows:
+    seconds, memory = row.forecast_step_seconds, row.memory_bytes
+    if seconds is None or memory is None or memory.peak < NEARLY_FULL * (row.memory_limit or math.inf):
+      continue
+    if seconds.communication > 0.05 * seconds.total and seconds.hidden < 0.05 * seconds.communication:
+      notes.append(
+        f"{row.strategy}: the compiler hides none of its {seconds.communication:.2f} s of communication, as the step "
+        f"needs {human_bytes(memory.peak)} of {human_bytes(row.memory_limit or 0)}: one that needs less may be faster."
+      )
+  return notes
 
 
 def _measure(

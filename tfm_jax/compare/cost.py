@@ -131,12 +131,13 @@ class Forecast:
         self._communicated(t, over or "?", seconds, seconds)
         now += seconds
         continue
-      compute, hbm = self._operation(i, where)
-      now += max(compute, hbm)
+      compute, hbm, filling = self._operation(i, where)
+      taken = max(compute + filling, hbm)
+      now += taken
       if compute >= hbm:
-        t.compute += compute
+        t.compute += taken
       else:
-        t.hbm += hbm
+        t.hbm += taken
     return t
 
   @staticmethod
@@ -227,21 +228,21 @@ class Forecast:
 
   # --- what the core does
 
-  def _operation(self, i: Instruction, where: Computation) -> tuple[float, float]:
-    """(seconds of the units, seconds of memory traffic) of one operation of the core."""
+  def _operation(self, i: Instruction, where: Computation) -> tuple[float, float, float]:
+    """(seconds of the units, of memory traffic beside them, of traffic for which the units wait) of one operation."""
     if i.op == "custom-call" and "tpu_custom_call" in i.rest:
-      return splash_flops(i, where) / (self.chip.peak * SPLASH_EFFICIENCY), 0.0
+      return splash_flops(i, where) / (self.chip.peak * SPLASH_EFFICIENCY), 0.0, 0.0
     cycles = _CYCLES.search(i.rest)
     if cycles is None:
-      return 0.0, 0.0
+      return 0.0, 0.0, 0.0
     traffic = self._traffic(i, where) / (self.chip.hbm * HBM_EFFICIENCY)
     products = self._product_flops(i, where)
     if products:
       filling = min(traffic, EXPOSED_BYTES / (self.chip.hbm * HBM_EFFICIENCY))
-      return products / (self.chip.peak * self.chip.matrix) + filling, traffic
+      return products / (self.chip.peak * self.chip.matrix), traffic, filling
     # What the compiler says of operations without a product lies far above what their traffic takes: they stream.
     units = int(cycles[1]) / self.chip.clock
-    return min(units, traffic) if traffic > 0 else units, traffic
+    return min(units, traffic) if traffic > 0 else units, traffic, 0.0
 
   def _product_flops(self, i: Instruction, where: Computation) -> float:
     """Of the products in an operation, those of a fusion together."""

@@ -10,9 +10,9 @@ OK, REFUSED, OUT_OF_MEMORY, COMPILER_CRASH = "ok", "refused", "out_of_memory", "
 class Memory:
   """Bytes on one device.
 
-  Parameters, optimizer state and gradients follow from shapes and shardings; `peak` is the compiler's; what it holds
-  beyond the state is divided into gradients, activations (kept for the backward pass: an estimate from the model's
-  shapes) and temporaries (the rest).
+  Parameters, optimizer state and gradients follow from shapes and shardings; `peak` is the compiler's. What it holds
+  beyond them is divided into activations (what the compiled program's loops keep for later ones, as the blocks forward
+  do for the blocks backward; none are seen where blocks are unrolled) and temporaries (the rest).
   """
 
   parameters: int
@@ -94,7 +94,7 @@ class Row:
     memory_bytes: see `Memory`.
     memory_limit: bytes that a device has; None where nothing says so.
     flops: of the matrix products that one device executes in a step, recomputation included.
-    model_flops: the same by formula, without recomputation: what MFU counts.
+    model_flops: the same counted from the gradient's program, without recomputation: what MFU counts.
     collectives: of the compiled program.
     step_seconds, step_seconds_range: median, and smallest and largest, measured.
     tokens_per_second_per_device: measured or forecast; its range is that of the step time.
