@@ -4,15 +4,19 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import made_up_kernel
 import numpy as np
 import pytest
 from tiny import VOCAB, make_batch, make_model, placement
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import resolve_model
-from tfm_jax.ops.attention import attention
-from tfm_jax.ops.masks import attention_mask
+from tfm_jax.ops.attention import KERNELS, attention, find_kernel
+from tfm_jax.ops.kernel import Need
+from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.splash import splash_attention
+from tfm_jax.sharding.placement import Placement, make_mesh
+from tfm_jax.sharding.strategy import AXES, STRATEGIES, Strategy
 from tfm_jax.training.config import from_dict, resolve
 from tfm_jax.training.program import build_model
 
@@ -47,7 +51,7 @@ def arrays(queries, keys, heads, kv_heads, features):
 def plain(q, k, v, segments, causal):
   """Attention with each head of keys and values repeated for its group."""
   k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-  mask = attention_mask(*segments, causal, q.shape[1], k.shape[1])
+  mask = Mask(causal, 0, *segments).dense(q.shape[1], k.shape[1])
   return attention(q, k, v, mask_BTS=mask, bias_HTS=None, scale=SCALE, platform="cpu")
 
 
@@ -233,6 +237,80 @@ def test_splash_attention_away_from_tpus_is_refused():
   assert config_of("transformer", {"attention": "splash"}, {"target_len": 128}).model.attention == "splash"
   with pytest.raises(UserError, match=r"model\.attention=splash needs a TPU, not a cpu"):
     build_model(config, VOCAB, jax.devices()[:1])
+
+
+NEEDS = {
+  "platform": ({"platform": "gpu"}, "needs a TPU, not a gpu"),
+  "dropout": ({"dropout": 0.1}, r"no dropout, .*attention_dropout=0\.1"),
+  "bias": ({"bias": True}, "no bias for model.positions=relative"),
+  "window": ({"window": 8}, "window.*=8"),
+  "scale": ({"scale_by_layer": True}, "one scale for all layers"),
+  "cache": ({"cache": True}, "cache of keys and values"),
+  "cut": ({"cut": True}, "sees whole sequences, but the strategy cuts them"),
+  "uneven": ({"uneven": True}, "rows that the devices divide"),
+  "lengths": ({"lengths": (256, 200)}, "multiples of 128 tokens, not 200"),
+}
+
+
+@pytest.mark.parametrize("case", NEEDS)
+def test_each_need_that_splash_attention_cannot_serve_is_named(case):
+  changes, words = NEEDS[case]
+  need = Need(platform="tpu", lengths=(256, 128), groups=4)
+  assert find_kernel("auto", need) is find_kernel("splash", need) is KERNELS["splash"]
+  with pytest.raises(UserError, match=f"^model.attention=splash .*{words}.*model.attention=auto$"):
+    find_kernel("splash", need._replace(**changes))
+  assert find_kernel("auto", need._replace(**changes)) is KERNELS["xla"]
+
+
+def test_plain_attention_serves_every_need():
+  need = Need("cpu", (7, 9), 0.1, True, 8, True, 4, True, True, True)
+  assert not KERNELS["xla"].refuses(need) and all(need)
+
+
+def test_a_rule_that_cuts_sequences_is_refused_by_splash_attention(monkeypatch):
+  """It would see the keys of its own device alone."""
+  rules = (*STRATEGIES["dp"].rules, ("seq", ("context",)))
+  monkeypatch.setitem(STRATEGIES, "cutting", Strategy(rules, preset=(("context", 2),)))
+  sizes = {"num_layers": 1, "max_positions": 128}
+  params, batch = params_of(**sizes), make_batch("gpt", rows=4, length=128)
+  mesh = make_mesh(dict.fromkeys(AXES, 1) | {"data": 4, "context": 2}, jax.devices())
+  cut = Placement(STRATEGIES["cutting"], mesh)
+  with pytest.raises(UserError, match="the strategy cuts them over devices"):
+    jax.eval_shape(make_model("gpt", cut, attention="splash", **sizes).logits, params, batch)
+  mine = logits_and_gradient(make_model("gpt", cut, attention="auto", **sizes), params, batch)
+  other = logits_and_gradient(make_model("gpt", attention="xla", **sizes), params, batch)
+  close(mine[0], other[0])
+  whole = Placement(STRATEGIES["cutting"], make_mesh(dict.fromkeys(AXES, 1) | {"data": 8}, jax.devices()))
+  jax.eval_shape(make_model("gpt", whole, attention="splash", **sizes).logits, params, make_batch("gpt", 0, 8, 128))
+
+
+def test_short_rows_under_an_explicit_kernel_are_refused_and_parameters_are_made_all_the_same():
+  model = make_model("gpt", attention="splash")
+  assert model.shapes() == make_model("gpt").shapes()
+  with pytest.raises(UserError, match=r"model\.attention=splash takes multiples of 128 tokens, not 16 and 16"):
+    jax.eval_shape(model.logits, model.shapes(), make_batch("gpt"))
+  cache = model.init_cache({}, 2, 16)  # a cache is read by whatever kernel can
+  jax.eval_shape(model.decode, model.shapes(), {"inputs": np.zeros((2, 4), np.int32)}, cache)
+
+
+@pytest.mark.parametrize(
+  ("variant", "changes"), [("gpt", {"window.size": 3}), ("llama", {"num_kv_heads": 2}), ("t5", {})]
+)
+def test_a_kernel_is_one_file_and_one_row(variant, changes, monkeypatch):
+  monkeypatch.setitem(KERNELS, "made_up", made_up_kernel.KERNEL)
+  params, batch = jax.jit(make_model(variant, **changes).init)(jax.random.key(1)), make_batch(variant, rows=2)
+  if variant == "t5":
+    with pytest.raises(UserError, match=r"model\.attention=made_up adds nothing to the logits"):
+      make_model(variant, attention="made_up")
+    return
+  mine = make_model(variant, attention="made_up", **changes)
+  other = make_model(variant, attention="xla", **changes)
+  close(jax.jit(mine.logits)(params, batch), jax.jit(other.logits)(params, batch))
+  assert made_up_kernel.calls
+  made_up_kernel.calls.clear()
+  cache = jax.eval_shape(lambda: mine.init_cache(params, 2, 9))
+  jax.eval_shape(mine.decode, params, {"inputs": batch["inputs"][:, :4]}, cache)
+  assert not made_up_kernel.calls  # the first of the table that serves
 
 
 def test_an_unknown_kernel_is_refused():

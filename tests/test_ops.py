@@ -1,5 +1,6 @@
 """The array functions against plain oracles."""
 
+import dataclasses
 import math
 import re
 
@@ -18,7 +19,7 @@ from tfm_jax.ops.broadcast import spread
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.linear import embed, linear, matmul
 from tfm_jax.ops.losses import Unembedding, cross_entropy, logits
-from tfm_jax.ops.masks import attention_mask
+from tfm_jax.ops.masks import Mask
 
 LINEARS = {
   "BTD,DCHK->BTCHK": ((2, 5, 8), (8, 3, 2, 4), (3, 2, 4)),
@@ -170,21 +171,55 @@ def test_hash_is_a_bijection_and_avalanches():
   assert abs(np.bitwise_count(h ^ flipped).mean() - 16) < 0.2
 
 
+def dense(mask, queries, keys):
+  return np.asarray(mask.dense(queries, keys)).astype(int)
+
+
 def test_masks_as_matrices():
   segments = jnp.array([[1, 1, 2, 0]])
+  of = lambda **fields: dense(Mask(query_segments_BT=segments, key_segments_BS=segments, **fields), 4, 4)[0]
   # Padding, the last row, sees every segment: its outputs are of no use, and equal those of others.
   same = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0]]
-  np.testing.assert_array_equal(attention_mask(segments, segments, False, 4, 4)[0], np.array(same, bool))
+  np.testing.assert_array_equal(of(), same)
   causal = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0]]
-  np.testing.assert_array_equal(attention_mask(segments, segments, True, 4, 4)[0], np.array(causal, bool))
-  np.testing.assert_array_equal(attention_mask(None, None, True, 3, 3)[0], np.tri(3, dtype=bool))
+  np.testing.assert_array_equal(of(causal=True), causal)
+  np.testing.assert_array_equal(dense(Mask(causal=True), 3, 3)[0], np.tri(3))
   keys = jnp.array([[1, 2, 2, 0, 0]])  # of an encoder, which the decoder's queries see
   cross = [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
-  np.testing.assert_array_equal(attention_mask(segments, keys, False, 4, 5)[0], np.array(cross, bool))
-  assert attention_mask(None, None, False, 3, 5) is None
-  near = [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
-  np.testing.assert_array_equal(attention_mask(None, None, False, 4, 4, window=1)[0], np.array(near, bool))
-  np.testing.assert_array_equal(attention_mask(None, None, True, 4, 4, window=1)[0], np.tril(near).astype(bool))
+  across = Mask(query_segments_BT=segments, key_segments_BS=keys)
+  np.testing.assert_array_equal(dense(across, 4, 5)[0], cross)
+  assert Mask().dense(3, 5) is None
+  near = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]])
+  np.testing.assert_array_equal(dense(Mask(window=1), 4, 4)[0], near)
+  np.testing.assert_array_equal(dense(Mask(causal=True, window=1), 4, 4)[0], np.tril(near))
+  packed = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
+  np.testing.assert_array_equal(of(causal=True, window=1), packed)
+
+
+# Two queries at places 3 and 4, five keys at 1, ..., 5.
+OFFSETS = {
+  "causal": ({"causal": True}, [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]),
+  "window": ({"window": 1}, [[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]),
+  "causal window": ({"causal": True, "window": 1}, [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]),
+  "both ways": ({}, [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
+}
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("case", OFFSETS)
+def test_masks_with_offsets_as_matrices(case, traced):
+  """Traced or not: keys of a cache, parts of a sequence that devices share, windows that some layers have."""
+  fields, expected = OFFSETS[case]
+  mask = Mask(**{"window": 0} | fields, query_offset=3, key_offset=1)
+  if traced:
+    made = jax.jit(lambda mask: mask.dense(2, 5))(mask)
+  else:
+    made = mask.dense(2, 5)
+  made = np.ones((1, 2, 5)) if made is None else np.asarray(made).astype(int)
+  np.testing.assert_array_equal(made[0], expected)
+  segments = Mask(**fields, query_segments_BT=jnp.array([[2, 0]]), key_segments_BS=jnp.array([[1, 2, 2, 2, 0]]))
+  both = dense(dataclasses.replace(segments, query_offset=3, key_offset=1), 2, 5)[0]
+  np.testing.assert_array_equal(both, np.array(expected) * [[0, 1, 1, 1, 0], [1, 1, 1, 1, 0]])
 
 
 def test_attention_against_numpy():
@@ -242,6 +277,19 @@ def test_relative_bias_is_the_table_at_each_distance(queries, keys):
   np.testing.assert_allclose(gradient[:, 0], np.bincount(buckets.ravel(), minlength=32), rtol=1e-6)
 
 
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("traced", [True, False])
+def test_relative_bias_with_offsets_is_a_part_of_the_whole(bidirectional, traced):
+  """To the bit: a few queries, later than the first key, as those of a cache; also beyond the largest distance."""
+  table, length = normal((8, 2)), 30
+  of = lambda queries, keys, offset: positions.relative_bias(table, queries, keys, bidirectional, 9, offset)
+  whole = np.asarray(of(length, length, 0))
+  run = jax.jit(of, static_argnums=(0, 1)) if traced else of
+  for first, count in ((0, 30), (29, 1), (13, 4), (0, 1)):
+    np.testing.assert_array_equal(run(count, length, -first), whole[:, first : first + count])
+  np.testing.assert_array_equal(run(2, 5, 20 - 7), whole[:, 7:9, 20:25])  # and keys that begin at 20
+
+
 def test_rotary_scores_depend_on_distance_alone_and_keep_norms():
   q, k = normal((1, 1, 1, 8)), normal((1, 1, 1, 8), 1)
   rates = positions.rotary_rates(8, 10_000.0)
@@ -259,9 +307,13 @@ def test_rotary_scores_depend_on_distance_alone_and_keep_norms():
 
 
 def test_sinusoids():
-  table = positions.sinusoid_table(10, 8)
-  np.testing.assert_allclose(table[3, [0, 4]], [math.sin(3), math.cos(3)], rtol=1e-6)
-  np.testing.assert_allclose(table[3, 3], math.sin(3 / 10_000), rtol=1e-5)
+  table = positions.sinusoids(jnp.array([[0, 3, 500]]), 8)[0]
+  np.testing.assert_allclose(table[1, [0, 4]], [math.sin(3), math.cos(3)], rtol=1e-6)
+  np.testing.assert_allclose(table[1, 3], math.sin(3 / 10_000), rtol=1e-5)
+  np.testing.assert_array_equal(table[0], [0] * 4 + [1] * 4)
+  rates = 10_000.0 ** -(np.arange(4) / 3)
+  np.testing.assert_allclose(table[2], np.r_[np.sin(500 * rates), np.cos(500 * rates)], atol=3e-5)
+  assert positions.sinusoids(jnp.array([[3]]), 7).shape == (1, 1, 7)
 
 
 def reference_loss(h, w, bias, targets, weights, vocab, smoothing, z_loss):

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from tfm_jax.errors import UserError
+from tfm_jax.ops.attention import KERNELS, find_kernel
+from tfm_jax.ops.kernel import Need
 
 VOCAB_MULTIPLE = 128
 
@@ -149,7 +151,6 @@ class ModelConfig:
 BIASES = ("qkv", "out", "mlp", "norm", "transform")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-  "attention": ("auto", "xla", "splash"),
   "dtype": ("bfloat16", "float32"),
   "remat": ("none", "dots", "full"),
   "positions": ("learned", "sinusoidal", "relative", "rotary", "none"),
@@ -215,7 +216,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
 
 def check(config: ModelConfig) -> None:
   """Raises UserError for an impossible value, and for values that do not go together."""
-  for key, choices in CHOICES.items():
+  for key, choices in {"attention": ("auto", *reversed(KERNELS)), **CHOICES}.items():
     if field(config, key) not in choices:
       raise UserError(f"{full_key(key)}={field(config, key)!r} is not one of {', '.join(choices)}")
   for key in ("num_layers", "embed_dim", "num_heads", "head.num_labels"):
@@ -246,24 +247,18 @@ def check(config: ModelConfig) -> None:
   for side, length in (("height", image.height), ("width", image.width)):
     if image.patch and (not length or length % image.patch):
       raise UserError(f"image.{side}={length} is no multiple of image.patch={image.patch}")
-  if config.attention == "splash":
-    _check_splash(config)
+  find_kernel(config.attention, attention_need(config))
 
 
-def _check_splash(config: ModelConfig) -> None:
-  """Raises UserError for what splash attention cannot do."""
-  for key, why in (
-    ("attention_dropout", "has no dropout"),
-    ("window.size", "is used without windows"),
-    ("scale_by_layer", "has one scale for all layers"),
-  ):
-    if field(config, key):
-      raise UserError(
-        f"model.attention=splash {why}, but {full_key(key)}={field(config, key):g}: set that to 0, or "
-        f"model.attention=auto"
-      )
-  if config.positions == "relative":
-    raise UserError("model.attention=splash has no bias for model.positions=relative: set model.attention=auto")
+def attention_need(config: ModelConfig, training: bool = True) -> Need:
+  """What a model needs of its attention kernel, wherever it runs."""
+  return Need(
+    dropout=config.attention_dropout if training else 0.0,
+    bias=config.positions == "relative",
+    window=config.window.size,
+    scale_by_layer=config.scale_by_layer,
+    groups=config.num_heads // config.kv_heads,
+  )
 
 
 def pad_vocab(size: int) -> int:

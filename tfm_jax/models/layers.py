@@ -1,7 +1,6 @@
 """Layers: their parameters and a few einsums. B batch, T queries, S keys, D embed, H heads, K head, F mlp, V vocab."""
 
 import contextlib
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -12,17 +11,16 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from tfm_jax.models.cache import KeysValues
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes
 from tfm_jax.models.init import initializer
-from tfm_jax.ops import attention as attend
+from tfm_jax.models.sight import Sight
 from tfm_jax.ops import norms, positions
 from tfm_jax.ops.activations import ACTIVATIONS, GATED
 from tfm_jax.ops.broadcast import spread
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.linear import embed
 from tfm_jax.ops.masks import CAUSAL
-from tfm_jax.ops.splash import fits as splash_fits
-from tfm_jax.ops.splash import splash_attention
 from tfm_jax.sharding.linear import linear as linear_op
 from tfm_jax.sharding.placement import Placement
 
@@ -46,14 +44,11 @@ def linear(spec: str, x: Array, w: Array, b: Array | None, axes: tuple, st: Plac
 class Context(NamedTuple):
   """What every block of a stack sees beside its input."""
 
-  mask_BTS: Array | None = None
-  local_mask_BTS: Array | None = None  # of layers with a window
-  segments_BT: Array | None = None
-  bias_HTS: Array | None = None
+  own: Sight  # of the stack's own tokens
+  across: Sight | None = None  # of the encoder's
   positions_BT: Array | None = None  # for rotary positions
   memory_BSD: Array | None = None  # the encoder's output
-  memory_mask_BTS: Array | None = None
-  memory_segments_BS: Array | None = None
+  start: Array | None = None  # with a cache: the column of the first new token
   noise: Noise | None = None
 
 
@@ -97,16 +92,21 @@ class Norm(Layer):
 
 
 class Attention(Layer):
-  """Multi-head attention of x over itself (what stands before, if `causal`), or over the encoder's output (`cross`).
+  """Multi-head attention of x over itself, or over the encoder's output (`cross`).
 
   Heads of queries may share heads of keys and values (Ainslie et al. 2023): G groups of R query heads each.
   """
 
-  causal: bool = False
   cross: bool = False
 
   @nn.compact
-  def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> Array:
+  def __call__(
+    self, x_BTD: Array, layer: Array, ctx: Context, kept: KeysValues | None = None
+  ) -> tuple[Array, KeysValues]:
+    """The output [B, T, D], and the keys and values that were computed here: those that `kept` lacks.
+
+    `kept` has keys and values of a cache: of the tokens so far, or (`cross`) all of them.
+    """
     c, st = self.cfg, self.st
     D, H, G, K = c.embed_dim, c.num_heads, c.kv_heads, c.head_features
     embed_axis, group_axis, head_axis = self.axes("wk").names
@@ -114,70 +114,70 @@ class Attention(Layer):
     def projections(x: Array, names: str) -> list[Array]:
       """Linears that share an input are one dot: they share one dX, one gathering of weights, one scattering of dW.
 
-      A group is its query heads, its key and its value.
+      Where each query head has a key of its own, the projections come first, as slices of the dot. Else a group is its
+      R query heads, its key and its value.
       """
       sizes = {"q": H // G, "k": 1, "v": 1}
-      ws = [self.stored(f"w{n}", (D, G * sizes[n], K)).reshape(D, G, sizes[n], K) for n in names]
-      w_DGRK = jnp.concatenate(ws, axis=2)
+      ws = [self.stored(f"w{n}", (D, G * sizes[n], K)) for n in names]
       biases = [self.bias(f"b{n}", (G * sizes[n], K), c.has_bias("qkv")) for n in names]
-      bs = [b.reshape(G, sizes[n], K) for n, b in zip(names, biases, strict=True) if b is not None]
-      b_GRK = jnp.concatenate(bs, axis=1) if bs else None
+      bs = [b for b in biases if b is not None]
+      if H == G:
+        w_DCHK, b_CHK = jnp.stack(ws, axis=1), jnp.stack(bs) if bs else None
+        y_CBTHK = linear("BTD,DCHK->CBTHK", x, w_DCHK, b_CHK, (embed_axis, None, group_axis, head_axis), st)
+        return list(st.constrain(y_CBTHK, (None, "batch", "seq", "act_heads", None)))
+      w_DGRK = jnp.concatenate([w.reshape(D, G, -1, K) for w in ws], axis=2)
+      b_GRK = jnp.concatenate([b.reshape(G, -1, K) for b in bs], axis=1) if bs else None
       y_BTGRK = linear("BTD,DGRK->BTGRK", x, w_DGRK, b_GRK, (embed_axis, group_axis, None, head_axis), st)
       y_BTGRK = st.constrain(y_BTGRK, ("batch", "seq", "act_heads", None, None))
       ends = np.cumsum([sizes[n] for n in names])[:-1]
-      return [y.reshape(*y.shape[:2], -1, K) for y in jnp.split(y_BTGRK, ends, axis=3)]
+      return [y.reshape(*y.shape[:2], y.shape[2] * y.shape[3], K) for y in jnp.split(y_BTGRK, ends, axis=3)]
 
     if self.cross:
-      assert ctx.memory_BSD is not None
-      (q_BTHK,), (k_BSGK, v_BSGK) = projections(x_BTD, "q"), projections(ctx.memory_BSD, "kv")
+      (q_BTHK,) = projections(x_BTD, "q")
+      if kept is None:
+        assert ctx.memory_BSD is not None
+        kept = KeysValues(*projections(ctx.memory_BSD, "kv"))
+      new = keys_values = kept
     else:
-      q_BTHK, k_BSGK, v_BSGK = projections(x_BTD, "qkv")
-    if c.positions == "rotary" and not self.cross:
-      assert ctx.positions_BT is not None
-      rates = rotary_rates(c, layer)
-      q_BTHK, k_BSGK = (positions.rotate(x, ctx.positions_BT, rates) for x in (q_BTHK, k_BSGK))
+      q_BTHK, k_BTGK, v_BTGK = projections(x_BTD, "qkv")
+      if c.positions == "rotary":
+        assert ctx.positions_BT is not None
+        rates = rotary_rates(c, layer)
+        q_BTHK, k_BTGK = (positions.rotate(x, ctx.positions_BT, rates) for x in (q_BTHK, k_BTGK))
+      new = KeysValues(k_BTGK, v_BTGK)
+      keys_values = new
+      if kept is not None:
+        assert ctx.start is not None
+        keys_values = kept.with_new(new, ctx.start, st)
     if c.scale_by_layer:
       q_BTHK = (q_BTHK.astype(jnp.float32) / (layer + 1).astype(jnp.float32)).astype(q_BTHK.dtype)
-    with jax.named_scope(CAUSAL) if self.causal else contextlib.nullcontext():  # so that FLOPs can be counted
-      y_BTHK = self.attend(q_BTHK, k_BSGK, v_BSGK, layer, ctx)
+    sight = ctx.across if self.cross else ctx.own
+    assert sight is not None
+    with jax.named_scope(CAUSAL) if sight.causal else contextlib.nullcontext():  # so that FLOPs can be counted
+      y_BTHK = self.attend(q_BTHK, keys_values, sight, layer, ctx.noise)
     y_BTHK = st.constrain(y_BTHK, ("batch", "seq", "act_heads", None))
-    wo_HKD = self.stored("wo", (H, K, D))
-    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, self.bias("bo", (D,), c.has_bias("out")), self.axes("wo").names, st)
+    wo_HKD, b_D = self.stored("wo", (H, K, D)), self.bias("bo", (D,), c.has_bias("out"))
+    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, b_D, self.axes("wo").names, st), new
 
-  def attend(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, layer: Array, ctx: Context) -> Array:
-    """The attention itself, by the kernel that the config, or else the platform, wants."""
+  def attend(self, q_BTHK: Array, keys_values: KeysValues, sight: Sight, layer: Array, noise: Noise | None) -> Array:
+    """The attention itself, by the stack's kernel."""
     c, st = self.cfg, self.st
-    scale = c.head_features**-0.5 if c.scale_attention else 1.0
-    if splash_serves(c, st, q_BTHK.shape[1], k_BSGK.shape[1], ctx.noise is not None):
-      kernel = functools.partial(splash_attention, causal=self.causal, scale=scale, interpret=st.platform != "tpu")
-      segments = (ctx.segments_BT, ctx.memory_segments_BS if self.cross else ctx.segments_BT)
-      axes = ("batch", "seq", "act_heads", None)
-      places = [("batch", "seq")] * 2 if all(x is not None for x in segments) else [None, None]
-      return st.local(kernel, (axes,) * 3 + tuple(places), axes)(q_BTHK, k_BSGK, v_BSGK, *segments)
-    groups = c.num_heads // c.kv_heads
-    k_BSHK, v_BSHK = (jnp.repeat(x, groups, axis=2) if groups > 1 else x for x in (k_BSGK, v_BSGK))
-    return attend.attention(
-      q_BTHK, k_BSHK, v_BSHK,
-      mask_BTS=ctx.memory_mask_BTS if self.cross else self_mask(c, layer, ctx),
-      bias_HTS=None if self.cross else ctx.bias_HTS,
-      scale=scale,
-      platform=st.platform,
-      dropout_rate=c.attention_dropout, noise=ctx.noise, layer=layer, site=CROSS if self.cross else ATTENTION,
+    mask = sight.of_layer(is_global(c, layer))
+    fixed: dict[str, Any] = {"scale": c.head_features**-0.5 if c.scale_attention else 1.0, "platform": st.platform}
+    if sight.kernel.local:
+      heads = ("batch", "seq", "act_heads", None)
+      places = jax.tree.map(lambda x: ("batch", "seq")[: jnp.ndim(x)], mask)
+      run = lambda *arrays: sight.kernel.attend(*arrays[:3], mask=arrays[3], bias_HTS=None, **fixed)
+      return st.local(run, (heads, heads, heads, places), heads)(q_BTHK, *keys_values, mask)
+    return sight.kernel.attend(
+      q_BTHK, *keys_values, mask=mask, bias_HTS=sight.bias_HTS, **fixed,
+      dropout_rate=c.attention_dropout, noise=noise, layer=layer, site=CROSS if self.cross else ATTENTION,
     )  # fmt: skip
 
 
 def is_global(c: ModelConfig, layer: Array) -> Array | bool:
   """Whether a layer of a model with local attention sees all keys nonetheless."""
   return layer % c.window.global_every == 0 if c.window.global_every else False
-
-
-def self_mask(c: ModelConfig, layer: Array, ctx: Context) -> Array | None:
-  """The mask of a layer's attention over its own input."""
-  if not c.window.size:
-    return ctx.mask_BTS
-  assert ctx.local_mask_BTS is not None
-  everything = jnp.ones_like(ctx.local_mask_BTS) if ctx.mask_BTS is None else ctx.mask_BTS
-  return jnp.where(is_global(c, layer), everything, ctx.local_mask_BTS)
 
 
 def rotary_rates(c: ModelConfig, layer: Array) -> Array | np.ndarray:
@@ -187,15 +187,6 @@ def rotary_rates(c: ModelConfig, layer: Array) -> Array | np.ndarray:
     positions.rotary_rates(c.head_features, base, *stretched) for base in (c.rotary.base, c.rotary.local_base)
   )
   return jnp.where(is_global(c, layer), rates, local) if c.window.size else rates
-
-
-def splash_serves(c: ModelConfig, st: Placement, queries: int, keys: int, training: bool) -> bool:
-  """Whether attention runs as splash attention: asked for, or on a TPU where it can do what the config wants."""
-  if not splash_fits(queries, keys):  # initialisation has a short row, whatever the config wants
-    return False
-  able = c.positions != "relative" and not (training and c.attention_dropout)
-  able = able and not c.window.size and not c.scale_by_layer
-  return c.attention == "splash" or (c.attention == "auto" and st.platform == "tpu" and able)
 
 
 class Mlp(Layer):
@@ -233,32 +224,43 @@ class Sublayers(NamedTuple):
 STANDARD = Sublayers()
 
 
+Kept = dict[str, KeysValues]  # by the name of the attention; of one layer or of all
+
+
 class Block(Layer):
   """Attention, cross-attention where there is an encoder, feed-forward: each with its residual, norm and dropout."""
 
-  causal: bool = False
   cross: bool = False
   sublayers: Sublayers = STANDARD
 
   @nn.compact
-  def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> Array:
+  def __call__(self, x_BTD: Array, layer: Array, ctx: Context, kept: Kept | None = None) -> tuple[Array, Kept | None]:
+    """The output, and with a cache (`kept`: this layer's part of it) what is new in it."""
     c, st = self.cfg, self.st
+    new: Kept = {}
 
     def residual(x: Array, name: str, site: int, sublayer: Layer) -> Array:
       norm = Norm(c, st, name=f"{name}_norm")
       y = norm(x) if c.norm_order == "pre" else x
       if c.norm_order == "pre" and name == "attn" and not c.first_norm:
         y = jnp.where(layer == 0, x, y)
-      y = sublayer(st.constrain(y, ("batch", "seq", None)), layer, ctx)
+      y = st.constrain(y, ("batch", "seq", None))
+      if name == "mlp":
+        y = sublayer(y, layer, ctx)
+      else:
+        y, new[name] = sublayer(y, layer, ctx, (kept or {}).get(name))
       y = st.constrain(y, STREAM)
       x = x + dropout(y, c.dropout, ctx.noise, layer, site)
       return x if c.norm_order == "pre" else norm(x)
 
     attention: Any = self.sublayers.attention
-    x_BTD = residual(x_BTD, "attn", AFTER_ATTENTION, attention(c, st, self.causal, name="attn"))
+    x_BTD = residual(x_BTD, "attn", AFTER_ATTENTION, attention(c, st, name="attn"))
     if self.cross:
       x_BTD = residual(x_BTD, "cross", AFTER_CROSS, attention(c, st, cross=True, name="cross"))
-    return residual(x_BTD, "mlp", AFTER_MLP, self.sublayers.mlp(c, st, name="mlp"))
+    x_BTD = residual(x_BTD, "mlp", AFTER_MLP, self.sublayers.mlp(c, st, name="mlp"))
+    if kept is None:
+      return x_BTD, None
+    return x_BTD, {name: made for name, made in new.items() if name == "attn" or name not in kept}
 
 
 _KEPT = {
@@ -274,26 +276,28 @@ def stack(
   ctx: Context,
   depth: int,
   first: int = 0,
-  causal: bool = False,
   cross: bool = False,
+  kept: Kept | None = None,
   sublayers: Sublayers = STANDARD,
-) -> Array:
+) -> tuple[Array, Kept | None]:
   """`depth` blocks as one scan over stacked parameters `blocks/...` [N, ...]; `model.scan=false` unrolls it.
 
-  `first` is the number of the first layer, so that the dropout of two stacks differs.
+  `first` is the number of the first layer, so that the dropout of two stacks differs. `kept` [N, ...] is what a cache
+  has for the layers; what is new in it comes back beside the output.
   """
   block = Block
   if cfg.remat != "none":
     block = nn.remat(Block, prevent_cse=not cfg.scan, policy=_KEPT[cfg.remat])
   run = nn.scan(
-    lambda module, x, layer: (module(x, layer, ctx), None),
+    lambda module, x, layer, kept: module(x, layer, ctx, kept),
     variable_axes={"params": 0},
     split_rngs={"params": True},
     length=depth,
     unroll=1 if cfg.scan else depth,
   )
   layers = jnp.arange(first, first + depth, dtype=jnp.int32)
-  return run(block(cfg, st, causal, cross, sublayers, name="blocks"), x_BTD, layers)[0]
+  x_BTD, new = run(block(cfg, st, cross, sublayers, name="blocks"), x_BTD, layers, kept)
+  return x_BTD, new
 
 
 class Embed(Layer):
@@ -322,8 +326,7 @@ class Embed(Layer):
       table = self.matrix("position", (c.max_positions, E), kind="position")
       x_BTE = x_BTE + spread(embed(table, self.rows_of(positions_BT, segments_BT)), x_BTE.shape)
     elif c.positions == "sinusoidal":
-      table = jnp.asarray(positions.sinusoid_table(ids_BT.shape[1], E), x_BTE.dtype)
-      x_BTE = x_BTE + table[positions_BT]
+      x_BTE = x_BTE + positions.sinusoids(positions_BT, E).astype(x_BTE.dtype)
     if c.token_types:
       table = self.matrix("type", (c.token_types, E), kind="type")
       x_BTE = x_BTE + (spread(table[None, :1], x_BTE.shape) if types_BT is None else embed(table, types_BT))

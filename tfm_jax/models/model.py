@@ -13,6 +13,7 @@ from jax import Array
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.batch import check_batch
+from tfm_jax.models.cache import Cache, Memory, empty_cache
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.head import Outputs
@@ -73,7 +74,9 @@ class Model:
     """Fresh parameters; the same on every strategy, bit for bit."""
     fields = find_family(self.family).module.inputs(self.config, 8, self.vocab_size)
     batch = {name: jnp.zeros((1, *f.shape), f.dtype) for name, f in fields.items() if f.kind in ("ids", "pixels")}
-    return self.module.init(key, batch)["params"]
+    # A short row, for which the kernel that the config wants may not be made.
+    plain = dataclasses.replace(self, config=replaced(self.config, {"attention": "auto"}))
+    return plain.module.init(key, batch)["params"]
 
   def apply(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Outputs:
     """What the head predicts, as final hidden states with the last linear not applied: name -> `Output`. `noise`
@@ -95,7 +98,10 @@ class Model:
     `pretraining` has `next_sentence` [B, 2] too; `none` has `hidden` [B, T, D], `pooled` has `hidden` and `pooled`
     [B, D].
     """
-    return {name: result(self.placement, made) for name, made in self.apply(params, batch, noise).items()}
+    return self._results(self.apply(params, batch, noise))
+
+  def _results(self, outputs: Outputs) -> dict[str, Array]:
+    return {name: result(self.placement, output) for name, output in outputs.items()}
 
   def logits(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Array:
     """`outputs(...)["logits"]`."""
@@ -104,6 +110,49 @@ class Model:
   def predict(self, params: Params, batch: Mapping[str, Array]) -> dict[str, Array]:
     """What a person wants to know of each row, as the head declares it (`models.heads`): the class, the answer ..."""
     return HEADS[self.config.head.name].predict(self.config, self.outputs(params, batch), batch)
+
+  def encode(self, params: Params, batch: Mapping[str, Array]) -> Memory:
+    """The encoder's output, for `init_cache`: `inputs` [B, S], and where there are any `segment_ids`, `positions`."""
+    if not self.encoder_decoder:
+      raise UserError(f"family={self.family} has no encoder beside a decoder: there is nothing to encode for it")
+    check_batch(self.config, self.vocab_size, ("",), batch)
+    memory: Memory = self.module.apply({"params": params}, dict(batch), method="encode")
+    return memory
+
+  def init_cache(self, params: Params, rows: int, columns: int, memory: Memory | None = None) -> Cache:
+    """The cache of a decoder that has read nothing, for `rows` rows of at most `columns` tokens.
+
+    An encoder-decoder needs the encoder's output, `memory`, whose keys and values are computed here, once.
+    """
+    c = self.config
+    if not (find_family(self.family).causal or self.encoder_decoder):
+      raise UserError(f"family={self.family} reads its tokens in both directions: it cannot go on from a cache of them")
+    if (memory is not None) != self.encoder_decoder:
+      raise UserError(f"family={self.family}: `memory` is for encoder-decoders, and needed there")
+    empty = empty_cache(c, self.placement, c.decoder_depth if memory else c.num_layers, rows, columns)
+    if memory is None:
+      return empty
+    nothing = {"inputs": jnp.zeros((rows, 0), jnp.int32)}  # decoded, it leaves the keys and values of the memory alone
+    return self._decode(params, nothing, empty._replace(memory_segments_BS=memory.segments_BS), memory=memory)[1]
+
+  def decode(self, params: Params, batch: Mapping[str, Array], cache: Cache) -> tuple[dict[str, Array], Cache]:
+    """What the head predicts for new tokens (see `outputs`), and the cache with them: of prompts and of single tokens.
+
+    Args:
+      params: the parameters.
+      batch: `inputs` [B, T], for families with an encoder too, and where there are any `positions` [B or 1, T]
+        (default: they count on from the cache's columns), `segment_ids` [B, T] (default: 1), `mlm_positions` [B, P]:
+        the places among the T that go through the head (default: all). Prompts of unequal length stand at the right
+        of their rows, behind padding of segment 0, and bring positions.
+      cache: of `init_cache` or the last call. `cache.length` + T must not be more than its columns.
+    """
+    check_batch(self.config, self.vocab_size, ("",), batch)
+    outputs, cache = self._decode(params, batch, cache)
+    return self._results(outputs), cache
+
+  def _decode(self, params: Params, batch: Mapping[str, Array], cache: Cache, **others: Any) -> tuple[Outputs, Cache]:
+    result: Any = self.module.apply({"params": params}, dict(batch), cache, **others, method="decode")
+    return result
 
   def shapes(self) -> Params:
     """The parameters as shapes, without making any."""

@@ -6,14 +6,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from tfm_jax.models.cache import Cache, Memory
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.heads.head import Outputs, Seen
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.layers import EMBED, FINAL, STANDARD, STREAM, Context, Dense, Embed, Layer, Norm, Sublayers, stack
+from tfm_jax.models.sight import make_sight
 from tfm_jax.objectives.objective import FLOAT, Field, Fields, token_fields
 from tfm_jax.ops.broadcast import spread
 from tfm_jax.ops.dropout import Noise, dropout
-from tfm_jax.ops.masks import attention_mask
+from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.positions import relative_bias
 from tfm_jax.sharding.placement import Placement
 
@@ -24,10 +26,10 @@ class RelativeBias(Layer):
   """T5's learned bias of the attention logits, one table for all layers of a stack."""
 
   @nn.compact
-  def __call__(self, queries: int, keys: int, bidirectional: bool) -> Array:
+  def __call__(self, queries: int, keys: int, bidirectional: bool, offset: int | Array) -> Array:
     c = self.cfg
     table = self.matrix("table", (c.relative_buckets, c.num_heads), kind="relative")
-    return relative_bias(table, queries, keys, bidirectional, c.relative_distance)
+    return relative_bias(table, queries, keys, bidirectional, c.relative_distance, offset)
 
 
 def tower(
@@ -41,12 +43,14 @@ def tower(
   causal: bool,
   depth: int,
   first: int = 0,
-  memory: tuple[Array, Array | None] | None = None,
+  memory: Memory | None = None,
+  cache: Cache | None = None,
   sublayers: Sublayers = STANDARD,
-) -> Array:
-  """Blocks over embeddings, with the stack's mask and positions, and the last norm of pre-norm families.
+) -> tuple[Array, Cache | None]:
+  """Blocks over embeddings, with the stack's masks and positions, and the last norm of pre-norm families.
 
-  To be called in a compact module, to which its parameters then belong.
+  To be called in a compact module, to which its parameters then belong. Returns the hidden states, and the cache with
+  the new tokens if there is one.
 
   Args:
     c, st: as of a `Layer`.
@@ -56,33 +60,35 @@ def tower(
     causal: queries see only what stands before them.
     depth: number of blocks.
     first: number of the first block, so that two towers differ in their dropout.
-    memory: the encoder's output [B, S, D] and its segments, for blocks with cross-attention.
+    memory: the encoder's output, for blocks with cross-attention; not needed where the cache has its keys and values.
+    cache: of the tokens before these.
     sublayers: of the blocks.
   """
-  T = x_BTD.shape[1]
+  B, T = x_BTD.shape[:2]
+  S, start, key_segments, kept = T, 0, segments_BT, None
+  memory_segments = memory.segments_BS if memory else None
+  if cache is not None:
+    segments_BT = jnp.ones((B, T), jnp.int32) if segments_BT is None else segments_BT
+    cache = cache.with_segments(segments_BT)
+    key_segments, start, kept, memory_segments = cache.segments_BS, cache.length, cache.kept, cache.memory_segments_BS
+    S = key_segments.shape[1]
   bias_HTS = None
-  if c.positions == "relative":
-    bias_HTS = RelativeBias(c, st, name="relative")(T, T, not causal)
-  memory_mask = None
-  if memory is not None:
-    memory_mask = attention_mask(segments_BT, memory[1], False, T, memory[0].shape[1])
-  ctx = Context(
-    mask_BTS=attention_mask(segments_BT, segments_BT, causal, T, T),
-    local_mask_BTS=attention_mask(segments_BT, segments_BT, causal, T, T, c.window.size) if c.window.size else None,
-    segments_BT=segments_BT,
-    bias_HTS=bias_HTS,
-    positions_BT=positions_BT,
-    memory_BSD=memory[0] if memory else None,
-    memory_mask_BTS=memory_mask,
-    memory_segments_BS=memory[1] if memory else None,
-    noise=noise,
-  )
-  x_BTD = stack(c, st, x_BTD, ctx, depth, first, causal, cross=memory is not None, sublayers=sublayers)
+  if c.positions == "relative" and T:  # no tokens are decoded to make a cache
+    bias_HTS = RelativeBias(c, st, name="relative")(T, S, not causal, -start)
+  kind: Any = {"training": noise is not None, "cached": cache is not None}
+  mask = Mask(causal, query_segments_BT=segments_BT, key_segments_BS=key_segments, query_offset=start)
+  own, across = make_sight(c, st, mask, (B, T, S), window=c.window.size, bias_HTS=bias_HTS, **kind), None
+  keys = kept["cross"].k if kept and "cross" in kept else memory and memory.h_BSD
+  if keys is not None:
+    mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
+    across = make_sight(c, st, mask, (B, T, keys.shape[-3]), **kind)
+  ctx = Context(own, across, positions_BT, memory and memory.h_BSD, None if cache is None else start, noise)
+  x_BTD, new = stack(c, st, x_BTD, ctx, depth, first, across is not None, kept, sublayers)
   if c.norm_order == "pre":
     x_BTD = Norm(c, st, name="final_norm")(x_BTD)
   if c.inner_dropout:
     x_BTD = dropout(x_BTD, c.dropout, noise, first + depth, FINAL)
-  return x_BTD
+  return x_BTD, None if cache is None else cache.with_tokens(new, st)
 
 
 class Network(Layer):
@@ -105,16 +111,20 @@ class Single(Network):
   [B, P] only these positions go through the head of a language model.
   """
 
-  @nn.compact
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
+    return self.decode(batch, None, noise)[0]
+
+  @nn.compact
+  def decode(self, batch: Batch, cache: Cache | None, noise: Noise | None = None) -> tuple[Outputs, Cache | None]:
+    """The outputs for tokens that follow those of the cache, and the cache with them; None: nothing came before."""
     c, st = self.cfg, self.st
-    positions, segments = default_positions(batch.get("positions"), batch["inputs"]), batch.get("segment_ids")
+    positions, segments = default_positions(batch.get("positions"), batch["inputs"], cache), batch.get("segment_ids")
     embed = Embed(c, st, self.vocab_size, name="embed")
     x_BTD, table = embed(batch["inputs"], positions, segments, batch.get("token_types"), noise, c.num_layers)
-    kind: Any = {"causal": self.causal, "depth": c.num_layers, "sublayers": self.sublayers}
-    h_BTD = tower(c, st, x_BTD, segments, positions, noise, **kind)
+    kind: Any = {"causal": self.causal, "depth": c.num_layers, "cache": cache, "sublayers": self.sublayers}
+    h_BTD, cache = tower(c, st, x_BTD, segments, positions, noise, **kind)
     seen = Seen(self.vocab_size, table if c.tied else None, segments, batch.get("mlm_positions"))
-    return HEADS[c.head.name].apply(c, st, h_BTD, seen)
+    return HEADS[c.head.name].apply(c, st, h_BTD, seen), cache
 
 
 class Vision(Network):
@@ -133,7 +143,7 @@ class Vision(Network):
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
     c, st = self.cfg, self.st
     x_BTD = Patches(c, st, name="embed")(batch["images"], noise)
-    h_BTD = tower(c, st, x_BTD, None, None, noise, causal=False, depth=c.num_layers, sublayers=self.sublayers)
+    h_BTD, _ = tower(c, st, x_BTD, None, None, noise, causal=False, depth=c.num_layers, sublayers=self.sublayers)
     return HEADS[c.head.name].apply(c, st, h_BTD, Seen(0))
 
 
@@ -170,9 +180,10 @@ class Tower(Layer):
     segments_BT: Array | None,
     positions_BT: Array | None,
     noise: Noise | None,
-    memory: tuple[Array, Array | None] | None = None,
-  ) -> Array:
-    kind: Any = {"causal": self.causal, "depth": self.depth, "first": self.first, "memory": memory}
+    memory: Memory | None = None,
+    cache: Cache | None = None,
+  ) -> tuple[Array, Cache | None]:
+    kind: Any = {"causal": self.causal, "depth": self.depth, "first": self.first, "memory": memory, "cache": cache}
     kind["sublayers"] = self.sublayers
     return tower(self.cfg, self.st, x_BTD, segments_BT, positions_BT, noise, **kind)
 
@@ -189,30 +200,54 @@ class EncoderDecoder(Network):
     """See `Network`."""
     return token_fields(length, vocab_size, "encoder_") | token_fields(length, vocab_size, "decoder_")
 
-  @nn.compact
-  def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
+  def setup(self) -> None:
     c, st = self.cfg, self.st
-    depth = c.num_layers
-    layers = depth + c.decoder_depth
-    embed = Embed(c, st, self.vocab_size, name="embed")
+    kind: Any = {"sublayers": self.sublayers}
+    self.embed = Embed(c, st, self.vocab_size)
+    self.encoder = Tower(c, st, depth=c.num_layers, **kind)
+    self.decoder = Tower(c, st, causal=True, depth=c.decoder_depth, first=c.num_layers + 1, **kind)
 
-    def side(name: str, embed_layer: int, **kind: Any) -> tuple[Array, Array | None, Array, Tower, Array]:
-      ids, segments = batch[f"{name}_inputs"], batch.get(f"{name}_segment_ids")
-      positions = default_positions(batch.get(f"{name}_positions"), ids)
-      x, table = embed(ids, positions, segments, None, noise, embed_layer)
-      return x, segments, positions, Tower(c, st, name=name, sublayers=self.sublayers, **kind), table
+  def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
+    memory = self.encode(side(batch, "encoder"), noise)
+    return self.decode(side(batch, "decoder"), None, noise, memory)[0]
 
-    x, segments_BS, positions, encoder, _ = side("encoder", layers + 1, depth=depth)
-    memory_BSD = encoder(x, segments_BS, positions, noise)
-    x, segments_BT, positions, decoder, table = side(
-      "decoder", layers + 2, causal=True, depth=c.decoder_depth, first=depth + 1
-    )
-    h_BTD = decoder(x, segments_BT, positions, noise, (memory_BSD, segments_BS))
-    return HEADS[c.head.name].apply(c, st, h_BTD, Seen(self.vocab_size, table if c.tied else None, segments_BT))
+  def encode(self, batch: Batch, noise: Noise | None = None) -> Memory:
+    """The encoder's output for `inputs` [B, S], and where there are any `segment_ids`, `positions`."""
+    x, segments, positions, _ = self.embedded(batch, noise, 1)
+    return Memory(self.encoder(x, segments, positions, noise)[0], segments)
+
+  @nn.compact
+  def decode(
+    self, batch: Batch, cache: Cache | None, noise: Noise | None = None, memory: Memory | None = None
+  ) -> tuple[Outputs, Cache | None]:
+    """The outputs for tokens that follow those of the cache, and the cache with them; None: nothing came before.
+
+    `memory` is read where the cache has no keys and values of it.
+    """
+    x, segments, positions, table = self.embedded(batch, noise, 2, cache)
+    h_BTD, cache = self.decoder(x, segments, positions, noise, memory, cache)
+    seen = Seen(self.vocab_size, table if self.cfg.tied else None, segments, batch.get("mlm_positions"))
+    return HEADS[self.cfg.head.name].apply(self.cfg, self.st, h_BTD, seen), cache
+
+  def embedded(
+    self, batch: Batch, noise: Noise | None, site: int, cache: Cache | None = None
+  ) -> tuple[Array, Array | None, Array, Array]:
+    """Embeddings, segments, positions and the table of one side."""
+    ids, segments = batch["inputs"], batch.get("segment_ids")
+    positions = default_positions(batch.get("positions"), ids, cache)
+    layer = self.cfg.num_layers + self.cfg.decoder_depth + site
+    x, table = self.embed(ids, positions, segments, None, noise, layer)
+    return x, segments, positions, table
 
 
-def default_positions(positions_BT: Array | None, ids_BT: Array) -> Array:
-  """0, 1, ... [1, T] where the batch brings no positions."""
+def side(batch: Batch, name: str) -> Batch:
+  """The fields of one side of an encoder-decoder, without its name."""
+  return {key.removeprefix(f"{name}_"): x for key, x in batch.items() if key.startswith(f"{name}_")}
+
+
+def default_positions(positions_BT: Array | None, ids_BT: Array, cache: Cache | None = None) -> Array:
+  """0, 1, ... [1, T] where the batch brings no positions; behind a cache they go on from its length."""
   if positions_BT is not None:
     return positions_BT
-  return jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None]
+  start = 0 if cache is None else cache.length
+  return start + jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None]

@@ -1,14 +1,19 @@
-"""Scaled dot-product attention (Vaswani et al. 2017)."""
+"""Scaled dot-product attention (Vaswani et al. 2017), and the table of the kernels that compute it."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from tfm_jax.errors import UserError
 from tfm_jax.ops.dropout import Noise, dropout
+from tfm_jax.ops.kernel import Kernel, Need
 from tfm_jax.ops.linear import matmul
+from tfm_jax.ops.masks import Mask
+from tfm_jax.ops.splash import attend_splash, splash_refuses
 
 # Finite, so that a row in which everything is masked (padding) stays finite too.
 MASKED = np.float32(-1e30)
@@ -60,3 +65,41 @@ def _softmax_backward(dtype: jnp.dtype, weights: Array, d_weights: Array) -> tup
 
 
 softmax.defvjp(lambda logits, dtype: (softmax(logits, dtype),) * 2, _softmax_backward)
+
+
+def attend_dense(
+  q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, *, mask: Array | None, bias_HTS: Array | None, **others: Any
+) -> Array:
+  """`attention` in which G heads of keys and values serve H / G query heads each.
+
+  Args:
+    q_BTHK: queries; k_BSGK, v_BSGK: keys and values.
+    mask: of the form that the kernel prepares; here a Boolean array [B or 1, T, S], or None.
+    bias_HTS: float32 bias of the logits, or None.
+    others: see `attention`.
+  """
+  (B, T, H, K), G = q_BTHK.shape, k_BSGK.shape[2]
+  if T == 1 and H > G and others.get("noise") is None:  # one token: a group is R queries of one head, nothing is copied
+    q_BRGK = q_BTHK.reshape(B, G, H // G, K).swapaxes(1, 2)
+    bias_GRS = None if bias_HTS is None else bias_HTS.reshape(G, H // G, -1)
+    y_BRGK = attention(q_BRGK, k_BSGK, v_BSGK, mask_BTS=mask, bias_HTS=bias_GRS, **others)
+    return y_BRGK.swapaxes(1, 2).reshape(B, T, H, K)
+  k_BSHK, v_BSHK = (jnp.repeat(x, H // G, axis=2) if H > G else x for x in (k_BSGK, v_BSGK))
+  return attention(q_BTHK, k_BSHK, v_BSHK, mask_BTS=mask, bias_HTS=bias_HTS, **others)
+
+
+# "auto" takes the first that serves; the last serves every need.
+KERNELS = {
+  "splash": Kernel(attend_splash, splash_refuses, local=True),
+  "xla": Kernel(attend_dense, lambda need: "", Mask.dense),
+}
+
+
+def find_kernel(name: str, need: Need) -> Kernel:
+  """The kernel of that name, or for "auto" the first that serves. Raises UserError if it cannot serve."""
+  if name == "auto":
+    return next(kernel for kernel in KERNELS.values() if not kernel.refuses(need))
+  why = KERNELS[name].refuses(need)
+  if why:
+    raise UserError(f"model.attention={name} {why}: change that, or set model.attention=auto")
+  return KERNELS[name]

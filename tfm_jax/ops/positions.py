@@ -7,14 +7,14 @@ import numpy as np
 from jax import Array
 
 
-def sinusoid_table(length: int, dim: int) -> np.ndarray:
-  """[length, dim] float32: sines in the first half of the features, cosines in the second (Vaswani et al. 2017).
+def sinusoids(positions_BT: Array, dim: int) -> Array:
+  """[B, T, dim] float32: sines in the first half of the features, cosines in the second (Vaswani et al. 2017).
 
   Tensor2tensor's order; the paper interleaves the two, which is the same up to a permutation of features.
   """
-  rates = np.exp(-np.log(10_000.0) * np.arange(dim // 2) / max(dim // 2 - 1, 1))
-  angles = np.arange(length)[:, None] * rates[None, :]
-  return np.concatenate([np.sin(angles), np.cos(angles), np.zeros((length, dim % 2))], axis=1).astype(np.float32)
+  rates = np.exp(-np.log(10_000.0) * np.arange(dim // 2) / max(dim // 2 - 1, 1)).astype(np.float32)
+  angles = positions_BT.astype(jnp.float32)[:, :, None] * rates[None, None]
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles), jnp.zeros((*positions_BT.shape, dim % 2))], axis=-1)
 
 
 def rotary_rates(
@@ -69,16 +69,29 @@ def relative_buckets(distances: np.ndarray, bidirectional: bool, buckets: int, m
   return (base + np.where(n < exact, n, large)).astype(np.int32)
 
 
-def relative_bias(table: Array, queries: int, keys: int, bidirectional: bool, max_distance: int = 128) -> Array:
+def relative_bias(
+  table: Array, queries: int, keys: int, bidirectional: bool, max_distance: int = 128, offset: int | Array = 0
+) -> Array:
   """The bias [H, T, S] float32 of T5's relative positions from its table [buckets, H].
 
   It depends on s - t alone, so it is looked up once for each distance and laid out by copying: tiling a vector of
   length T + S and reading it back in rows one shorter shifts each row by one. The gradient is a plain sum, no scatter.
+
+  Args:
+    table: see above.
+    queries, keys: T and S.
+    bidirectional, max_distance: see `relative_buckets`.
+    offset: place of the first key, less that of the first query; may be traced.
   """
   length = queries + keys
-  distances = np.arange(length) - (queries - 1)
-  buckets = relative_buckets(distances, bidirectional, table.shape[0], max_distance)
-  one_hot = np.eye(table.shape[0], dtype=np.float32)[buckets]
+  distances = np.arange(length) - (queries - 1) + offset
+  one_hot = np.eye(table.shape[0], dtype=np.float32)
+  if isinstance(distances, Array):  # traced: looked up in a table, since all beyond the largest distance share a bucket
+    near = np.arange(-max_distance, max_distance + 1)
+    known = one_hot[relative_buckets(near, bidirectional, table.shape[0], max_distance)]
+    one_hot = jnp.asarray(known)[jnp.clip(distances, near[0], near[-1]) + max_distance]
+  else:
+    one_hot = one_hot[relative_buckets(distances, bidirectional, table.shape[0], max_distance)]
   vector_HL = jnp.einsum("LC,CH->HL", one_hot, table.astype(jnp.float32), precision="highest")
   tiled = jnp.tile(vector_HL, (1, queries))[:, : queries * (length - 1)]
   return tiled.reshape(-1, queries, length - 1)[:, :, queries - 1 :]

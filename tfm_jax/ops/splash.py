@@ -7,13 +7,37 @@ from typing import Any
 import jax
 from jax import Array
 
+from tfm_jax.ops.kernel import Need
+from tfm_jax.ops.masks import Mask
+
 LANES = 128
 _BLOCK = 512  # queries and keys of a tile: large enough to fill the matrix unit, small enough for fast memory
 
 
-def fits(queries: int, keys: int) -> bool:
-  """Whether the kernel takes these lengths: whole tiles of 128."""
-  return queries % LANES == 0 and keys % LANES == 0
+def splash_refuses(need: Need) -> str:
+  """Why splash attention cannot serve; see `Kernel.refuses`."""
+  ragged = [n for n in need.lengths if n % LANES]
+  reasons = (
+    (need.platform not in ("", "tpu"), f"needs a TPU, not a {need.platform}"),
+    (need.dropout, f"has no dropout, but model.attention_dropout={need.dropout:g}"),
+    (need.window, f"is used without windows, but window.size={need.window}"),
+    (need.scale_by_layer, "has one scale for all layers, but model.scale_by_layer=true"),
+    (need.bias, "has no bias for model.positions=relative"),
+    (need.cache, "does not read a cache of keys and values"),
+    (need.cut, "sees whole sequences, but the strategy cuts them over devices"),
+    (need.uneven, "needs rows that the devices divide"),
+    (ragged, f"takes multiples of {LANES} tokens, not {' and '.join(map(str, ragged))}"),
+  )
+  return next((words for wrong, words in reasons if wrong), "")
+
+
+def attend_splash(
+  q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, *, mask: Mask, scale: float, platform: str, **_: Any
+) -> Array:
+  """The kernel as `KERNELS` has it; it is interpreted where there is no TPU."""
+  segments = (mask.query_segments_BT, mask.key_segments_BS)
+  interpret = platform != "tpu"
+  return splash_attention(q_BTHK, k_BSGK, v_BSGK, *segments, causal=mask.causal, scale=scale, interpret=interpret)
 
 
 def splash_attention(

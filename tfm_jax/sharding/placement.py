@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -119,14 +120,19 @@ class Placement:
     """x with the layout of these logical axes."""
     return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, self.sharding(axes))
 
-  def local(self, f: Callable[..., Array], in_axes: tuple[Axes | None, ...], out_axes: Axes) -> Callable[..., Array]:
+  def parts(self, axes: Axes) -> tuple[int, ...]:
+    """Into how many parts each axis of an array with these logical axes is cut."""
+    of = lambda part: (part,) if isinstance(part, str) else part or ()
+    return tuple(math.prod(self.mesh.shape[axis] for axis in of(part)) for part in self.spec(axes))
+
+  def local(self, f: Callable[..., Array], in_axes: tuple[Any, ...], out_axes: Axes) -> Callable[..., Array]:
     """f, applied on each device to its own part of the arguments: for kernels that XLA cannot split.
 
-    `in_axes` are the logical axes of the arguments; None for an argument that is None.
+    `in_axes` are the logical axes of the arguments: each a tuple, or a tree of tuples like the argument.
     """
     if self.mesh.size == 1:
       return f
-    specs = tuple(PartitionSpec() if axes is None else self.spec(axes) for axes in in_axes)
+    specs = tuple(jax.tree.map(self.spec, axes, is_leaf=lambda x: type(x) is tuple) for axes in in_axes)
     return jax.shard_map(f, mesh=self.mesh, in_specs=specs, out_specs=self.spec(out_axes), check_vma=False)
 
   def weight(self, w: Array, axes: Axes, dtype: jnp.dtype | str, looked_up: bool = False) -> Array:

@@ -28,8 +28,9 @@ from tfm_jax.models.init import INITS
 from tfm_jax.models.model import check_head, resolve_model
 from tfm_jax.objectives.objective import ObjectiveConfig, Vocabulary
 from tfm_jax.objectives.table import make_objective
+from tfm_jax.ops.attention import KERNELS
+from tfm_jax.ops.kernel import Need
 from tfm_jax.ops.losses import LossConfig
-from tfm_jax.ops.splash import LANES
 from tfm_jax.sharding.strategy import ShardingConfig, find_strategy
 from tfm_jax.text.tokenizers import TokenizerConfig
 from tfm_jax.training.checkpoint import CheckpointConfig
@@ -331,24 +332,25 @@ def resolve(config: Config) -> Config:
     raise UserError(
       f"objective.name={config.objective.name!r} does not fit family={config.family}: choose {' or '.join(wanted)}"
     )
-  if model.attention == "splash":
-    _check_tiles(config)
+  if model.attention != "auto":
+    _check_lengths(config)
   tokenizer = config.tokenizer
   if not tokenizer.path and not tokenizer.kind:
     tokenizer = dataclasses.replace(tokenizer, kind="sentencepiece")
   return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
 
-def _check_tiles(config: Config) -> None:
-  """Raises UserError where a side's length is not made of the kernel's whole tiles."""
-  data = config.data
+def _check_lengths(config: Config) -> None:
+  """Raises UserError for a side's length that the kernel of `model.attention` does not take."""
+  data, name = config.data, config.model.attention
   fields = make_objective(config.objective, Vocabulary(1 << 16), data.seq_len, data.target_len).fields
-  for name, key in (("inputs", "seq_len"), ("encoder_inputs", "seq_len"), ("decoder_inputs", "target_len")):
-    length = fields[name].shape[0] if name in fields else LANES
-    if length % LANES:
+  for field, key in (("inputs", "seq_len"), ("encoder_inputs", "seq_len"), ("decoder_inputs", "target_len")):
+    length = fields[field].shape[0] if field in fields else 0
+    why = KERNELS[name].refuses(Need(lengths=(length,)))
+    if why:
       natural = "" if getattr(data, key) else " (the objective's own length)"
       raise UserError(
-        f"data.{key}={length}{natural} is no multiple of {LANES}, which model.attention=splash needs: "
+        f"data.{key}={length}{natural} does not do: {name} {why}, and model.attention={name} is set: "
         f"set data.{key}, or model.attention=auto"
       )
 

@@ -15,8 +15,10 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from tfm_jax.errors import UserError
+from tfm_jax.models.config import attention_need
 from tfm_jax.models.model import Model, admits
 from tfm_jax.objectives.objective import Fields
+from tfm_jax.ops.attention import find_kernel
 from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.config import Config
@@ -45,10 +47,10 @@ def build_model(config: Config, vocab_size: int, devices: Sequence[jax.Device] |
     raise UserError(f"the tokenizer has {vocab_size} ids, but the model has rows for model.vocab_size={own} alone")
   vocab_size = own or vocab_size
   devices = jax.devices() if devices is None else devices
-  if config.model.attention == "splash" and devices[0].platform != "tpu":
-    raise UserError(f"model.attention=splash needs a TPU, not a {devices[0].platform}: set model.attention=auto")
   sizes = mesh_sizes(config.sharding, len(devices), admits(config.model, vocab_size), slice_count(devices))
   placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices))
+  cut = placement.parts(("batch", "seq"))[1] > 1
+  find_kernel(config.model.attention, attention_need(config.model)._replace(platform=placement.platform, cut=cut))
   log.info(
     "mesh: %d x %s, strategy %s: %s", len(devices), devices[0].device_kind, config.sharding.strategy,
     ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device",

@@ -3,6 +3,7 @@
 The parameters may lie on devices of several processes: all of them come here, and each gets the whole result.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tfm_jax.models.cache import Cache
 from tfm_jax.models.model import Model
+from tfm_jax.models.towers import side
 from tfm_jax.text.tokenizers import Tokenizer
 
 _SHOWN = 3  # rows, or masks
@@ -20,6 +23,8 @@ _CONTEXT = 8  # tokens on either side of a mask
 def show(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
   """Lines about the first rows of a batch, in the way of its objective."""
   first = {name: np.asarray(x[:_SHOWN]) for name, x in batch.items()}
+  # So few rows are not for every kernel.
+  model = dataclasses.replace(model, config=dataclasses.replace(model.config, attention="auto"))
   if "mlm_positions" in first:
     return _fill_masks(model, params, tokenizer, first)
   if "decoder_inputs" in first:
@@ -56,12 +61,11 @@ def _continue(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[st
   prompt = max(length // 2, 1)
 
   def sample(params: Any, ids: Any) -> jax.Array:
-    def step(at: jax.Array, ids: jax.Array) -> jax.Array:
-      logits = _logits(model, params, {"inputs": ids}, tokenizer)[0, at - 1] / 0.8
-      drawn = jax.random.categorical(jax.random.fold_in(jax.random.key(0), at), logits)
-      return ids.at[0, at].set(drawn.astype(ids.dtype))
+    def choose(at: jax.Array, logits: jax.Array) -> jax.Array:
+      return jax.random.categorical(jax.random.fold_in(jax.random.key(0), at), logits / 0.8)
 
-    return jax.lax.fori_loop(prompt, length, step, jnp.asarray(ids))
+    made = _go_on(model, params, tokenizer, ids[:, :prompt], model.init_cache(params, 1, length), choose)
+    return jnp.concatenate([ids[:, :prompt], made], axis=1)
 
   made = _run(model, sample, params, batch["inputs"][:1])[0]
   return [
@@ -72,27 +76,47 @@ def _continue(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[st
 
 def _decode(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
   """The likeliest target of each row, token after token, for the first segment of the row."""
-  length = batch["decoder_inputs"].shape[1]
+  rows, length = batch["decoder_inputs"].shape
 
   def decode(params: Any, batch: Any) -> jax.Array:
-    def step(at: jax.Array, ids: jax.Array) -> jax.Array:
-      logits = _logits(model, params, {**batch, "decoder_inputs": ids}, tokenizer)[:, at - 1]
-      return ids.at[:, at].set(logits.argmax(-1).astype(ids.dtype))
-
-    started = jnp.asarray(batch["decoder_inputs"]).at[:, 1:].set(tokenizer.pad_id)
-    return jax.lax.fori_loop(1, length, step, started)
+    memory = model.encode(params, side(batch, "encoder"))
+    cache = model.init_cache(params, rows, length, memory)
+    return _go_on(model, params, tokenizer, batch["decoder_inputs"][:, :1], cache, lambda at, x: x.argmax(-1))
 
   made = _run(model, decode, params, batch)
   lines = ["decoded (input -> wanted | made):"]
   for row in range(len(made)):
     source = batch["encoder_inputs"][row][batch["encoder_segment_ids"][row] == 1]
     wanted = batch["decoder_targets"][row][batch["decoder_segment_ids"][row] == 1]
-    answer = made[row, 1 : len(wanted) + 1]
+    answer = made[row, : len(wanted)]
     ended = np.flatnonzero(answer == tokenizer.eos_id)
     answer = answer[: ended[0]] if len(ended) else answer
     texts = (tokenizer.decode(ids) for ids in (source, wanted, answer))
     lines.append("  {} -> {} | {}".format(*(_line(text) for text in texts)))
   return lines
+
+
+def _go_on(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  prompt_BT: jax.Array,
+  cache: Cache,
+  choose: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+  """The ids that follow a prompt until the cache is full: each is choose(its column, logits [B, V])."""
+  prompt, columns = prompt_BT.shape[1], cache.segments_BS.shape[1]
+
+  def decode(ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    outputs, cache = model.decode(params, {"inputs": ids}, cache)
+    return outputs["logits"][:, -1, : tokenizer.vocab_size], cache
+
+  def step(carry: tuple[jax.Array, Cache], at: jax.Array) -> tuple[tuple[jax.Array, Cache], jax.Array]:
+    ids = choose(at, carry[0]).astype(prompt_BT.dtype)
+    return decode(ids[:, None], carry[1]), ids
+
+  _, ids_TB = jax.lax.scan(step, decode(prompt_BT, cache), jnp.arange(prompt, columns))
+  return ids_TB.T
 
 
 def _logits(model: Model, params: Any, batch: Any, tokenizer: Tokenizer) -> jax.Array:
