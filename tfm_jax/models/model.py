@@ -116,7 +116,7 @@ class Model:
     if not self.encoder_decoder:
       raise UserError(f"family={self.family} has no encoder beside a decoder: there is nothing to encode for it")
     check_batch(self.config, self.vocab_size, ("",), batch)
-    memory: Memory = self.module.apply({"params": params}, dict(batch), method="encode")
+    memory: Any = self.module.apply({"params": params}, dict(batch), method="encode")
     return memory
 
   def init_cache(self, params: Params, rows: int, columns: int, memory: Memory | None = None) -> Cache:

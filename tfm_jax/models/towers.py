@@ -64,31 +64,32 @@ def tower(
     cache: of the tokens before these.
     sublayers: of the blocks.
   """
-  B, T = x_BTD.shape[:2]
-  S, start, key_segments, kept = T, 0, segments_BT, None
-  memory_segments = memory.segments_BS if memory else None
+  (B, T), start = x_BTD.shape[:2], None
+  S, key_segments, kept = T, segments_BT, None
+  memory_length, memory_segments = (memory.h_BSD.shape[1], memory.segments_BS) if memory else (0, None)
   if cache is not None:
-    segments_BT = jnp.ones((B, T), jnp.int32) if segments_BT is None else segments_BT
+    segments_BT = jnp.broadcast_to(1 if segments_BT is None else segments_BT, (B, T)).astype(jnp.int32)
     cache = cache.with_segments(segments_BT)
-    key_segments, start, kept, memory_segments = cache.segments_BS, cache.length, cache.kept, cache.memory_segments_BS
-    S = key_segments.shape[1]
+    start, kept = cache.length, cache.kept
+    S, key_segments, memory_segments = cache.segments_BS.shape[1], cache.segments_BS, cache.memory_segments_BS
+    memory_length = cache.across.k.shape[2] if cache.across else memory_length
+  offset = 0 if start is None else start
   bias_HTS = None
-  if c.positions == "relative" and T:  # no tokens are decoded to make a cache
-    bias_HTS = RelativeBias(c, st, name="relative")(T, S, not causal, -start)
+  if c.positions == "relative" and T:  # to make a cache, no tokens are decoded
+    bias_HTS = RelativeBias(c, st, name="relative")(T, S, not causal, -offset)
   kind: Any = {"training": noise is not None, "cached": cache is not None}
-  mask = Mask(causal, query_segments_BT=segments_BT, key_segments_BS=key_segments, query_offset=start)
+  mask = Mask(causal, query_segments_BT=segments_BT, key_segments_BS=key_segments, query_offset=offset)
   own, across = make_sight(c, st, mask, (B, T, S), window=c.window.size, bias_HTS=bias_HTS, **kind), None
-  keys = kept["cross"].k if kept and "cross" in kept else memory and memory.h_BSD
-  if keys is not None:
+  if memory_length:
     mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
-    across = make_sight(c, st, mask, (B, T, keys.shape[-3]), **kind)
-  ctx = Context(own, across, positions_BT, memory and memory.h_BSD, None if cache is None else start, noise)
+    across = make_sight(c, st, mask, (B, T, memory_length), **kind)
+  ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise)
   x_BTD, new = stack(c, st, x_BTD, ctx, depth, first, across is not None, kept, sublayers)
   if c.norm_order == "pre":
     x_BTD = Norm(c, st, name="final_norm")(x_BTD)
   if c.inner_dropout:
     x_BTD = dropout(x_BTD, c.dropout, noise, first + depth, FINAL)
-  return x_BTD, None if cache is None else cache.with_tokens(new, st)
+  return x_BTD, cache.with_tokens(new, st) if cache and new else None
 
 
 class Network(Layer):

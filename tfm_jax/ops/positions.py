@@ -1,6 +1,7 @@
 """Positions: sinusoids, rotations, T5's relative buckets."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -84,14 +85,14 @@ def relative_bias(
     offset: place of the first key, less that of the first query; may be traced.
   """
   length = queries + keys
-  distances = np.arange(length) - (queries - 1) + offset
-  one_hot = np.eye(table.shape[0], dtype=np.float32)
-  if isinstance(distances, Array):  # traced: looked up in a table, since all beyond the largest distance share a bucket
-    near = np.arange(-max_distance, max_distance + 1)
-    known = one_hot[relative_buckets(near, bidirectional, table.shape[0], max_distance)]
-    one_hot = jnp.asarray(known)[jnp.clip(distances, near[0], near[-1]) + max_distance]
-  else:
-    one_hot = one_hot[relative_buckets(distances, bidirectional, table.shape[0], max_distance)]
+  distances = np.arange(length) - (queries - 1)
+  eye = np.eye(table.shape[0], dtype=np.float32)
+  rows = lambda distances: eye[relative_buckets(distances, bidirectional, table.shape[0], max_distance)]
+  if isinstance(offset, int):
+    one_hot: Any = rows(distances + offset)
+  else:  # traced: looked up in a table, since all beyond the largest distance share a bucket
+    most = max(max_distance, table.shape[0])
+    one_hot = jnp.asarray(rows(np.arange(-most, most + 1)))[jnp.clip(distances + offset, -most, most) + most]
   vector_HL = jnp.einsum("LC,CH->HL", one_hot, table.astype(jnp.float32), precision="highest")
   tiled = jnp.tile(vector_HL, (1, queries))[:, : queries * (length - 1)]
   return tiled.reshape(-1, queries, length - 1)[:, :, queries - 1 :]
