@@ -84,4 +84,4 @@ def test_packed_rows_may_be_longer_than_the_table_of_positions():
   positions = np.tile(np.arange(20, dtype=np.int32), (2, 2))
   batch = {"inputs": np.zeros((2, 40), np.int32), "positions": positions, "segment_ids": positions * 0 + 1}
   model = make_model("bert")
-  assert jax.eval_shape(model.logits, shapes(model), batch).shape == (2, 40, 256)
+  assert jax.eval_shape(model.logits, shapes(model), batch).shape[:2] == (2, 40)
