@@ -99,7 +99,7 @@ def compare(
 
 
 def _unhidden(rows: Sequence[Row]) -> list[str]:
-  """Of programs that fill the memory: then XLA:TPU orders them by memory alone, and waits for all communication."""
+  """Of programs that fill the memory: XLA:TPU then waits for each transfer as soon as it has begun."""
   notes = []
   for row in rows:
     seconds, memory = row.forecast_step_seconds, row.memory_bytes
