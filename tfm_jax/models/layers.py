@@ -260,7 +260,7 @@ class Block(Layer):
     x_BTD = residual(x_BTD, "mlp", AFTER_MLP, self.sublayers.mlp(c, st, name="mlp"))
     if kept is None:
       return x_BTD, None
-    return x_BTD, {name: made for name, made in new.items() if name == "attn" or name not in kept}
+    return x_BTD, {name: x for name, x in new.items() if name == "attn" or name not in kept}
 
 
 _KEPT = {

@@ -350,7 +350,7 @@ def _check_lengths(config: Config) -> None:
     if why:
       natural = "" if getattr(data, key) else " (the objective's own length)"
       raise UserError(
-        f"data.{key}={length}{natural} does not do: {name} {why}, and model.attention={name} is set: "
+        f"data.{key}={length}{natural} does not fit: {name} {why}, and model.attention={name} is set: "
         f"set data.{key}, or model.attention=auto"
       )
 
