@@ -24,6 +24,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.objectives.objective import ROWS, along_row
 from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig
 from tfm_jax.training import command as commands
+from tfm_jax.training.config import to_dict
 from tfm_jax.training.memory import bytes_per_device
 
 
@@ -104,7 +105,7 @@ def test_batches_are_the_same_on_every_layout(experiment):
 # --- the least that must be sent
 
 # Two blocks of embed 32, 4 heads of 8, mlp 64, RMSNorm, no biases; 261 ids padded to 384, tied; float32.
-PLAIN = {"model__norm": "rms", "model__bias": False, "model__positions": "rotary", "train__batch_size": 8}
+PLAIN = {"model__norm": "rms", "model__bias": "none", "model__positions": "rotary", "train__batch_size": 8}
 BLOCKS = 2 * (4 * 32 * 32 + 2 * 32 * 64) * 4
 TABLE = 384 * 32 * 4
 NORMS = (2 * 2 * 32 + 32) * 4
@@ -362,7 +363,7 @@ def test_devices_that_are_missing_are_emulated(experiment, workers, monkeypatch)
 
 def test_a_batch_that_does_not_divide_is_refused_as_a_row(experiment):
   made = comparing._ask(
-    {"task": "measure", "config": dataclasses.asdict(tiny(experiment, train__batch_size=6)), "strategy": "dp",
+    {"task": "measure", "config": to_dict(tiny(experiment, train__batch_size=6)), "strategy": "dp",
      "parameter": "", "steps": 1, "devices": 8},
     environment(8),
   )  # fmt: skip
