@@ -104,6 +104,7 @@ def test_a_program_that_fills_the_memory_and_hides_nothing_is_named():
   waits, hides = Seconds(8.43, 6.52, 0.01, 1.9, 0.003), Seconds(7.38, 6.52, 0.01, 0.85, 0.86)
   said = lambda **changes: _unhidden(with_row(forecast(), **changes).strategies[:1])
   assert "dp: the compiler hides none of its 1.90 s" in said(forecast_step_seconds=waits, **full)[0]
+  assert "LIBTPU_INIT_ARGS=--xla_tpu" in said(forecast_step_seconds=waits, **full)[0]
   assert said(forecast_step_seconds=hides, **full) == []
   assert said(forecast_step_seconds=waits, **full | {"memory_limit": 960}) == []
 
