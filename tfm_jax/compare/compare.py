@@ -109,8 +109,8 @@ def _unhidden(rows: Sequence[Row]) -> list[str]:
     if seconds.communication > 0.05 * seconds.total and seconds.hidden < 0.05 * seconds.communication:
       notes.append(
         f"{row.strategy}: the compiler hides none of its {seconds.communication:.2f} s of communication, as the step "
-        f"needs {human_bytes(memory.peak)} of {human_bytes(row.memory_limit or 0)}: one that needs less may be faster, or "
-        f"the same with LIBTPU_INIT_ARGS={WHOLE_MEMORY}."
+        f"needs {human_bytes(memory.peak)} of {human_bytes(row.memory_limit or 0)}: one that needs less may be faster, "
+        f"or the same with LIBTPU_INIT_ARGS={WHOLE_MEMORY}."
       )
   return notes
 
