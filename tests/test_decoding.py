@@ -179,6 +179,14 @@ def test_what_has_no_cache_is_refused():
     gpt.encode({}, {"inputs": np.zeros((1, 4), np.int32)})
 
 
+def test_a_full_cache_is_refused():
+  model, params = make_model("gpt"), params_of("gpt")
+  ids = np.full((1, 3), 7, np.int32)
+  _, cache = model.decode(params, {"inputs": ids}, model.init_cache(params, 1, 4))
+  with pytest.raises(UserError, match="a cache of 4 columns, 3 of them filled, has no room for 3 tokens"):
+    model.decode(params, {"inputs": ids}, cache)
+
+
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v in ("llama", "transformer")])
 def test_samples_follow_the_full_forward(variant):
   """The continuation that samples show is what the full forward calls the likeliest, token after token."""

@@ -144,9 +144,16 @@ class Model:
         (default: they count on from the cache's columns), `segment_ids` [B, T] (default: 1), `mlm_positions` [B, P]:
         the places among the T that go through the head (default: all). Prompts of unequal length stand at the right
         of their rows, behind padding of segment 0, and bring positions.
-      cache: of `init_cache` or the last call. `cache.length` + T must not be more than its columns.
+      cache: of `init_cache` or the last call. `cache.length` + T must not be more than its columns, which is
+        checked outside of `jax.jit`.
     """
     check_batch(self.config, self.vocab_size, ("",), batch)
+    tokens, columns = batch["inputs"].shape[1], cache.segments_BS.shape[1]
+    if not isinstance(cache.length, jax.core.Tracer) and int(cache.length) + tokens > columns:
+      raise UserError(
+        f"a cache of {columns} columns, {int(cache.length)} of them filled, has no room for {tokens} tokens: give "
+        f"init_cache more columns"
+      )
     outputs, cache = self._decode(params, batch, cache)
     return self._results(outputs), cache
 
