@@ -26,7 +26,8 @@ def train(variant, strategy="dp", devices=1, microbatches=1, steps=STEPS, name="
   batches = [make_batch(variant, seed) for seed in range(steps)]
   extras = LossConfig(label_smoothing=0.1, z_loss=1e-3)
   program = make_program(model, batches[0], loss=extras, seed=5, steps=STEPS, name=name)
-  state, step = program.init(), program.train_step(microbatches)
+  fresh = jax.jit(model.init, out_shardings=model.shardings())(jax.random.key(0))
+  state, step = program.init(fresh), program.train_step(microbatches)
   first = jax.tree.map(np.asarray, state.params)
   stacked = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *batches), st.sharding((None, "batch")))
   layout = jax.tree.map(lambda leaf: leaf.sharding, program.state)
