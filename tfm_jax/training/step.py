@@ -48,9 +48,9 @@ def make_train_step(
   """The function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
   It minimises the sum of the means of the loss's terms over the whole batch, however many microbatches it is cut
-  into. A step whose loss, gradient or update is not finite leaves parameters and optimizer as they are, bit for bit,
-  and is counted in `skipped`; where single values of an update are not, these alone stay. Parameters at the paths in
-  `frozen` have no gradient.
+  into. A step whose loss or gradient is not finite leaves parameters and optimizer as they are, bit for bit, and is
+  counted in `skipped`. Where values of the new parameters or moments are not finite, the old ones stay; a step that
+  makes a whole parameter so is counted too. Parameters at the paths in `frozen` have no gradient.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -80,14 +80,15 @@ def make_train_step(
     rate = learning_rate(state.step)
     direction, opt_state = tx.update(grads, state.opt_state, trainable)
     updated = jax.tree.map(lambda p, d: p - rate * d, trainable, direction)
-    # An optimizer divides 0 by 0 everywhere (a beta of 1), which the smallest parameter shows, or where gradients are 0
-    # (an epsilon of 0), where no update is right. To look at all values first would be another pass over them.
+    good = jnp.isfinite(total(terms.objective)) & jnp.isfinite(grad_norm)
+    # Of finite gradients an optimizer can still make what is not finite: everywhere, which the smallest parameter shows,
+    # or where it divides 0 by 0. There the old values stay. To look at all values before any is taken is another pass
+    # over them, and even waiting for the smallest parameter costs XLA:CPU 9 % of a step of BERT-base on 8 rows.
     smallest = min(jax.tree.leaves(updated), key=lambda leaf: leaf.size)
-    good = jnp.isfinite(total(terms.objective)) & jnp.isfinite(grad_norm) & jnp.isfinite(smallest).all()
     keep = lambda new, old: jnp.where(good & jnp.isfinite(new), new, old)
     new = TrainState(
       state.step + 1,
-      jnp.where(good, 0, state.skipped + 1),
+      jnp.where(good & jnp.isfinite(smallest).all(), 0, state.skipped + 1),
       join(jax.tree.map(keep, updated, trainable), constant),
       jax.tree.map(keep, opt_state, state.opt_state),
     )
