@@ -9,7 +9,9 @@ from test_heads import CASES, batch_of, make, params_of
 from tiny import make_batch, make_model, make_program, placement
 
 from tfm_jax.errors import UserError
-from tfm_jax.training.loss import LossConfig
+from tfm_jax.ops.dropout import Noise
+from tfm_jax.ops.losses import total
+from tfm_jax.training.loss import LossConfig, make_loss
 from tfm_jax.training.trees import flat
 
 PRETRAINING = "bert pretraining"
@@ -67,6 +69,18 @@ def test_every_head_learns_the_same_however_its_batch_is_cut(case, cut):
   norm = metrics["grad_norm"]
   for path in gradient:
     np.testing.assert_allclose(other[path], gradient[path], atol=1e-6 * max(norm, 1), err_msg=path)
+
+
+def test_the_gradient_of_two_terms_is_that_of_the_sum_of_their_means():
+  """Held against the plain derivative: a wrong weight would be the same for every cut."""
+  model, batch = two_losses()
+  params = jax.jit(model.init)(jax.random.key(3))
+  loss = make_loss(model, EXTRAS)
+  noise = Noise(np.uint32(0), np.int32(0), batch["rows"])
+  expected = flat(jax.jit(jax.grad(lambda params: total(loss(params, batch, noise).objective)))(params))
+  gradient = stepped(PRETRAINING, 2, "dp", 1)[1]
+  for path in expected:
+    np.testing.assert_allclose(gradient[path], expected[path], atol=1e-6, err_msg=path)
 
 
 def test_each_term_is_divided_by_its_own_weight_and_blank_rows_count_for_nothing():
