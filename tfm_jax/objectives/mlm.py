@@ -9,14 +9,10 @@ from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import (
   FLOAT,
   INT,
-  PLAIN,
   ROWS,
-  Documents,
   Field,
   Fields,
   Objective,
-  ObjectiveConfig,
-  Vocabulary,
   rate,
   token_fields,
 )
@@ -30,15 +26,8 @@ class MaskedLanguageModel(Objective):
 
   adds_bos: ClassVar[bool] = True
 
-  def __init__(
-    self,
-    config: ObjectiveConfig,
-    vocabulary: Vocabulary,
-    seq_len: int,
-    target_len: int,
-    documents: Documents = PLAIN,
-  ):
-    super().__init__(config, vocabulary, seq_len, target_len, documents)
+  def setup(self) -> None:
+    config, vocabulary, seq_len = self.config, self.vocabulary, self.seq_len
     for name in ("mask_rate", "random_rate", "keep_rate"):
       rate(name, getattr(config, name))
     if config.random_rate + config.keep_rate > 1:

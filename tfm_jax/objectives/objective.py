@@ -124,6 +124,10 @@ class Objective:
     self.config, self.vocabulary, self.seq_len, self.target_len = config, vocabulary, seq_len, target_len
     self.documents = documents
     self.row_tokens = seq_len
+    self.setup()
+
+  def setup(self) -> None:
+    """Checks and derives what is an objective's own. Raises UserError for settings that cannot be."""
 
   @property
   def fields(self) -> Fields:

@@ -6,12 +6,8 @@ import numpy as np
 
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import (
-  PLAIN,
-  Documents,
   Fields,
   Objective,
-  ObjectiveConfig,
-  Vocabulary,
   encoder_decoder_arrays,
   encoder_decoder_fields,
 )
@@ -24,16 +20,8 @@ class SequenceToSequence(Objective):
   sides: ClassVar[int] = 2
   predicts_text: ClassVar[bool] = True
 
-  def __init__(
-    self,
-    config: ObjectiveConfig,
-    vocabulary: Vocabulary,
-    seq_len: int,
-    target_len: int,
-    documents: Documents = PLAIN,
-  ):
-    super().__init__(config, vocabulary, seq_len, target_len, documents)
-    self.target_len = target_len or seq_len
+  def setup(self) -> None:
+    self.target_len = self.target_len or self.seq_len
     self.row_tokens = self.seq_len + self.target_len
 
   @property

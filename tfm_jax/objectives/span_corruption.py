@@ -9,12 +9,8 @@ import numpy as np
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import (
-  PLAIN,
-  Documents,
   Fields,
   Objective,
-  ObjectiveConfig,
-  Vocabulary,
   encoder_decoder_arrays,
   encoder_decoder_fields,
 )
@@ -26,15 +22,8 @@ _NOISE, _KEPT = range(2)  # sites of the draws
 class SpanCorruption(Objective):
   """row_tokens is the longest row whose corrupted form fits seq_len and whose targets fit target_len."""
 
-  def __init__(
-    self,
-    config: ObjectiveConfig,
-    vocabulary: Vocabulary,
-    seq_len: int,
-    target_len: int,
-    documents: Documents = PLAIN,
-  ):
-    super().__init__(config, vocabulary, seq_len, target_len, documents)
+  def setup(self) -> None:
+    config, seq_len, target_len = self.config, self.seq_len, self.target_len
     if not 0 < config.noise_density < 1:
       raise UserError(f"objective.noise_density={config.noise_density:g} is not between 0 and 1")
     if config.mean_span < 1:
