@@ -1,31 +1,32 @@
 """Trains a model: python train.py --config=configs/FILE.py [--workdir=DIR] [--config.KEY=VALUE ...].
 
---config=FILE.py[:VARIANT]   the experiment; those that come along are in configs/
---workdir=DIR                where the run is kept, local or gs://; default: runs/<config name>. The same command goes
-                             on where an earlier one ended
---config.KEY=VALUE           replaces a key of the experiment, e.g. --config.train.steps=100 --config.seed=1
+--config=FILE.py[:VARIANT]   the experiment file, such as configs/bert_base.py
+--workdir=DIR                directory of the run, local or gs://; default: runs/<config name>. The same command resumes
+                             an interrupted run
+--config.KEY=VALUE           sets a key of the configuration, as --config.train.steps=100 --config.seed=1
 --coordinator=HOST:PORT --processes=N --process=I
-                             one of several processes: where process 0 is reached, how many there are, which this one
-                             is. Not needed on TPU pods, under Slurm and Open MPI, and in Kubernetes jobs
---help                       this text, and all keys with their defaults
+                             one of several processes: the address of process 0, the number of processes, and the
+                             index of this one. TPU pods, Slurm, Open MPI and Kubernetes jobs need none of these
+--help[=WORD]                this text; with a word, the keys of that section, or all about that word
 """
 
 import sys
 from pathlib import Path
 
-from tfm_jax.training.command import Flags, run_command
+from tfm_jax.runtime.command import Flags, run_command
+from tfm_jax.training.help import config_keys
 
 FLAGS = ("config", "workdir", "coordinator", "processes", "process")
 
 
 def main(flags: Flags) -> None:
-  """Looks up what the flags say and hands it to `fit`."""
-  # Late, so that --help and mistakes in the flags need not wait for JAX.
+  """Loads the configuration and the task that the flags name, and trains."""
+  # Imported late: errors in the flags need not wait for JAX.
+  from tfm_jax.runtime.agreement import together
+  from tfm_jax.runtime.processes import join
   from tfm_jax.tasks.table import find_task
-  from tfm_jax.training.agreement import together
   from tfm_jax.training.config import load
   from tfm_jax.training.loop import fit
-  from tfm_jax.training.processes import join
 
   path = flags.require("config")
   variant = path.replace(".py", "").replace(":", "_")
@@ -38,4 +39,4 @@ def main(flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(run_command(main, __doc__, FLAGS))
+  sys.exit(run_command(main, __doc__, FLAGS, keys=config_keys))

@@ -1,9 +1,11 @@
-r"""Tokens a second of `Dataset.batch(step)` on one core, from a prepared token file.
+"""Tokens per second of `Dataset.batch(step)` on one core, from a prepared token file.
 
-python benchmarks/data_throughput.py [--rows=256] [--seq_len=512] [--seconds=2] [--out=FILE.json]
-The text is random, in documents of 250 tokens on average. Counted are the tokens that rows take of it.
-Measured, millions a second, rows of 512, batch 256, one x86 core (machine busy - quiet): MLM 19-34,
-causal 28-48, span corruption 10-14, seq2seq 27-37 (continuation) and 69-108 (pairs, both sides counted).
+  python benchmarks/data_throughput.py [--rows=256] [--seq_len=512] [--seconds=2] [--out=FILE.json]
+
+The text is random, in documents of 250 tokens on average. Padding is not counted.
+
+Measured in million tokens/s with rows of 512, batches of 256 and one x86 core (busy machine - quiet machine): MLM
+19-34, causal 28-48, span corruption 10-14, seq2seq 27-37 (continuation) and 69-108 (pairs, both sides counted).
 """
 
 import argparse
@@ -25,12 +27,12 @@ _VOCABULARY = 32_128
 
 
 def main() -> None:
-  """Prints one line an objective, and writes the figures where --out says."""
-  parser = argparse.ArgumentParser(description="Tokens a second of Dataset.batch(step) on one core.")
-  parser.add_argument("--rows", type=int, default=256, help="rows of a batch")
+  """Prints one line per objective, and writes the figures to --out."""
+  parser = argparse.ArgumentParser(description="Tokens per second of Dataset.batch(step) on one core.")
+  parser.add_argument("--rows", type=int, default=256, help="rows per batch")
   parser.add_argument("--seq_len", type=int, default=512)
-  parser.add_argument("--tokens", type=int, default=20_000_000, help="size of the token file")
-  parser.add_argument("--seconds", type=float, default=2.0, help="time for each objective")
+  parser.add_argument("--tokens", type=int, default=20_000_000, help="tokens in the token file")
+  parser.add_argument("--seconds", type=float, default=2.0, help="time per objective")
   parser.add_argument("--out", type=Path)
   args = parser.parse_args()
   if hasattr(os, "sched_setaffinity"):
@@ -49,13 +51,14 @@ def main() -> None:
       results[name] = _measure(dataset, args.seconds)
       print(f"{name:16} {results[name] / 1e6:7.1f} M tokens/s")
   if args.out:
-    about = {"numpy": np.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    versions = {"numpy": np.__version__, "python": platform.python_version(), "machine": platform.machine()}
     args.out.write_text(
-      json.dumps({"tokens_per_second": results, "arguments": vars(args), **about}, default=str, indent=2)
+      json.dumps({"tokens_per_second": results, "arguments": vars(args), **versions}, default=str, indent=2)
     )
 
 
 def _random_side(folder: Path, tokens: int) -> Side:
+  """A token file of random ids, with documents of random length."""
   rng = np.random.default_rng(0)
   path = folder / "tokens"
   rng.integers(5, _VOCABULARY - 100, tokens).astype(np.uint16).tofile(path)
@@ -65,7 +68,7 @@ def _random_side(folder: Path, tokens: int) -> Side:
 
 
 def _measure(dataset: Dataset, seconds: float) -> float:
-  """Useful (not padding) tokens a second."""
+  """Tokens per second, without padding."""
   useful = dataset.num_tokens / dataset.num_rows * dataset.batch_size
   dataset.batch(0)
   begin, step = time.perf_counter(), 0

@@ -1,12 +1,14 @@
-r"""Speed and peak memory of importing a GPT-2 of random weights, in the form that transformers writes.
+"""Speed and peak memory of importing a GPT-2 with random weights, in the files that transformers writes.
 
-python benchmarks/hf_import.py [--size=small|medium|large|xl] [--dtypes=float32,float16] [--dir=.] [--out=FILE.json]
-`python -m tfm_jax.hf import` runs in a process of its own; its seconds include its start. Beside it, in the same run
-and folder: reading the file and nothing else, and copying it, as an import has to write float32 parameters too.
-The file was just written, so it is read from memory where that is large enough. Everything is removed at the end;
-xl needs 19 GB of disk in --dir for that while.
-Measured, CPU of two cores, xl (1.56 G parameters): float32 file, 6.23 GB: 27.6 s, 0.23 GB/s (read alone 8.49, copied
-0.38), peak memory 6.63 GB = 1.06 of the parameters. float16 file, 3.12 GB: 31.3 s, peak 6.60 GB.
+  python benchmarks/hf_import.py [--size=small|medium|large|xl] [--dtypes=float32,float16] [--dir=.] [--out=FILE.json]
+
+`python -m tfm_jax.hf import` runs in a process of its own, and its seconds include the start of that process. For
+comparison the script also times reading the file alone, and copying it (an import writes float32 parameters too). The
+file was just written, so it is read from the page cache if that is large enough. Everything is removed at the end; xl
+needs 19 GB of disk in --dir meanwhile.
+
+Measured on a CPU with two cores, xl (1.56 G parameters): float32 file, 6.23 GB: 27.6 s, 0.23 GB/s (read alone 8.49,
+copied 0.38), peak memory 6.63 GB = 1.06 x the parameters. float16 file, 3.12 GB: 31.3 s, peak 6.60 GB.
 """
 
 import argparse
@@ -33,7 +35,7 @@ _VOCABULARY, _POSITIONS = 50_257, 1024
 
 
 class Size(NamedTuple):
-  """What differs between the released ones."""
+  """What differs between the released sizes."""
 
   layers: int
   embed: int
@@ -49,18 +51,20 @@ _SIZES = {
 
 
 def main() -> int:
-  """Prints one line a dtype, and writes the figures where --out says."""
+  """Prints one line per dtype, and writes the figures to --out."""
   parser = argparse.ArgumentParser(description="Speed and peak memory of importing a GPT-2.")
   parser.add_argument("--size", choices=_SIZES, default="xl")
-  parser.add_argument("--dtypes", default="float32,float16", help="of the file; bfloat16 too")
-  parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where the files lie for a while")
+  parser.add_argument("--dtypes", default="float32,float16", help="dtypes of the file, also bfloat16")
+  parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="folder for the temporary files")
   parser.add_argument("--out", type=Path)
   args = parser.parse_args()
   shapes = _shapes(_SIZES[args.size])
   parameters = sum(map(math.prod, shapes.values()))
   needed, free = 3 * 4 * parameters + 10**8, shutil.disk_usage(args.dir).free  # the model, and a copy or the run
   if free < needed:
-    print(f"{args.dir} has {free / 1e9:.1f} GB free of {needed / 1e9:.1f} GB needed; choose --dir", file=sys.stderr)
+    print(
+      f"{args.dir} has {free / 1e9:.1f} GB free of {needed / 1e9:.1f} GB needed; choose another --dir", file=sys.stderr
+    )
     return 2
   results = {}
   for dtype in args.dtypes.split(","):
@@ -74,22 +78,22 @@ def main() -> int:
     print(
       f"{args.size} {dtype}: {size:.2f} GB imported in {seconds:.1f} s, {size / seconds:.2f} GB/s "
       f"(read alone {size / read:.2f}, copied {size / copy:.2f}); "
-      f"peak memory {peak / 1e9:.2f} GB, {peak / 4 / parameters:.2f} of the float32 parameters",
+      f"peak memory {peak / 1e9:.2f} GB, {peak / 4 / parameters:.2f} x the float32 parameters",
       flush=True,
     )
   if args.out:
-    about = {"jax": jax.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    about |= {"machine": platform.machine(), "cpus": str(os.cpu_count())}
+    versions = {"jax": jax.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    versions |= {"machine": platform.machine(), "cpus": str(os.cpu_count())}
     args.out.write_text(
       json.dumps(
-        {"results": results, "parameters": parameters, "arguments": vars(args), **about}, default=str, indent=2
+        {"results": results, "parameters": parameters, "arguments": vars(args), **versions}, default=str, indent=2
       )
     )
   return 0
 
 
 def _shapes(size: Size) -> dict[str, tuple[int, ...]]:
-  """Hugging Face's names; the matrices are [in, out]."""
+  """Name -> shape of all tensors, with Hugging Face's names; matrices are [in, out]."""
   d = size.embed
   layer = {"ln_1": (d,), "attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d)}
   layer |= {"ln_2": (d,), "mlp.c_fc": (d, 4 * d), "mlp.c_proj": (4 * d, d)}
@@ -102,7 +106,7 @@ def _shapes(size: Size) -> dict[str, tuple[int, ...]]:
 
 
 def _write_model(folder: Path, size: Size, shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> int:
-  """Writes a whole model folder; returns the bytes of its weights."""
+  """Writes a complete model folder. Returns the size of its weights in bytes."""
   folder.mkdir()
   config = {
     "architectures": ["GPT2LMHeadModel"],
@@ -136,7 +140,7 @@ def _write_model(folder: Path, size: Size, shapes: dict[str, tuple[int, ...]], d
 
 
 def _write_tokenizer(folder: Path) -> None:
-  """GPT-2's form and size: the bytes as letters, and pairs of them."""
+  """Writes a tokenizer of GPT-2's form and size: the bytes as letters, and merged pairs of them."""
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   letters = [chr(code) for code in [*printable, *range(256, 256 + 256 - len(printable))]]
   pairs = [(a, b) for a in letters for b in letters][: _VOCABULARY - 257]
@@ -148,7 +152,7 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _read_seconds(path: Path) -> float:
-  """Of reading a file into memory that is used again and again."""
+  """Seconds to read a file into a buffer that is reused."""
   block = bytearray(1 << 24)
   begin = time.perf_counter()
   with path.open("rb", buffering=0) as file:
@@ -158,7 +162,7 @@ def _read_seconds(path: Path) -> float:
 
 
 def _copy_seconds(path: Path) -> float:
-  """Of copying a file, until the copy is on the disk."""
+  """Seconds to copy a file, until the copy is on the disk."""
   copy = path.with_name("copy")
   begin = time.perf_counter()
   with path.open("rb") as source, copy.open("wb") as target:
@@ -171,11 +175,11 @@ def _copy_seconds(path: Path) -> float:
 
 
 def _import(source: Path, workdir: Path) -> tuple[float, int]:
-  """Seconds of the command, and its peak of resident memory in bytes."""
+  """Seconds of the command, and its peak resident memory in bytes."""
   command = [sys.executable, "-m", "tfm_jax.hf", "import", f"--source={source}", f"--workdir={workdir}"]
   begin, peak = time.perf_counter(), 0
   with tempfile.TemporaryFile("w+") as output:
-    # Sampled: what the system reports of a child that ended may be the peak of the process that started it.
+    # The peak is sampled: what the system reports of an ended child may be the peak of its parent.
     with subprocess.Popen(command, cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT) as process:
       while process.poll() is None:
         peak = max(peak, _peak(process.pid))
@@ -188,7 +192,7 @@ def _import(source: Path, workdir: Path) -> tuple[float, int]:
 
 
 def _peak(pid: int) -> int:
-  """The most resident memory that a process ever had, in bytes; 0 when it is gone. Linux only."""
+  """The peak resident memory of a process in bytes, 0 if it has ended. Linux only."""
   try:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
   except OSError:

@@ -1,26 +1,28 @@
-"""Seconds of one training step of a config on the devices at hand, on random rows of its objective's shapes.
+"""Seconds per training step of a config on the devices at hand, with random batches; no corpus is read.
 
   python benchmarks/step_time.py --config=configs/shakespeare_char.py [--config.KEY=VALUE ...]
+  python -m benchmarks.step_time ...        the same
 
-Prints the median, the range, tokens and FLOP/s, and what the compiler says of the memory. Machines are shared: compare
-figures of one session only.
+Prints the median, the range, tokens/s, FLOP/s, and the peak memory by the compiler. On a shared machine compare only
+figures of the same session.
 """
 
 import statistics
 import sys
 import time
 
-from tfm_jax.training.command import Flags, run_command
+from tfm_jax.runtime.command import Flags, run_command
+from tfm_jax.training.help import config_keys
 
 
 def main(flags: Flags) -> None:
-  """Compiles the step, runs it for some seconds, prints the figures."""
+  """Compiles the step, runs it for ten seconds, and prints the figures."""
   import jax
 
   from tfm_jax.compare.program import build_program, random_batch
+  from tfm_jax.runtime.reporting.units import human_bytes, human_count
   from tfm_jax.training.config import load
   from tfm_jax.training.memory import peak_bytes
-  from tfm_jax.training.tracking import human_bytes, human_count
 
   program = build_program(load(flags.require("config"), flags.overrides))
   config, rows = program.config, program.config.train.batch_size
@@ -44,12 +46,12 @@ def main(flags: Flags) -> None:
     seconds.append(time.perf_counter() - begin)
   median = statistics.median(seconds)
   tokens = rows * program.row_tokens
-  work = program.flops.full
+  flops = program.flops.full
   print(
     f"step: median {median * 1e3:.2f} ms, range {min(seconds) * 1e3:.2f} to {max(seconds) * 1e3:.2f} ms over "
-    f"{len(seconds)} steps; {human_count(tokens / median)} tokens/s; {human_count(work / median)}FLOP/s"
+    f"{len(seconds)} steps; {human_count(tokens / median)} tokens/s; {human_count(flops / median)}FLOP/s"
   )
 
 
 if __name__ == "__main__":
-  sys.exit(run_command(main, __doc__, flags=("config",)))
+  sys.exit(run_command(main, __doc__, flags=("config",), keys=config_keys))

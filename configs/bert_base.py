@@ -1,15 +1,24 @@
 r"""BERT-base (Devlin et al. 2018), masked language modelling, 128 tokens: the paper's recipe without next-sentence
-prediction. The paper trains the last 10 % of its steps on 512 tokens: go on with
+prediction, 1M steps of 256 rows. The paper trains the last 10 % of its steps on 512 tokens: to do so, continue with
 --config.data.seq_len=512 --config.init_from=runs/bert_base.
 
   python train.py --config=configs/bert_base.py --workdir=runs/bert_base \
     --config.data.source=text --config.data.path='corpus/*.txt.gz'
 
-109,514,298 parameters at 30,522 pieces. Measured: not yet run to the end.
+109,514,298 parameters with a vocabulary of 30,522. Measured: not yet run to the end.
 """
 
 from configs import base
 
 
 def get_config():
-  return base.bert("base").lock()
+  c = base.get_config()
+  c.family, c.objective.name, c.sharding.strategy = "bert", "mlm", "fsdp"
+  c.model.update({"num_layers": 12, "embed_dim": 768, "num_heads": 12, "mlp_dim": 3072})
+  c.tokenizer.vocab_size = 30_522
+  c.data.seq_len = 128
+  c.optimizer.update({"name": "adamw", "learning_rate": 1e-4, "schedule": "linear", "warmup_steps": 10_000})
+  c.optimizer.update({"weight_decay": 0.01, "beta2": 0.999, "epsilon": 1e-6, "grad_clip": 1.0})
+  c.train.update({"batch_size": 256, "steps": 1_000_000})
+  c.eval.update({"every": 5000, "batches": 4})
+  return c.lock()

@@ -1,12 +1,12 @@
-r"""Decoders as they are trained today, at sizes with published figures: family llama (RMSNorm, rotary positions,
-SwiGLU, a free head), so that what is trained can be exported.
+r"""Decoders as they are trained today, at sizes with published measurements: family llama (RMSNorm, rotary positions,
+SwiGLU, an output layer of its own), so that a trained model can be exported.
 
   python -m tfm_jax.compare --config=configs/decoder.py:7b --strategies=fsdp,fsdp_tp,hsdp --topology=v5p:8x8x8 \
     --out=runs/7b
   python -m tfm_jax.compare.calibration
 
-A variant is a size, or the name of a published run (`RUNS`), whose batch, remat and mesh it takes as well; by itself
-`decoder.py` is the 7b. Measured: forecast only, see the calibration table in the README; not yet trained.
+A variant is a size, or the name of a published run (`RUNS`) with its batch, remat and mesh; `decoder.py` without a
+variant is the 7b. Measured: forecast only, see the calibration table of `tfm_jax.compare`; not yet trained.
 """
 
 from configs import base
@@ -22,7 +22,7 @@ SIZES = {
   "128b": (64, 8192, 128, 0, 57344, 32_000, 2048),
   "512b": (128, 16384, 128, 0, 57344, 32_000, 2048),
 }
-# size, chips, rows a chip, remat, strategy, sizes of mesh axes
+# size, chips, rows per chip, remat, strategy, sizes of mesh axes
 RUNS = {
   "v5e_16b": ("16b", 256, 6, "full", "fsdp", {}),
   "v5e_16b_2_slices": ("16b", 512, 6, "full", "hsdp", {"replica": 2}),
@@ -34,6 +34,7 @@ RUNS = {
   "v5p_512b": ("512b", 512, 2, "full", "fsdp_tp_stream", {"data": 64, "model": 8}),
   "v6e_70b": ("70b", 256, 4, "full", "fsdp", {}),
 }
+VARIANTS = (*SIZES, *RUNS)
 
 
 def get_config(variant="7b"):

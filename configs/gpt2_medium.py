@@ -1,13 +1,16 @@
-r"""GPT-2 medium (Radford et al. 2019), causal language modelling on 1,024 tokens, nanoGPT's recipe.
+r"""GPT-2 medium (Radford et al. 2019): the recipe of gpt2_small.py at another size, with a lower learning rate.
 
   python train.py --config=configs/gpt2_medium.py --workdir=runs/gpt2_medium \
     --config.data.source=text --config.data.path='corpus/*.txt.gz'
 
-354,823,168 parameters at 50,257 pieces. Measured: not yet run to the end.
+354,823,168 parameters with a vocabulary of 50,257. Measured: not yet run to the end.
 """
 
-from configs import base
+from configs import gpt2_small
 
 
 def get_config():
-  return base.gpt2("medium").lock()
+  c = gpt2_small.get_config()
+  c.model.update({"num_layers": 24, "embed_dim": 1024, "num_heads": 16, "mlp_dim": 4096})
+  c.optimizer.learning_rate = 3e-4
+  return c

@@ -1,9 +1,9 @@
-r"""A character-level GPT on Tiny Shakespeare: the size and length of nanoGPT's recipe for a CPU.
+r"""A character-level GPT on Tiny Shakespeare: size and number of steps are those of nanoGPT's recipe for a CPU.
 
   python train.py --config=configs/shakespeare_char.py --config.data.path=input.txt
 
-`input.txt` (or .gz) is the Tiny Shakespeare file; with TFM_DATA_DIR set, it is found below it.
-Measured: held-out loss 1.772 nats a character after 2,000 steps with rotary positions (the default here), 1.896 with
+`input.txt` (or .gz) is the Tiny Shakespeare file. Without data.path, it is TFM_DATA_DIR/tinyshakespeare/input.txt.gz.
+Measured: held-out loss 1.772 nats per character after 2,000 steps with rotary positions (the default here), 1.896 with
 --config.model.positions=learned.
 """
 

@@ -1,14 +1,19 @@
-r"""T5 base (Raffel et al. 2020), span corruption, 512 tokens in and 114 out. `:1.1` is the variant with a
-GEGLU, a free head and no dropout.
+r"""T5 base (Raffel et al. 2020): the recipe of t5_small.py at another size. `:1.1` is the variant described there.
 
-  python train.py --config=configs/t5_base.py --workdir=runs/t5_base
-  python train.py --config=configs/t5_base.py:1.1 --workdir=runs/t5_base_1.1
+  python train.py --config=configs/t5_base.py --workdir=runs/t5_base \
+    --config.data.source=text --config.data.path='corpus/*.txt.gz'
+  python train.py --config=configs/t5_base.py:1.1 --workdir=runs/t5_base_1.1 \
+    --config.data.source=text --config.data.path='corpus/*.txt.gz'
 
-222,903,552 parameters (1.0) and 247,577,856 (1.1) at 32,128 pieces. Measured: not yet run to the end.
+222,903,552 parameters (1.0) and 247,577,856 (1.1) with a vocabulary of 32,128. Measured: not yet run to the end.
 """
 
-from configs import base
+from configs import t5_small
+
+VARIANTS = ("1.0", "1.1")
 
 
 def get_config(version="1.0"):
-  return base.t5("base", version).lock()
+  c = t5_small.get_config(version)
+  c.model.update({"num_layers": 12, "embed_dim": 768, "num_heads": 12, "mlp_dim": {"1.0": 3072, "1.1": 2048}[version]})
+  return c

@@ -1,14 +1,19 @@
-r"""T5 large (Raffel et al. 2020), span corruption, 512 tokens in and 114 out. `:1.1` is the variant with a
-GEGLU, a free head and no dropout.
+r"""T5 large (Raffel et al. 2020): the recipe of t5_small.py at another size. `:1.1` is the variant described there.
 
-  python train.py --config=configs/t5_large.py --workdir=runs/t5_large
-  python train.py --config=configs/t5_large.py:1.1 --workdir=runs/t5_large_1.1
+  python train.py --config=configs/t5_large.py --workdir=runs/t5_large \
+    --config.data.source=text --config.data.path='corpus/*.txt.gz'
+  python train.py --config=configs/t5_large.py:1.1 --workdir=runs/t5_large_1.1 \
+    --config.data.source=text --config.data.path='corpus/*.txt.gz'
 
-737,668,096 parameters (1.0) and 783,150,080 (1.1) at 32,128 pieces. Measured: not yet run to the end.
+737,668,096 parameters (1.0) and 783,150,080 (1.1) with a vocabulary of 32,128. Measured: not yet run to the end.
 """
 
-from configs import base
+from configs import t5_small
+
+VARIANTS = ("1.0", "1.1")
 
 
 def get_config(version="1.0"):
-  return base.t5("large", version).lock()
+  c = t5_small.get_config(version)
+  c.model.update({"num_layers": 24, "embed_dim": 1024, "num_heads": 16, "mlp_dim": {"1.0": 4096, "1.1": 2816}[version]})
+  return c

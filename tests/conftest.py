@@ -4,16 +4,29 @@ import os
 import tempfile
 from pathlib import Path
 
+from tests.support.xla import xla_flags
+
 # Before JAX starts.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = xla_flags(devices=8)
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TFM_KEEP_MEMORY"] = "0"  # one heap for all threads would slow compilation down
 if "TFM_CACHE_DIR" not in os.environ:
   _folder = tempfile.TemporaryDirectory(prefix="tfm_jax-")
   os.environ["TFM_CACHE_DIR"] = _folder.name
 
 import jax
 
+from tfm_jax.models import layers
+from tfm_jax.runtime.devices import prepare_backends
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(Path(os.environ["TFM_CACHE_DIR"]) / "xla"))
+# Processes of pytest-xdist have a cache each: JAX's is not safe to write side by side.
+_cache = Path(os.environ["TFM_CACHE_DIR"]) / "xla" / os.environ.get("PYTEST_XDIST_WORKER", "")
+jax.config.update("jax_compilation_cache_dir", str(_cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+prepare_backends()
+
+# Layers are scanned here, as on accelerators; processes that tests start unroll them, as users' do.
+layers.UNROLLED_ON_CPU = 0

@@ -1,4 +1,4 @@
-"""The user's cache folder: corpora, tokenizers, token files, each a directory, and small values; there whole or not."""
+"""The user's cache folder: directories (tokenizers, token files, ...) and small values, all written atomically."""
 
 import contextlib
 import hashlib
@@ -18,20 +18,19 @@ log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-  """`TFM_CACHE_DIR`, or else `tfm_jax` in the user's cache folder. It need not exist yet."""
-  chosen = os.environ.get("TFM_CACHE_DIR")
-  if chosen:
-    return Path(chosen).expanduser().absolute()
+  """`TFM_CACHE_DIR`, or else `tfm_jax` in the user's cache folder. It may not exist yet."""
+  folder = os.environ.get("TFM_CACHE_DIR")
+  if folder:
+    return Path(folder).expanduser().absolute()
   return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "tfm_jax"
 
 
 @contextlib.contextmanager
 def atomic_directory(final: Path) -> Iterator[Path]:
-  """A temporary sibling of `final` to write into; it takes the name `final` when the block ends well.
+  """A temporary directory beside `final` to write to, which is renamed to `final` when the block succeeds.
 
-  Nothing that was begun and not finished ever bears the final name: an exception removes the sibling, and
-  what a killed process left is swept the next time. If another process finished `final` meanwhile, its
-  directory stays and this one is dropped.
+  So `final` is never incomplete: an exception removes the temporary directory, and those of killed processes are
+  removed by the next call. If another process has finished `final` in the meantime, its directory is kept.
 
   Raises:
     UserError: the folder cannot be written to, or its disk is full.
@@ -62,7 +61,7 @@ def atomic_directory(final: Path) -> Iterator[Path]:
 
 
 def recall(name: str, key: Any) -> Any:
-  """The value that `remember` stored in the folder NAME under this key; None if there is none, or it is damaged."""
+  """The value that `remember` stored under a name and a key; None if there is none, or it is damaged."""
   try:
     return json.loads(_memory(name, key).read_text())
   except (OSError, ValueError):
@@ -70,7 +69,7 @@ def recall(name: str, key: Any) -> Any:
 
 
 def remember(name: str, key: Any, value: Any) -> None:
-  """Stores a small value, for `recall`. Both are what JSON can write. A cache that cannot be written stays as it is."""
+  """Stores a small value for `recall`. Key and value must be valid JSON. A read-only cache only logs a warning."""
   file = _memory(name, key)
   temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
   try:
@@ -86,7 +85,7 @@ def _memory(name: str, key: Any) -> Path:
 
 
 def _sweep(final: Path) -> None:
-  """Removes the temporary siblings of `final` whose process, on this host, is dead."""
+  """Removes the temporary directories of `final` that ended processes of this host left."""
   for stale in final.parent.glob(f".{final.name}.{socket.gethostname()}.*.tmp"):
     pid = stale.name.split(".")[-3]
     if pid.isdecimal() and not _alive(int(pid)):
@@ -99,6 +98,6 @@ def _alive(pid: int) -> bool:
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  except OSError:  # it exists and belongs to somebody else
+  except OSError:  # it exists and belongs to another user
     return True
   return True

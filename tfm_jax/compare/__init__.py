@@ -1,1 +1,1 @@
-"""Sharding strategies side by side: measured on the devices at hand, forecast for those that are not there."""
+"""Compares sharding strategies: measured on the devices at hand, or forecast for TPUs that are not here."""

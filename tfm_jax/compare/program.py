@@ -1,5 +1,6 @@
-"""The program of a config without a corpus: its fields are declared, its vocabulary has the size that is asked for."""
+"""The program of a config without reading a corpus: shapes are declared by the objective, batches are random."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,47 +12,82 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import labelled_fields
 from tfm_jax.objectives.objective import Field, Fields, Vocabulary
+from tfm_jax.sharding.strategy import AXES, ShardingConfig
+from tfm_jax.text.tokenizers.table import from_path, train_tokenizer
 from tfm_jax.training import program
 from tfm_jax.training.config import Config, resolve
 from tfm_jax.training.program import Program
 
-# Tokenizers whose size is that of their text, or fixed, rather than a key of the config.
-_VOCAB_SIZES = {"char": 100, "byte": 261}
+# A typical number of characters, since no text is read to count them; the model pads its vocabulary to 128 anyway.
+_CHARACTERS = 100
+# The objectives' fields depend only on whether the tokenizer has sentinels, not on their ids.
+_SENTINELS = tuple(range(5, 10))
 
 
 def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -> Program:
-  """The program of a configuration on these devices. Raises UserError where they cannot be divided so."""
+  """The program of a config on these devices; None: all. Raises UserError if its mesh does not fit them."""
   config = resolve(config)
   return program.build_program(config, vocabulary_size(config), fields_of(config), devices)
 
 
+def with_strategy(config: Config, strategy: str) -> Config:
+  """The config with another strategy, written "NAME" or "NAME:AXIS=SIZE:...".
+
+  Mesh sizes in the config hold for the config's own strategy only. Other strategies have their preset, or the sizes
+  after their name.
+
+  Raises:
+    UserError: the text after the name is not a list of mesh axes and sizes.
+  """
+  name, *sizes = strategy.split(":")
+  own = config.sharding if name == config.sharding.strategy and not sizes else ShardingConfig(name)
+  for size in sizes:
+    axis, _, number = size.partition("=")
+    if axis not in AXES or not number.isdigit():
+      raise UserError(f"--strategies: {strategy!r} is not NAME or NAME:AXIS=SIZE, with axes {', '.join(AXES)}")
+    own = dataclasses.replace(own, **{axis: int(number)})  # type: ignore[arg-type]
+  return dataclasses.replace(config, sharding=own)
+
+
 def vocabulary_size(config: Config) -> int:
-  """The size that the config asks for, or that its kind of tokenizer has; 0 for images. Raises UserError."""
+  """The number of ids that training would have; 0 for images.
+
+  A tokenizer with a size of its own has that size, whatever `tokenizer.vocab_size` says: one from files
+  (`tokenizer.path`), and bytes. Of characters, whose number depends on the text, a typical one is assumed.
+
+  Raises:
+    UserError: the config does not tell the size, or there is no tokenizer at `tokenizer.path`.
+  """
+  tokenizer = config.tokenizer
   if config.model.image.patch:
     return 0
-  size = config.model.vocab_size or config.tokenizer.vocab_size or _VOCAB_SIZES.get(config.tokenizer.kind, 0)
-  if size < 16:
-    raise UserError(f"tokenizer.vocab_size={size}: compare reads no corpus, so it needs the size of a vocabulary")
-  return size
+  if config.model.vocab_size:
+    return config.model.vocab_size
+  if tokenizer.path:
+    return from_path(tokenizer).vocab_size
+  if tokenizer.kind == "byte":
+    return train_tokenizer(dataclasses.replace(tokenizer, vocab_size=0), ()).vocab_size
+  if tokenizer.kind == "char":
+    return _CHARACTERS + tokenizer.sentinels
+  if tokenizer.vocab_size < 16:
+    raise UserError(f"tokenizer.vocab_size={tokenizer.vocab_size}: compare reads no corpus, so this key must be set")
+  return tokenizer.vocab_size
 
 
 def fields_of(config: Config) -> Fields:
-  """The arrays of a batch, as the objective declares them, or as the head that learns from labels wants them."""
+  """The arrays of a batch, as declared by the objective, or by the head if it learns from labels."""
   if HEADS[config.model.head.name].fields:
     return labelled_fields(config.family, config.model, config.data.seq_len, vocabulary_size(config))
   vocabulary = Vocabulary(vocabulary_size(config), sentinel_ids=_SENTINELS)
   return objective_fields(config.objective, config.data, vocabulary)
 
 
-_SENTINELS = tuple(range(5, 10))  # only that there are some: no row is made by the objective here
-
-
 def random_batch(fields: Fields, rows: int, step: int = 0) -> dict[str, np.ndarray]:
-  """Arrays of the declared fields with a leading axis of rows: random ids and labels, one segment, weights 1."""
+  """A batch of the declared fields: random ids, labels and pixels; each row is one segment, and all weights are 1."""
   draw = np.random.default_rng(step)
   length = next((field.shape[0] for field in fields.values() if field.kind == "ids"), 0)
 
-  def sorted_places(count: int) -> np.ndarray:
+  def sorted_positions(count: int) -> np.ndarray:
     return np.sort(draw.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, :count], axis=1)
 
   def array(field: Field) -> Any:
@@ -66,11 +102,11 @@ def random_batch(fields: Fields, rows: int, step: int = 0) -> dict[str, np.ndarr
       case "positions":
         return np.tile(np.arange(field.shape[0]), (rows, 1))
       case "places":
-        return sorted_places(field.shape[0])
+        return sorted_positions(field.shape[0])
       case "pixels" | "numbers":
         return draw.standard_normal(shape)
       case "ids" | "labels":
         return draw.integers(min(10, field.classes // 2) if field.kind == "ids" else 0, field.classes, shape)
-    raise ValueError(f"no random values for a field of kind {field.kind!r}")
+    raise ValueError(f"cannot draw random values for a field of kind {field.kind!r}")
 
   return {name: array(field).astype(field.dtype) for name, field in fields.items()}

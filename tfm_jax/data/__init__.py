@@ -1,1 +1,1 @@
-"""Sources to token file to plan of rows to batch(step)."""
+"""From sources to the token file, its row plan, and batch(step)."""

@@ -1,27 +1,41 @@
 """The settings of the data."""
 
+import dataclasses
+import logging
 from dataclasses import dataclass
+
+from tfm_jax.errors import UserError
+from tfm_jax.text.corpora.table import DOCUMENTS, check_split
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-  source: str = "embedded"  # embedded (prose of the installation), text, parallel (pairs of files), tsv (labelled)
-  path: str = ""  # all but embedded: file, folder, glob or a list with commas; plain or .gz, UTF-8
+  """Where text is read from, and how it is divided into rows."""
+
+  # embedded (prose of the installation), text, jsonl (one object per line), parallel (pairs of files), tsv (labelled).
+  # embedded with a path: text
+  source: str = "embedded"
+  # all but embedded: file, folder, glob or a list with commas, UTF-8; plain, .gz, .bz2, .xz or .zst. Of text,
+  # files that end in .jsonl or .ndjson are read as by jsonl
+  path: str = ""
   target_path: str = ""  # parallel: the other side, line by line
   eval_path: str = ""  # held-out text; empty: the last eval_fraction of `path`
-  eval_target_path: str = ""  # parallel: its other side
+  eval_target_path: str = ""  # parallel: the other side of eval_path
   eval_fraction: float = 0.05  # share of the text that is held out when there is no eval_path
-  document: str = "block"  # what one document is: block (between blank lines), line or file
-  errors: str = "raise"  # undecodable text: raise, or replace by U+FFFD
-  seq_len: int = 128  # tokens of a row; of its encoder side where there are two
+  document: str = "block"  # what one document of plain text is: block (between blank lines), line or file
+  text_key: str = "text"  # jsonl: the key of the text in each object; a.b is the key b of the object under a
+  errors: str = "raise"  # text that is not UTF-8: raise, or replace by U+FFFD
+  seq_len: int = 128  # tokens per row; of its encoder side where there are two
   target_len: int = 0  # tokens of the decoder side; 0: the objective's natural length
-  packing: bool = True  # rows are filled with several documents; false: one piece of a document a row
-  prefetch: int = 8  # batches made ahead by a background thread; 0: none
+  packing: bool = True  # a row may hold several documents; false: one document, or one piece of it, per row
+  prefetch: int = 8  # batches that a background thread prepares ahead; 0: none
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-  """A task other than pre-training, and where in the data it finds what."""
+  """A task other than pre-training, and the columns of the data that it reads."""
 
   name: str = ""  # sequence_classification; empty: pre-training
   # Columns of a table, by name or number (from 1); empty: guessed from a header that says label, and sentence or text,
@@ -29,3 +43,21 @@ class TaskConfig:
   text: str = ""  # the text
   pair: str = ""  # the second text, if there is one
   label: str = ""  # the class
+
+
+def resolve_data(data: DataConfig) -> DataConfig:
+  """The settings with the source that the paths imply: files named while `source` is still "embedded" are text."""
+  if data.source != "embedded" or not (data.path or data.eval_path or data.target_path):
+    return data
+  source = "parallel" if data.target_path else "text"
+  log.info("data.path is set and data.source is not: data.source=%s is taken", source)
+  return dataclasses.replace(data, source=source)
+
+
+def check_data(data: DataConfig) -> None:
+  """Raises UserError for a value that no source accepts, whether or not this source reads it."""
+  if data.document not in DOCUMENTS:
+    raise UserError(f"data.document={data.document}: expected one of {', '.join(DOCUMENTS)}")
+  if not data.text_key:
+    raise UserError("data.text_key is empty: name the key of the text in each JSON object")
+  check_split(data.eval_fraction, data.errors)

@@ -4,7 +4,6 @@ import itertools
 import logging
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,37 +16,38 @@ from pathlib import Path
 import numpy as np
 
 from tfm_jax.errors import UserError
-from tfm_jax.text.tokenizers import Tokenizer, load_tokenizer
+from tfm_jax.text.tokenizers.table import Tokenizer, load_tokenizer
+from tfm_jax.text.workers import deaf_to_interrupts
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 18  # characters that a worker gets at once, about; longer documents go in parts
-_FEW = 12  # chunks that are not worth starting workers for
+CHUNK = 1 << 18  # approximate number of characters that a worker gets at once; longer documents are cut into parts
+_FEW = 12  # a text of fewer chunks is tokenised without workers
 
 
 @dataclass(frozen=True)
 class Part:
-  """A document, or a part of a long one: a text for each side."""
+  """A document, or a part of a long one: one text per side."""
 
   texts: tuple[str, ...]
-  first: bool = True
-  last: bool = True
+  first: bool = True  # the document begins with this part
+  last: bool = True  # the document ends with this part
 
 
 @dataclass(frozen=True)
 class Encoded:
-  """One side of a chunk: the tokens of its parts in one array, with their lengths, and what was counted."""
+  """One side of a chunk: the concatenated tokens of its parts, with their lengths and counts."""
 
   tokens: np.ndarray  # uint16 or uint32 [n]
   lengths: np.ndarray  # int64 [parts]
-  last: np.ndarray  # bool [parts]: a document ends here
+  last: np.ndarray  # bool [parts]: whether a document ends with the part
   text_bytes: np.ndarray  # int64 [parts], UTF-8
-  unknown: int  # tokens that are unk_id
+  unknown: int  # number of tokens that are unk_id
 
 
 @dataclass(frozen=True)
 class Encoder:
-  """A tokenizer with what the stream adds to each document."""
+  """A tokenizer, and the special tokens that are added to each document."""
 
   tokenizer: Tokenizer
   bos: bool
@@ -58,7 +58,7 @@ class Encoder:
     return np.dtype(np.uint16 if self.tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
   def encode(self, chunk: list[Part]) -> tuple[Encoded, ...]:
-    """Each side of a chunk."""
+    """The tokens of each side of a chunk. Raises UserError for ids outside of the vocabulary."""
     return tuple(self._side(chunk, side) for side in range(len(chunk[0].texts)))
 
   def _side(self, chunk: list[Part], side: int) -> Encoded:
@@ -75,7 +75,7 @@ class Encoder:
     tokens = np.concatenate(arrays)
     if len(tokens) and (tokens.min() < 0 or tokens.max() >= tokenizer.vocab_size):
       raise UserError(
-        f"the tokenizer gave ids {tokens.min()} to {tokens.max()}, outside of its vocabulary of "
+        f"the tokenizer produced ids {tokens.min()} to {tokens.max()}, outside of its vocabulary of "
         f"{tokenizer.vocab_size}: the files at tokenizer.path do not belong together"
       )
     last = np.array([part.last for part in chunk])
@@ -84,7 +84,7 @@ class Encoder:
 
 
 def chunks(documents: Iterable[tuple[str, ...]]) -> Iterator[list[Part]]:
-  """Parts of about CHUNK characters in all; the cuts depend on the documents alone."""
+  """Lists of parts of about CHUNK characters in total. The cuts depend only on the documents."""
   chunk: list[Part] = []
   size = 0
   for part in itertools.chain.from_iterable(map(_parts, documents)):
@@ -103,7 +103,14 @@ def encode_documents(
   tokenizer_directory: Path,
   workers: int | None = None,
 ) -> Iterator[tuple[Encoded, ...]]:
-  """The encoded chunks in order, the same for any number of workers (None: the cores; 0: in this process)."""
+  """The encoded chunks in order, the same for any number of workers.
+
+  Args:
+    documents: one text per side.
+    encoder: used in this process.
+    tokenizer_directory: the same tokenizer as saved, which workers load.
+    workers: processes; None: one per core, or none if the text is small; 0 or 1: this process alone.
+  """
   stream = chunks(documents)
   head = list(itertools.islice(stream, _FEW))
   if workers is None:
@@ -118,7 +125,7 @@ def encode_documents(
 def _in_workers(
   stream: Iterator[list[Part]], encoder: Encoder, tokenizer_directory: Path, workers: int
 ) -> Iterator[tuple[Encoded, ...]]:
-  """At most three chunks a worker are under way. Where workers cannot live, this process does the rest."""
+  """Encodes in worker processes, with at most three chunks per worker in flight. If they die, this process goes on."""
   context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
   arguments = (str(tokenizer_directory), encoder.bos, encoder.eos)
   pool = ProcessPoolExecutor(workers, context, _start_worker, arguments)
@@ -127,7 +134,8 @@ def _in_workers(
   try:
     for chunk in stream:
       waiting.append(chunk)
-      futures.append(pool.submit(_work, chunk))
+      with deaf_to_interrupts():
+        futures.append(pool.submit(_work, chunk))
       if len(futures) > 3 * workers:
         encoded = futures.popleft().result()
         waiting.popleft()
@@ -137,14 +145,14 @@ def _in_workers(
       waiting.popleft()
       yield encoded
   except BrokenProcessPool:
-    log.warning("a worker ended (a script without `if __name__ == '__main__'`?): tokenising on one core")
+    log.warning("a worker process died (a script without `if __name__ == '__main__'`?): tokenising on one core")
     yield from map(encoder.encode, itertools.chain(waiting, stream))
   finally:
     pool.shutdown(cancel_futures=True)
 
 
 def _parts(document: tuple[str, ...]) -> Iterator[Part]:
-  """A document of one side longer than a chunk is cut after line ends, where there are any."""
+  """The parts of a document. Long documents of one side are cut, after line ends if they have any."""
   if len(document) > 1 or len(document[0]) <= 2 * CHUNK:
     yield Part(document)
     return
@@ -165,10 +173,9 @@ _worker_encoder: Encoder
 
 
 def _start_worker(tokenizer_directory: str, bos: bool, eos: bool) -> None:
-  """Loads the tokenizer once a process; the process ends with its parent, a killed one too."""
+  """Loads the tokenizer once per process. The process ends with its parent, even if that is killed."""
   global _worker_encoder
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers for both
-  os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker a core already
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core has a worker already
   parent = multiprocessing.parent_process()
   if parent is not None:
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

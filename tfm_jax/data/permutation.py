@@ -1,4 +1,4 @@
-"""A stateless shuffle: any place of a pseudo-random order without the order itself."""
+"""A stateless shuffle: any element of a pseudo-random permutation, without storing the permutation."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ _ROUNDS = 8
 
 
 def permute(index: np.ndarray, size: int, seed: int, epoch: np.ndarray) -> np.ndarray:
-  """The images of index [N], each in [0, size), under the permutation of (seed, epoch [N]).
+  """The images of `index` [N], each in [0, size), under the permutation that belongs to (seed, epoch [N]).
 
-  A Feistel network over the next power of two, walked along its cycles until it lands inside (Black and
-  Rogaway 2002): less than two walks on average.
+  A Feistel network permutes the next power of two; an image outside of [0, size) is permuted again until it falls
+  inside (cycle walking, Black and Rogaway 2002), which takes fewer than two rounds on average.
   """
   bits = (size - 1).bit_length()
   half = np.uint64(bits // 2)

@@ -1,9 +1,15 @@
 """The token file: a corpus as flat arrays of ids and document offsets, memory-mapped, with a manifest.
 
-A directory with `manifest.json`, the `tokenizer/`, for each split and side `SPLIT.SIDE.tokens` (uint16 or uint32),
-`SPLIT.SIDE.offsets` and `SPLIT.SIDE.bytes` (int64, documents + 1: where documents begin among the tokens, and among the
-bytes of their text), and `SPLIT.labels` (int32) if documents are labelled. It has its final name only when it is
-complete.
+A directory that contains
+
+  manifest.json        lengths, checksums and counts
+  tokenizer/           the tokenizer
+  SPLIT.SIDE.tokens    uint16 or uint32
+  SPLIT.SIDE.offsets   int64 [documents + 1], where documents begin among the tokens
+  SPLIT.SIDE.bytes     int64 [documents + 1], where documents begin among the bytes of their text
+  SPLIT.labels         int32 [documents], if documents are labelled
+
+It is written under a temporary name and renamed when it is complete.
 """
 
 import contextlib
@@ -23,17 +29,17 @@ from tfm_jax.cache import atomic_directory
 from tfm_jax.data.encode import Encoded, Encoder, encode_documents
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.plan import Side, Split
-from tfm_jax.text.corpora import Corpus
+from tfm_jax.text.corpora.table import Corpus
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # part of the fingerprint: raise it when the bytes that are written change
 SPLITS = ("train", "evaluation")
-_VERIFIED = 1 << 30  # bytes: files up to this size are checked against their checksum each time (a second a GiB)
+_VERIFIED = 1 << 30  # bytes: smaller files are checked against their checksum each time (about a second per GiB)
 
 
 class Damaged(Exception):
-  """A token file that does not agree with its manifest."""
+  """The token file does not match its manifest."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,12 @@ class TokenFile:
 
 
 def build_token_file(directory: Path, corpus: Corpus, encoder: Encoder, workers: int | None = None) -> TokenFile:
-  """Opens the token file in `directory`; makes it from the corpus when it is missing or damaged."""
+  """Opens the token file in `directory`, after building it from the corpus if it is missing or damaged."""
   if directory.exists():
     try:
       return open_token_file(directory)
     except Damaged as damage:
-      log.warning("%s: it is made again", damage)
+      log.warning("%s: it is built again", damage)
       shutil.rmtree(directory)
   with atomic_directory(directory) as temporary:
     encoder.tokenizer.save(temporary / "tokenizer")
@@ -76,7 +82,7 @@ def build_token_file(directory: Path, corpus: Corpus, encoder: Encoder, workers:
 
 
 def open_token_file(directory: Path) -> TokenFile:
-  """Memory-maps a token file. Raises Damaged when a file is missing or has another length or checksum."""
+  """Memory-maps a token file. Raises Damaged if a file is missing or has a wrong length or checksum."""
   try:
     manifest = json.loads((directory / "manifest.json").read_text())
     if manifest["format"] != FORMAT:
@@ -104,7 +110,7 @@ def _write_split(
   workers: int | None,
 ) -> list[dict[str, Any]]:
   """Writes the files of a split and returns its part of the manifest."""
-  with contextlib.ExitStack() as files:  # on a full disk each is closed, though closing fails
+  with contextlib.ExitStack() as files:  # closes all files, even if closing one fails on a full disk
     writers = [_SideWriter(directory, f"{name}.{side}", files) for side in range(sides)]
     with tqdm(desc=f"tokenising ({name})", unit="B", unit_scale=True, disable=None) as bar:
       for chunk in encode_documents(documents, encoder, directory / "tokenizer", workers):
@@ -115,7 +121,7 @@ def _write_split(
 
 
 class _File:
-  """A file that knows its length and checksum."""
+  """A file being written that tracks its length and checksum."""
 
   def __init__(self, path: Path):
     self.name, self.length, self._hash, self._file = path.name, 0, hashlib.sha256(), path.open("wb")
@@ -133,7 +139,7 @@ class _File:
 
 
 class _SideWriter:
-  """The tokens and offsets of one side."""
+  """Writes the files of one side of a split."""
 
   def __init__(self, directory: Path, name: str, files: contextlib.ExitStack):
     opened = ((kind, _File(directory / f"{name}.{kind}")) for kind in ("tokens", "offsets", "bytes"))
@@ -160,7 +166,7 @@ def _write_labels(directory: Path, corpus: Corpus, split: str, sides: list[dict[
   labels = np.fromiter(corpus.labels(split), np.int32)
   documents = sides[0]["offsets"]["length"] - 1
   if len(labels) != documents:
-    raise UserError(f"{corpus.description}: it was changed while it was read; start again")
+    raise UserError(f"{corpus.description}: it changed while it was read; start again")
   with contextlib.closing(_File(directory / f"{split}.labels")) as file:
     file.write(labels)
   return file.manifest()
@@ -180,7 +186,7 @@ def _open_split(
 
 
 def _map(directory: Path, entry: dict[str, Any], dtype: np.dtype) -> np.ndarray:
-  """A read-only array over a file, whose length and (when it is not very large) checksum were compared."""
+  """A read-only array over a file, after comparing its length and (if it is below `_VERIFIED` bytes) its checksum."""
   path = directory / entry["file"]
   size = path.stat().st_size
   if size != entry["length"] * dtype.itemsize:

@@ -3,11 +3,11 @@
 python -m tfm_jax.hf import --source=HF_DIR --workdir=DIR
                              a Hugging Face model directory (config.json, *.safetensors, tokenizer files) becomes a run
                              directory, for load_run, --config.init_from=DIR and --config=DIR
---architecture=NAME          read it as this architecture, as BertForSequenceClassification; default: what it says
---strategy=NAME              lay the parameters out over all devices by this strategy; default: one device
+--architecture=NAME          read it as this architecture, e.g. BertForSequenceClassification; default: its own
+--strategy=NAME              shard the parameters over all devices by this strategy; default: one device
 
 python -m tfm_jax.hf export --workdir=DIR --out=HF_DIR
-                             a run becomes a directory that transformers loads
+                             a run becomes a model directory that transformers loads
 --step=N                     which checkpoint; default: the last
 --dtype=float32              of the weights in the files: float32, bfloat16 or float16
 """
@@ -15,13 +15,13 @@ python -m tfm_jax.hf export --workdir=DIR --out=HF_DIR
 import sys
 from collections.abc import Callable
 
-from tfm_jax.training.command import Flags, run_command
+from tfm_jax.runtime.command import Flags, run_command
 
 FLAGS = {"import": ("source", "workdir", "architecture", "strategy"), "export": ("workdir", "out", "step", "dtype")}
 
 
 def import_(flags: Flags) -> None:
-  """import."""
+  """The command import."""
   source, workdir = flags.require("source"), flags.require("workdir")
   from tfm_jax.hf.importing import import_checkpoint
 
@@ -29,12 +29,12 @@ def import_(flags: Flags) -> None:
 
 
 def export(flags: Flags) -> None:
-  """export."""
+  """The command export."""
   from tfm_jax.errors import UserError
 
   workdir, out, step = flags.require("workdir"), flags.require("out"), flags.values.get("step")
   if step is not None and not step.isdigit():
-    raise UserError(f"--step={step}: a whole number is wanted")
+    raise UserError(f"--step={step}: must be an integer")
   from tfm_jax.hf.exporting import export_checkpoint
 
   export_checkpoint(workdir, out, None if step is None else int(step), flags.values.get("dtype", "float32"))
@@ -44,26 +44,27 @@ COMMANDS = {"import": import_, "export": export}
 
 
 def main() -> int:
-  """The exit status of the command that the first argument names."""
+  """Runs the command named by the first argument and returns its exit status."""
   first = sys.argv[1] if len(sys.argv) > 1 else ""
   if first in ("--help", "-h") or set(sys.argv) & {"--help", "-h"}:
     print(__doc__)
     return 0
   if first not in COMMANDS:
-    print(f"error: {first or 'nothing'} is not one of {', '.join(COMMANDS)} (--help says more)", file=sys.stderr)
+    subject = f"{first!r} is no command: " if first else ""
+    print(f"error: {subject}say {' or '.join(COMMANDS)} (--help says more)", file=sys.stderr)
     return 2
   del sys.argv[1]
   return run_command(_without_overrides(COMMANDS[first]), __doc__, FLAGS[first])
 
 
 def _without_overrides(command: Callable[[Flags], None]) -> Callable[[Flags], None]:
-  """The command, which refuses --config.KEY: a checkpoint brings its own configuration."""
+  """The command, which refuses --config.KEY because the checkpoint has its own configuration."""
 
   def checked(flags: Flags) -> None:
     for key in flags.overrides:
       from tfm_jax.errors import UserError
 
-      raise UserError(f"--config.{key} is not for this command: the configuration comes with the checkpoint")
+      raise UserError(f"--config.{key} does not apply here: the configuration comes with the checkpoint")
     command(flags)
 
   return checked

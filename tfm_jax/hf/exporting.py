@@ -1,9 +1,11 @@
 """From a run directory to a Hugging Face model directory."""
 
+import dataclasses
+import functools
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -11,18 +13,23 @@ import numpy as np
 from etils import epath
 
 from tfm_jax.errors import UserError
-from tfm_jax.hf.families import FAMILIES, config_to
-from tfm_jax.hf.table import Row
-from tfm_jax.hf.tensors import NewTensor, half_made, write_tensors
+from tfm_jax.hf.config import config_to, table_of_model
+from tfm_jax.hf.table import Entry, Params
+from tfm_jax.hf.tensors import NewTensor, check_new_folder, new_folder, write_tensors
 from tfm_jax.hf.tokenizer import write_tokenizer
 from tfm_jax.models.model import Model
+from tfm_jax.runtime.reporting.units import human_bytes
+from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.training.load import Run, load_run
-from tfm_jax.training.run_directory import RunDirectory
-from tfm_jax.training.tracking import human_bytes
-from tfm_jax.training.trees import flat
 
 log = logging.getLogger(__name__)
 
+# What the name of a model type does not say.
+COMPUTES = {
+  "esm": ", the transformers class that computes a pre-norm BERT with rotary positions (docs/hugging_face.md)",
+  "gpt_neox": ", the transformers class that computes a GPT with rotary positions (docs/hugging_face.md)",
+}
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
 
@@ -38,15 +45,16 @@ def export_checkpoint(
     dtype: of the weights in the files: float32, bfloat16 or float16.
 
   Raises:
-    UserError: no such run or checkpoint; a model that transformers has no counterpart for; `out` is not empty.
+    UserError: no such run or checkpoint; a model without a counterpart in transformers; `out` is not empty.
   """
   begin = time.monotonic()
   if dtype not in DTYPES:
     raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
-  run = load_run(workdir, step)
+  check_new_folder(out)  # before minutes of reading
+  run = simplified(load_run(workdir, step))
   config = config_json(run, dtype, RunDirectory(workdir).origin())
-  with half_made(out) as directory:
-    tensors = list(new_tensors(run.model, run.params, DTYPES[dtype]))
+  with new_folder(out) as directory:
+    tensors = [*new_tensors(run.model, run.params, DTYPES[dtype]), *extra_tensors(run.model)]
     write_tensors(directory, tensors)
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     if run.tokenizer is not None:
@@ -54,11 +62,26 @@ def export_checkpoint(
       write_tokenizer(run.tokenizer, epath.Path(directory), config["model_type"], length)
   size = sum(tensor.nbytes for tensor in tensors)
   seconds = time.monotonic() - begin
-  log.info("%s of step %d: %s in %s, %.1f s", config["architectures"][0], run.step, human_bytes(size), out, seconds)
+  (architecture,) = config["architectures"]
+  what = COMPUTES.get(config["model_type"], "")
+  log.info("step %d as %s%s: %s in %s, %.1f s", run.step, architecture, what, human_bytes(size), out, seconds)
+  log.info('to load it: from transformers import %s; %s.from_pretrained("%s")', architecture, architecture, out)
+
+
+def simplified(run: Run) -> Run:
+  """The run with an equivalent model that the counterpart can express."""
+  config = run.model.config
+  simpler, params = table_of_model(run.model.family, config).simplify(config, flat(run.params))
+  if simpler.token_types < config.token_types:
+    log.info(
+      "the class in transformers has no token types: the embedding of type 0 is added to that of each token, and the "
+      "other types are left out"
+    )
+  return dataclasses.replace(run, model=dataclasses.replace(run.model, config=simpler), params=nested(params))
 
 
 def config_json(run: Run, dtype: str, origin: Mapping[str, Any]) -> dict[str, Any]:
-  """config.json of a run's model. `origin`: what its import noted. Raises UserError."""
+  """config.json of a run's model. `origin`: what its import recorded. Raises UserError."""
   theirs = config_to(run.model.config, run.config.family, origin.get("architecture", ""))
   if run.model.vocab_size:
     theirs = {**_special_ids(run), **theirs, "vocab_size": run.model.vocab_size}
@@ -67,45 +90,53 @@ def config_json(run: Run, dtype: str, origin: Mapping[str, Any]) -> dict[str, An
 
 
 def _special_ids(run: Run) -> dict[str, Any]:
-  """The ids of special tokens, null where the tokenizer has none, and what a decoder starts with."""
-  ids = {f"{name}_token_id": getattr(run.tokenizer, f"{name}_id", -1) for name in ("pad", "bos", "eos")}
-  made: dict[str, Any] = {name: id if id >= 0 else None for name, id in ids.items()}
+  """The ids of special tokens, None where the tokenizer has none, and the id with which a decoder starts."""
+  names = {f"{name}_token_id": f"{name}_id" for name in ("pad", "bos", "eos")}
+  ids = {key: getattr(run.tokenizer, name, -1) for key, name in names.items()}
+  special: dict[str, Any] = {key: id if id >= 0 else None for key, id in ids.items()}
   if run.model.encoder_decoder:
     # As objectives.seq2seq and span_corruption start targets; T5's padding is 0.
-    bos = made["bos_token_id"] if run.config.objective.name == "seq2seq" else None
-    made["decoder_start_token_id"] = next((id for id in (bos, made["pad_token_id"]) if id is not None), 0)
-  return made
+    bos = special["bos_token_id"] if run.config.objective.name == "seq2seq" else None
+    special["decoder_start_token_id"] = next((id for id in (bos, special["pad_token_id"]) if id is not None), 0)
+  return special
 
 
 def new_tensors(model: Model, params: Any, dtype: np.dtype) -> Iterator[NewTensor]:
-  """The tensors under their names, each made when its turn comes."""
-  config, family, leaves = model.config, FAMILIES[model.family], flat(params)
+  """The tensors of the export under their names; the values of each are computed when it is written."""
+  table = table_of_model(model.family, model.config)
+  config, leaves = model.config, flat(params)
   shapes = {path: leaf.shape for path, leaf in leaves.items()}
-  bare = config.head.name in ("none", "pooled")
-  for row in family.rows(config):
-    if row.ours[0] not in shapes:
+  prefix = table.prefix if config.head.name in ("none", "pooled") else ""
+  for entry in table.entries(config):
+    if entry.ours[0] not in shapes:
       continue
-    for layer in row.layers(shapes):
-      if not row.exists(config, layer):
+    for layer in entry.layers(shapes):
+      if not entry.exists(config, layer):
         continue
-      name = row.name(layer)
-      name = name.removeprefix(family.prefix) if bare else name
-      shape = row.shape(shapes, model.vocab_size, config.image.patch)
-      yield NewTensor(name, shape, dtype, _maker(model, row, layer, leaves, dtype))
-      if not config.tied and row.of_head:
-        for other in (alias for alias, standard in family.aliases(config).items() if standard == name):
-          yield NewTensor(other, shape, dtype, _maker(model, row, layer, leaves, dtype))
+      name = entry.name(layer).removeprefix(prefix)
+      shape = entry.shape(shapes, model.vocab_size, config.image.patch)
+      yield NewTensor(name, shape, dtype, _maker(model, entry, layer, leaves, dtype))
+      if not config.tied and entry.of_head:
+        for other in (alias for alias, standard in table.aliases(config).items() if standard == name):
+          yield NewTensor(other, shape, dtype, _maker(model, entry, layer, leaves, dtype))
 
 
-def _maker(model: Model, row: Row, layer: int | None, leaves: dict[str, Any], dtype: np.dtype) -> Any:
-  """What makes one tensor."""
+def extra_tensors(model: Model) -> Iterator[NewTensor]:
+  """Tensors that are no parameters here, without which transformers would warn; always float32."""
+  table = table_of_model(model.family, model.config)
+  prefix = table.prefix if model.config.head.name in ("none", "pooled") else ""
+  for name, x in table.extras(model.config).items():
+    yield NewTensor(name.removeprefix(prefix), x.shape, DTYPES["float32"], functools.partial(np.asarray, x))
 
-  def make() -> np.ndarray:
-    parts = [np.asarray(leaves[path]) if layer is None else np.asarray(leaves[path])[layer] for path in row.ours]
-    made = row.export(parts, model.vocab_size, model.config.image.patch)
-    return np.ascontiguousarray(made, dtype)
 
-  return make
+def _maker(model: Model, entry: Entry, layer: int | None, leaves: Params, dtype: np.dtype) -> Callable[[], np.ndarray]:
+  """The function that computes one tensor."""
+
+  def compute() -> np.ndarray:
+    parts = [np.asarray(leaves[path]) if layer is None else np.asarray(leaves[path])[layer] for path in entry.ours]
+    return np.ascontiguousarray(entry.export(parts, model.vocab_size, model.config.image.patch), dtype)
+
+  return compute
 
 
 def tensors_of(model: Model, tree: Any) -> dict[str, np.ndarray]:

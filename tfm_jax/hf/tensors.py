@@ -1,6 +1,7 @@
-"""The tensors of a Hugging Face model directory: safetensors files, read a part at a time, written a tensor at a time.
+"""The tensors of a Hugging Face model directory: safetensors files, read in parts and written one tensor at a time.
 
-A file is eight bytes of length, a JSON header so long, and the tensors' bytes without gaps. Pickle is never read.
+A file is the length of its header in eight bytes, the header in JSON, and the tensors' bytes without gaps. Pickled
+files are never read.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from tfm_jax.errors import UserError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# In the order in which files hold them: the safetensors library puts the wider first.
+# In the order of the safetensors library, which writes wider dtypes first.
 _DTYPES = {
   "U64": np.dtype(np.uint64),
   "I64": np.dtype(np.int64),
@@ -42,31 +43,31 @@ _DTYPES = {
   "BOOL": np.dtype(np.bool_),
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_BLOCK = 1 << 24  # bytes read at once where only columns are wanted
+_BLOCK = 1 << 24  # bytes read at once when only columns are needed
 _GIT_LFS = b"version https://git-lfs"
 
 
 class _Stored(NamedTuple):
-  """Where a tensor lies."""
+  """The place of a tensor in a file."""
 
   file: Path
   dtype: str  # as the file names it: "BF16"
   shape: tuple[int, ...]
-  start: int  # the tensor's first byte, counted from the start of the file
+  start: int  # offset of the tensor's first byte in the file
   nbytes: int
 
 
 class TensorFiles:
-  """The tensors of a model directory: of `model.safetensors`, or of the shards that its index names.
+  """The tensors of a model directory, from `model.safetensors` or from the shards that its index names.
 
-  Only the headers are read and checked here. A single file of another name serves too; links are followed.
+  Opening reads and checks only the headers. A single file may have another name. Links are followed.
 
   Args:
     directory: a folder on a local disk; `~` is expanded.
 
   Raises:
-    UserError: no such folder, no safetensors in it (pickled weights are not read), a damaged or crafted file, an index
-      that does not fit the shards, a missing shard.
+    UserError: no such folder, no safetensors in it (pickled weights are not read), a damaged or malicious file, an
+      index that does not match the shards, a missing shard.
   """
 
   def __init__(self, directory: epath.PathLike) -> None:
@@ -83,11 +84,11 @@ class TensorFiles:
       self._tensors = _tensors_of(self.directory / _single(self.directory, present))
 
   def _open_shards(self, present: Sequence[str]) -> None:
-    """Reads the index, and the header of each shard that it names."""
+    """Reads the index and the headers of the shards that it names."""
     index = self.directory / INDEX
     weight_map = _weight_map(index)
     for shard in sorted(set(weight_map.values())):
-      # Before the name is used at all: it must not lead out of the folder.
+      # Checked before the name is used: it must not lead out of the folder.
       if shard in (".", "..") or "/" in shard or "\\" in shard:
         raise UserError(f"{index} names {shard!r}, which is no file of its folder; do not trust this model")
       if shard not in present:
@@ -103,7 +104,7 @@ class TensorFiles:
 
   @property
   def names(self) -> tuple[str, ...]:
-    """The tensors, in the order of the files: reading in this order is fastest."""
+    """Names of the tensors in the order of the files, in which reading is fastest."""
     return tuple(self._tensors)
 
   def shape(self, name: str) -> tuple[int, ...]:
@@ -111,12 +112,10 @@ class TensorFiles:
     return self._tensors[name].shape
 
   def dtype(self, name: str) -> np.dtype:
-    """A tensor's dtype: of a weight one of float64, float32, float16 and `ml_dtypes.bfloat16`.
-
-    Others are no weights: masks and position ids that some models keep among them.
+    """A tensor's dtype. Weights are float64, float32, float16 or `ml_dtypes.bfloat16`; masks and ids are others.
 
     Raises:
-      UserError: a form that only some accelerators have (float8 and narrower).
+      UserError: a dtype that only some accelerators have (float8 and narrower).
     """
     stored = self._tensors[name]
     if stored.dtype not in _DTYPES:
@@ -127,14 +126,14 @@ class TensorFiles:
     return _DTYPES[stored.dtype]
 
   def nbytes(self, name: str) -> int:
-    """The bytes that a tensor has in its file."""
+    """The size of a tensor in its file."""
     return self._tensors[name].nbytes
 
   def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
     """Reads a tensor, or a part of it, into a new contiguous array of the file's dtype.
 
-    Takes the array's memory, and 16 MB or one row more where `index` cuts other axes than the first. No part of the
-    file stays mapped, as the library would leave it: what was ever read would count as memory in use.
+    Needs the memory of the array, plus 16 MB or one row if `index` slices more than the first axis. Unlike the library,
+    it maps no part of the file, as mapped parts that were read would count as used memory.
 
     Args:
       name: one of `names`.
@@ -161,7 +160,7 @@ class TensorFiles:
 
 
 def _fill_part(out: np.ndarray, file: FileIO, stored: _Stored, ranges: Sequence[range]) -> None:
-  """Reads rows `ranges[0]`, counted from where the file stands, and keeps of each what the other ranges say."""
+  """Reads rows `ranges[0]`, counted from the current offset, and keeps the columns given by the other ranges."""
   row_bytes = stored.nbytes // stored.shape[0]
   file.seek(ranges[0].start * row_bytes, os.SEEK_CUR)
   if out.nbytes == len(out) * row_bytes:
@@ -176,32 +175,32 @@ def _fill_part(out: np.ndarray, file: FileIO, stored: _Stored, ranges: Sequence[
 
 
 def _fill(out: np.ndarray, file: FileIO) -> None:
-  """Reads a contiguous array's bytes from where the file stands; OSError if it ends before."""
+  """Reads a contiguous array's bytes from the current offset. Raises OSError if the file ends before."""
   rest = _bytes(out)
   while len(rest):
     count = file.readinto(rest)  # at most 2 GiB a call on Linux
     if not count:
-      raise OSError("it became shorter meanwhile")
+      raise OSError("it was truncated while being read")
     rest = rest[count:]
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-  """The memory of a contiguous array (which knows no bfloat16)."""
-  return memoryview(array.reshape(-1).view(np.uint8))
+  """The bytes of a contiguous array; a memoryview of bfloat16 itself is not possible."""
+  return array.reshape(-1).view(np.uint8).data
 
 
-# What a folder holds.
+# The files of a folder.
 
 
 def _single(directory: Path, present: Sequence[str]) -> str:
-  """The name of the one safetensors file; UserError, with advice, if there is none or no single one."""
-  found = [name for name in present if name.endswith(".safetensors")]
-  if SINGLE in found:
+  """The name of the only safetensors file. Raises UserError with advice if there is none or more than one."""
+  files = [name for name in present if name.endswith(".safetensors")]
+  if SINGLE in files:
     return SINGLE
-  if len(found) > 1 or (found and "-of-" in found[0] and not found[0].endswith("-of-00001.safetensors")):
-    raise UserError(f"{directory} has {found[0]} and no {INDEX} that says what belongs together; download that too")
-  if found:
-    return found[0]
+  if len(files) > 1 or (files and "-of-" in files[0] and not files[0].endswith("-of-00001.safetensors")):
+    raise UserError(f"{directory} has {files[0]} and no {INDEX} that says what belongs together; download that too")
+  if files:
+    return files[0]
   for name in present:
     if name.endswith((".bin", ".pt", ".pth", ".ckpt")):
       convert = "pickle, which can run code when it is read: load it with transformers and call save_pretrained"
@@ -214,7 +213,7 @@ def _single(directory: Path, present: Sequence[str]) -> str:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-  """The index of a sharded model: tensor -> name of the file that should hold it."""
+  """The index of a sharded model: tensor -> name of its file."""
   try:
     with _reading(index):
       content = json.loads(index.read_bytes(), object_pairs_hook=_once)
@@ -227,24 +226,26 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _tensors_of(path: Path) -> dict[str, _Stored]:
-  """The header of a file, checked against its length, in the order of the data."""
+  """The tensors in the header of a file, in the order of their data, checked against the file's length."""
   try:
     with _reading(path), path.open("rb") as file:
       start = file.read(len(_GIT_LFS))
       if start == _GIT_LFS:
         raise UserError(f"{path} is git-lfs's pointer to the weights, not the weights; run: git lfs pull")
-      # The library refuses what is cut, overlapping, out of bounds, too large to be true, or not of the format.
+      # The library refuses files that are truncated, overlapping, out of bounds or not of the format.
       with safe_open(str(path), "numpy", backend="pread"):
         pass
       data = 8 + int.from_bytes(start[:8], "little")
       file.seek(8)
-      header = json.loads(file.read(data - 8), object_pairs_hook=_once)  # the library does not tell the places
+      header = json.loads(file.read(data - 8), object_pairs_hook=_once)  # the library does not return the offsets
       header.pop("__metadata__", None)
       tensors = {}
       for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-        if len(shape) > 64 or math.prod(filter(None, shape)) >> 58:  # without elements, it could still say so
-          raise ValueError(f"no array has the shape of {name!r}")
+        if (
+          len(shape) > 64 or math.prod(filter(None, shape)) >> 58
+        ):  # without elements, such a shape passes the library's checks
+          raise ValueError(f"no array can have the shape of {name!r}")
         tensors[name] = _Stored(path, entry["dtype"], shape, data + begin, end - begin)
       return tensors
   except (SafetensorError, ValueError, RecursionError) as error:
@@ -252,30 +253,30 @@ def _tensors_of(path: Path) -> dict[str, _Stored]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """An object of a JSON file; ValueError if a name stands twice, of which Python would take the last without a word."""
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    raise ValueError("a name stands twice")
-  return found
+  """An object of a JSON file. Raises ValueError for a repeated name, of which Python would silently take the last."""
+  content = dict(pairs)
+  if len(content) < len(pairs):
+    raise ValueError("a name occurs twice")
+  return content
 
 
 def _line(error: BaseException) -> str:
-  """What an error says, in one line: names that a file chose are in it."""
+  """An error's message in one printable line, as it may contain names from an untrusted file."""
   text = " ".join(str(error).removeprefix("Error while deserializing header: ").split())
   return "".join(character if character.isprintable() else "?" for character in text)[:200]
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-  """Tells of a file that cannot be read."""
+  """Turns errors of reading a file into a UserError."""
   try:
     yield
   except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror or error}; is it whole, and yours to read?") from error
+    raise UserError(f"cannot read {path}: {error.strerror or error}; is it complete, and may you read it?") from error
 
 
 def _local(path: epath.PathLike, flag: str) -> Path:
-  """A path on a mounted file system; UserError for another."""
+  """A path on a local file system. Raises UserError for a URL."""
   if "://" in os.fspath(path):
     raise UserError(f"{flag}={os.fspath(path)}: only folders on a local disk are read and written; copy it")
   return Path(path).expanduser()
@@ -290,29 +291,29 @@ class NewTensor(NamedTuple):
   name: str
   shape: tuple[int, ...]
   dtype: np.dtype
-  make: Callable[[], np.ndarray]  # called once, when its turn comes; the array is dropped before the next one's turn
+  make: Callable[[], np.ndarray]  # called once, when the tensor is written; only one array is in memory at a time
 
   @property
   def nbytes(self) -> int:
-    """The bytes that it has in a file."""
+    """Its size in a file."""
     return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_tensors(directory: Path, tensors: Iterable[NewTensor], max_shard_bytes: int = 5 * 10**9) -> None:
-  """Writes tensors as transformers does, one of them in memory at a time.
+  """Writes tensors in the format of transformers, with one of them in memory at a time.
 
-  The file is `model.safetensors`; `model-00001-of-0000N.safetensors` and so on with `model.safetensors.index.json` if
-  all do not fit into one. Shards are filled in the order given; within one, wider dtypes come first, then it goes by
-  name: a file is what the safetensors library would write, to the byte.
+  The file is `model.safetensors`, or `model-00001-of-0000N.safetensors` ... with `model.safetensors.index.json` if
+  they do not fit into one. Shards are filled in the given order. Within a file, tensors are sorted by width of dtype,
+  then by name, so that it equals what the safetensors library would write, byte for byte.
 
   Args:
-    directory: an existing local folder, see `half_made`.
+    directory: an existing local folder, see `new_folder`.
     tensors: what to write; each name once.
-    max_shard_bytes: bytes of tensors in a file; a larger tensor has a file to itself.
+    max_shard_bytes: largest size of a file; a larger tensor gets a file of its own.
 
   Raises:
     UserError: the disk is full or cannot be written to.
-    ValueError: a name given twice, or an array that is not as promised.
+    ValueError: a repeated name, or an array that does not have the declared shape and dtype.
   """
   shards: list[list[NewTensor]] = [[]]
   filled = 0
@@ -324,7 +325,7 @@ def write_tensors(directory: Path, tensors: Iterable[NewTensor], max_shard_bytes
     filled += tensor.nbytes
   every = [tensor for shard in shards for tensor in shard]
   if len({tensor.name for tensor in every}) < len(every):
-    raise ValueError("a name is given twice")
+    raise ValueError("a name occurs twice")
   weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, 1):
     file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else SINGLE
@@ -339,8 +340,8 @@ def write_tensors(directory: Path, tensors: Iterable[NewTensor], max_shard_bytes
 
 
 def _write_file(path: Path, tensors: Sequence[NewTensor]) -> None:
-  """Writes one file: the header, then each tensor in turn."""
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers reads no file without it
+  """Writes one file: the header, then the tensors."""
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
   end = 0
   for tensor in tensors:
     begin, end = end, end + tensor.nbytes
@@ -354,46 +355,53 @@ def _write_file(path: Path, tensors: Sequence[NewTensor]) -> None:
     for tensor in tensors:
       array = tensor.make()
       if array.shape != tensor.shape or array.dtype != tensor.dtype:
-        raise ValueError(f"{tensor.name} is {array.dtype}{array.shape}, not {tensor.dtype}{tensor.shape} as promised")
+        raise ValueError(f"{tensor.name} is {array.dtype}{array.shape}, not {tensor.dtype}{tensor.shape} as declared")
       with _writing(path):
         _write(file, _bytes(np.ascontiguousarray(array)))
-      del array  # before the next one is made
+      del array  # freed before the next one is computed
 
 
 def _write(file: FileIO, data: memoryview) -> None:
-  """Writes all of it: a call writes at most 2 GiB on Linux."""
+  """Writes all bytes; on Linux, one call writes at most 2 GiB."""
   while len(data):
     data = data[file.write(data) :]
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-  """Tells of a disk that is full or cannot be written to."""
+  """Turns errors of writing into a UserError."""
   try:
     yield
   except OSError as error:
     raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
 
 
-@contextlib.contextmanager
-def half_made(out: epath.PathLike) -> Iterator[Path]:
-  """A folder to write a model into, which takes the name `out` when the block ends well.
-
-  Until then it is a sibling with a hidden name: a failure removes it, and what a killed process left is removed the
-  next time. So `out` holds all or nothing.
-
-  Raises:
-    UserError: `out` is a file or a folder that is not empty, or cannot be made.
-  """
+def check_new_folder(out: epath.PathLike) -> Path:
+  """The real path of a folder that does not exist or is empty. Raises UserError."""
   final = Path(os.path.realpath(_local(out, "--out")))
   with _writing(final):
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
-      raise UserError(f"{out} exists and is no empty folder; choose another --out or remove it")
+      raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
+  return final
+
+
+@contextlib.contextmanager
+def new_folder(out: epath.PathLike) -> Iterator[Path]:
+  """A folder to write a model into, which is renamed to `out` when the block ends without an error.
+
+  Until then it has a hidden name beside `out`. An error removes it; what a killed process left is removed by the next
+  export. So `out` is never incomplete.
+
+  Raises:
+    UserError: `out` is a file or a folder that is not empty, or cannot be created.
+  """
+  final = check_new_folder(out)
+  with _writing(final):
     final.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(final.parent, os.W_OK):
       raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
   with atomic_directory(final) as temporary:
-    made = temporary.stat().st_ino
+    inode = temporary.stat().st_ino
     yield temporary
-  if final.stat().st_ino != made:  # a mount point, or made by somebody else meanwhile: his stands, ours is dropped
+  if final.stat().st_ino != inode:  # a mount point, or another process created it: theirs stays, ours is removed
     raise UserError(f"{out} could not be replaced; choose an --out that does not exist")

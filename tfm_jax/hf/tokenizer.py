@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face model directories: read one, or write ours as files that transformers loads."""
+"""Tokenizers of Hugging Face model directories: reads them, and writes ours as files that transformers loads."""
 
 import json
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from etils import epath
 
 from tfm_jax.errors import UserError
-from tfm_jax.text.characters import ByteTokenizer
-from tfm_jax.text.conversion import as_library
-from tfm_jax.text.library import ByteLevelTokenizer, WordPieceTokenizer
-from tfm_jax.text.subwords import SentencePieceTokenizer
-from tfm_jax.text.tokenizers import Tokenizer, read
+from tfm_jax.text.tokenizers.characters import ByteTokenizer
+from tfm_jax.text.tokenizers.conversion import as_library
+from tfm_jax.text.tokenizers.library import ByteLevelTokenizer, WordPieceTokenizer
+from tfm_jax.text.tokenizers.subwords import SentencePieceTokenizer
+from tfm_jax.text.tokenizers.table import Tokenizer, read
 
-_BERT_LIKE = ("bert", "distilbert", "electra", "modernbert", "roberta")
-_TOKEN_TYPES = ("bert", "electra")  # their models take token_type_ids; GPT-2 would add them up as embeddings
+_BERT_LIKE = ("bert", "distilbert", "electra", "esm", "modernbert", "roberta")
+_TOKEN_TYPES = ("bert", "electra")  # models that take token_type_ids; GPT-2 would read them as token ids
 _BOS_FIRST = ("llama", "mistral")
 
 _REMEDY = "remove the tokenizer files to import the weights alone"
 
 
 def read_tokenizer(source: epath.PathLike) -> Tokenizer | None:
-  """The tokenizer of a Hugging Face model directory; None if it has no tokenizer files. Their code is never run.
+  """The tokenizer of a Hugging Face model directory; None if it has no tokenizer files. No code in them is run.
 
   Raises:
     UserError: files that are damaged, or of a kind that is not supported.
@@ -32,18 +32,18 @@ def read_tokenizer(source: epath.PathLike) -> Tokenizer | None:
 
 
 def write_tokenizer(tokenizer: Tokenizer, out: epath.PathLike, model_type: str, max_length: int) -> None:
-  """Writes files from which `transformers.AutoTokenizer.from_pretrained(out)` makes a tokenizer with equal ids.
+  """Writes files from which `transformers.AutoTokenizer.from_pretrained(out)` loads a tokenizer with equal ids.
 
-  Called on a text, it adds the special tokens that are usual with `model_type`, as a model of that type in
-  transformers expects them: <s> or [CLS] before and </s> or [SEP] behind, one of the two, or none. But a
-  tokenizer.json that the tokenizer was read from is written unchanged, and adds what it says.
+  Called on a text, it adds the special tokens that are usual for `model_type` in transformers: a first token (<s>,
+  [CLS]), a last token (</s>, [SEP]), both or none. A tokenizer that was read from a tokenizer.json is written as that
+  file, unchanged, and adds what the file says.
 
   Args:
     out: the model's directory; its config.json is not touched.
-    max_length: tokens that the model takes.
+    max_length: largest number of tokens that the model reads.
 
   Raises:
-    UserError: a tokenizer that transformers cannot have.
+    UserError: a tokenizer without a counterpart in transformers.
   """
   folder = epath.Path(out)
   folder.mkdir(parents=True, exist_ok=True)
@@ -87,16 +87,16 @@ def _settings(tokenizer: Tokenizer, model_type: str, max_length: int) -> dict[st
   if len(tokenizer.sentinel_ids):
     settings["additional_special_tokens"] = [tokenizer.token(int(id)) for id in tokenizer.sentinel_ids]
   if model_type == "mistral":
-    settings["fix_mistral_regex"] = False  # it is no tokenizer of Mistral AI, whose regex needs mending
+    settings["fix_mistral_regex"] = False  # its regular expression is not the one of Mistral AI that needs fixing
   return settings
 
 
 def _class(content: dict[str, Any], model_type: str) -> dict[str, Any]:
-  """The class that takes tokenizer.json as it stands: those named after models would rebuild it by their own rules."""
+  """The class that reads tokenizer.json unchanged. Classes named after models rebuild it by their own rules."""
   if model_type != "qwen2":
     return {"tokenizer_class": "PreTrainedTokenizerFast"}
-  # transformers 5 forces its own class on this model type, unless the tokenizer claims to have code of its own,
-  # which is ignored then.
+  # transformers 5 forces its own class on this model type, unless `auto_map` claims that the tokenizer has its own code
+  # (which is not run).
   own = '"NFC"' in json.dumps(content["normalizer"]) and _QWEN2_WORDS in json.dumps(content["pre_tokenizer"])
   if own and "<|endoftext|>" in content["model"]["vocab"] | {t["content"]: 0 for t in content["added_tokens"]}:
     return {"tokenizer_class": "Qwen2Tokenizer"}
@@ -110,7 +110,7 @@ _QWEN2_WORDS = json.dumps(
 
 
 def _post_processor(tokenizer: Tokenizer, model_type: str) -> dict[str, Any]:
-  """What is added to one text and to a pair."""
+  """The special tokens that are added to a text and to a pair of texts."""
 
   def special(id: int, type_id: int = 0) -> list[dict[str, Any]]:
     return [{"SpecialToken": {"id": tokenizer.token(id), "type_id": type_id}}] if id >= 0 else []
@@ -130,7 +130,7 @@ def _post_processor(tokenizer: Tokenizer, model_type: str) -> dict[str, Any]:
 
 
 def _bert_settings(normalizer: dict[str, Any] | None) -> dict[str, Any]:
-  """What readers of vocab.txt need to know."""
+  """Settings that readers of vocab.txt need."""
   if not normalizer or normalizer["type"] != "BertNormalizer":
     return {}
   names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}

@@ -1,4 +1,4 @@
-"""What a model refuses to read: fields of a batch that are missing, of another shape, or out of range."""
+"""Checks of a batch: fields that are missing, have the wrong shape or dtype, or hold values out of range."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,19 +10,19 @@ import numpy as np
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig
 
-# Lengths of the axes that are wanted: one of several, or any.
+# For each axis its allowed lengths, or None for any.
 Shape = tuple[tuple[int, ...] | None, ...]
 
 
 def check_batch(c: ModelConfig, vocab_size: int, sides: tuple[str, ...], batch: Any) -> None:
-  """Raises UserError, in one line, for a batch that the model would fail on or make nonsense of.
+  """Raises UserError for a batch on which the model would fail or compute nonsense.
 
-  Shapes and dtypes are checked while tracing too, values where they are known (outside of `jax.jit`).
+  Shapes and dtypes are also checked while tracing; values only where they are known (outside `jax.jit`).
 
   Args:
     c: the resolved configuration.
     vocab_size: ids lie below it.
-    sides: what the names of fields start with: ("",), or ("encoder_", "decoder_").
+    sides: prefixes of the fields' names: ("",) or ("encoder_", "decoder_").
     batch: name -> array.
   """
   if not isinstance(batch, Mapping):
@@ -48,30 +48,32 @@ def check_batch(c: ModelConfig, vocab_size: int, sides: tuple[str, ...], batch: 
       _check_ids(batch, "mlm_positions", (rows, None), shape[1])
 
 
-def _check_ids(batch: Mapping[str, Any], name: str, wanted: Shape, limit: int | None) -> tuple[int, ...]:
-  """The shape of a field of whole numbers in [0, limit); without a limit they mean something whatever they are."""
-  shape, x = _check_shape(batch, name, wanted), batch[name]
+def _check_ids(batch: Mapping[str, Any], name: str, expected: Shape, limit: int | None) -> tuple[int, ...]:
+  """The shape of a field of integers, checked to lie in [0, limit) if there is a limit."""
+  shape, x = _check_shape(batch, name, expected), batch[name]
   if not jnp.issubdtype(x.dtype, jnp.integer):
-    raise UserError(f"batch[{name!r}] has dtype {x.dtype}, but whole numbers are wanted, such as int32")
+    raise UserError(f"batch[{name!r}] has dtype {x.dtype}, but must hold integers, such as int32")
   known = not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
   if limit and x.size and known:
     low, high = int(np.min(x)), int(np.max(x))
     if low < 0 or high >= limit:
-      raise UserError(f"batch[{name!r}] holds {low if low < 0 else high}, but the model knows 0 to {limit - 1} alone")
+      raise UserError(f"batch[{name!r}] holds {low if low < 0 else high}, but must lie between 0 and {limit - 1}")
   return shape
 
 
-def _check_shape(batch: Mapping[str, Any], name: str, wanted: Shape) -> tuple[int, ...]:
-  """The shape of a field."""
+def _check_shape(batch: Mapping[str, Any], name: str, expected: Shape) -> tuple[int, ...]:
+  """The shape of a field, checked."""
   if name not in batch:
     raise UserError(f"the batch has no {name!r}, which this model reads; it has {', '.join(batch) or 'nothing'}")
   x = batch[name]
   if not hasattr(x, "shape"):
     raise UserError(f"batch[{name!r}] is a {type(x).__name__}, not an array: numpy.asarray makes it one")
   shape = tuple(x.shape)
-  if len(shape) != len(wanted) or any(n not in (lengths or (n,)) for n, lengths in zip(shape, wanted, strict=True)):
-    axes = ("rows", "height", "width", "channels") if len(wanted) == 4 else ("rows", "tokens")
-    sizes = ", ".join(axis if lengths is None else str(lengths[0]) for lengths, axis in zip(wanted, axes, strict=True))
-    hint = ": of a single row, x[None]" if len(shape) == len(wanted) - 1 else ""
-    raise UserError(f"batch[{name!r}] has the shape {list(shape)}, but [{sizes}] is wanted{hint}")
+  if len(shape) != len(expected) or any(n not in (lengths or (n,)) for n, lengths in zip(shape, expected, strict=True)):
+    axes = ("rows", "height", "width", "channels") if len(expected) == 4 else ("rows", "tokens")
+    sizes = ", ".join(
+      axis if lengths is None else str(lengths[0]) for lengths, axis in zip(expected, axes, strict=True)
+    )
+    hint = "; for a single row, pass x[None]" if len(shape) == len(expected) - 1 else ""
+    raise UserError(f"batch[{name!r}] has shape {list(shape)}, but must have [{sizes}]{hint}")
   return shape

@@ -1,4 +1,4 @@
-"""The key-value cache of a decoder: an explicit argument and result, one array for all layers."""
+"""The key-value cache of a decoder, an explicit argument and result. One array holds all layers."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jax import Array
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.sharding.placement import Placement
 
-AXES = ("batch", "seq", "act_heads", None)  # of a layer's keys and values
+AXES = ("batch", "seq", "act_heads", None)  # of the keys and values of a layer
 
 
 class KeysValues(NamedTuple):
@@ -19,28 +19,28 @@ class KeysValues(NamedTuple):
   v: Array
 
   def with_new(self, new: "KeysValues", start: Array, st: Placement) -> "KeysValues":
-    """These, with new ones written from column `start` on."""
+    """The keys and values with new ones written from column `start` on."""
     axes = ("layers",) * (self.k.ndim - 4) + AXES
     put = lambda old, x: st.constrain(jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=-3), axes)
     return KeysValues(*map(put, self, new))
 
 
 class Memory(NamedTuple):
-  """What an encoder hands to its decoder: hidden states [B, S, D] and the segments [B, S] of their tokens, if any."""
+  """An encoder's output for its decoder: hidden states [B, S, D], and the segments [B, S] of their tokens, if any."""
 
   h_BSD: Array
   segments_BS: Array | None = None
 
 
 class Cache(NamedTuple):
-  """What a decoder keeps of the tokens that it has read. A column holds one token of each row.
+  """Keys and values of the tokens that a decoder has read. A column holds one token of each row.
 
   Attributes:
-    length: columns filled so far, int32 scalar.
-    segments_BS: segment ids of the tokens, int32 [B, S]; 0 where there is none, or padding: it is never seen.
+    length: number of columns filled so far, int32 scalar.
+    segments_BS: segment ids of the tokens, int32 [B, S]; 0 for padding and unfilled columns, which are masked.
     own: keys and values of the tokens, [N, B, S, G, K].
-    across: those of the encoder's output, computed once; None in decoders without an encoder.
-    memory_segments_BS: segments of the encoder's tokens; None: one segment.
+    across: keys and values of the encoder's output, computed once; None without an encoder.
+    memory_segments_BS: segments of the encoder's tokens; None: a single segment.
   """
 
   length: Array
@@ -51,23 +51,23 @@ class Cache(NamedTuple):
 
   @property
   def kept(self) -> dict[str, KeysValues]:
-    """What the layers have, by the name of their attention."""
+    """The keys and values by name of the attention layer."""
     return {"attn": self.own} | ({} if self.across is None else {"cross": self.across})
 
   def with_segments(self, segments_BT: Array) -> "Cache":
-    """The cache with the segments of new tokens in their columns; `length` stays."""
+    """The cache with the segments of new tokens written into their columns; `length` is unchanged."""
     put = jax.lax.dynamic_update_slice_in_dim(self.segments_BS, segments_BT, self.length, axis=1)
     return self._replace(segments_BS=put)
 
   def with_tokens(self, new: dict[str, KeysValues], st: Placement) -> "Cache":
-    """The cache with the keys and values [N, B, T, ...] of new tokens, T columns longer."""
+    """The cache with the keys and values [N, B, T, ...] of T new tokens."""
     across = new.get("cross", self.across)
     own = self.own.with_new(new["attn"], self.length, st)
     return self._replace(own=own, across=across, length=self.length + new["attn"].k.shape[2])
 
 
 def empty_cache(c: ModelConfig, st: Placement, layers: int, rows: int, columns: int) -> Cache:
-  """A cache of no tokens, with room for so many columns."""
+  """An empty cache with room for `columns` tokens per row."""
   zeros = jnp.zeros((layers, rows, columns, c.kv_heads, c.head_features), c.compute_dtype)
   zeros = st.constrain(zeros, ("layers", *AXES))
   segments = st.constrain(jnp.zeros((rows, columns), jnp.int32), ("batch", "seq"))

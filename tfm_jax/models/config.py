@@ -1,4 +1,4 @@
-"""`ModelConfig`: everything in which the families differ, and the axes of every parameter."""
+"""`ModelConfig`: the configuration of a model of any family, and the logical axes of every parameter."""
 
 import dataclasses
 import re
@@ -19,87 +19,90 @@ VOCAB_MULTIPLE = 128
 class RotaryConfig:
   """Rotary positions (Su et al. 2021), and how they are stretched to reach longer texts."""
 
-  base: float = 10_000.0  # the longest wave is about 2 pi times it
-  local_base: float = 0.0  # the same in layers with a window; 0: base
-  factor: float = 1.0  # by which waves are stretched
-  original: int = 0  # Llama 3: the length trained on, of which only long waves are stretched; 0: all waves
-  low: float = 1.0  # Llama 3: waves longer than original / low are stretched wholly
-  high: float = 4.0  # Llama 3: waves shorter than original / high stay as they are
+  base: float = 10_000.0  # base of the frequencies; the longest wavelength is about 2 pi times it, in tokens
+  local_base: float = 0.0  # base in layers with local attention; 0: rotary.base
+  factor: float = 1.0  # factor by which wavelengths are stretched
+  original: int = 0  # original length of Llama 3's scaling, which stretches only long waves; 0: all are stretched
+  low: float = 1.0  # Llama 3's scaling: wavelengths above original / low are stretched by the full factor
+  high: float = 4.0  # Llama 3's scaling: wavelengths below original / high are not stretched
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowConfig:
   """Local attention."""
 
-  size: int = 0  # how far away a key may be, on either side; 0: every layer sees all
-  global_every: int = 0  # layers 0, n, 2 n ... see all nonetheless; 0: none does
+  size: int = 0  # largest distance of a key that a query attends to, on either side; 0: attention is global
+  global_every: int = 0  # every n-th layer (0, n, 2 n ...) has global attention nonetheless; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-  """What is predicted from the last hidden states."""
+  """The prediction head: what is predicted from the last hidden states."""
 
-  name: str = "lm"  # a name in models.heads.table.HEADS
-  transform: bool = False  # a dense layer, activation and norm before the output layer
-  classifier_transform: bool = False  # the same before classifiers
-  activation: str = ""  # its activation; empty: that of the blocks
-  bias: bool = False  # in the output layer
-  pooler: str = "none"  # of a row into one vector: tanh, relu (a dense layer and this activation) or none
-  pooling: str = "first"  # what the pooler sees: first (token) or mean
-  num_labels: int = 2  # classes of the heads that classify
-  labels: str = ""  # their names, separated by "|"; empty: none
+  name: str = "lm"  # lm, pretraining, none, pooled, or a task's: see models/heads/table.py
+  transform: bool = False  # a dense layer, an activation and a norm before the output layer
+  classifier_transform: bool = False  # the same transform before a classifier
+  activation: str = ""  # activation of the transform; empty: model.activation
+  bias: bool = False  # a bias in the output layer
+  pooler: str = "none"  # dense layer on the pooled vector of a row, with the activation tanh or relu; none: no layer
+  pooling: str = "first"  # vector that stands for a row: first (the first token's) or mean (over its tokens)
+  num_labels: int = 2  # number of classes of a classification head; 1: a number is predicted
+  labels: str = ""  # names of the classes, separated by "|"; empty: unnamed
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-  """Images, in families that see them."""
+  """Images, in families that read them."""
 
-  height: int = 0  # pixels
-  width: int = 0  # pixels
-  channels: int = 3  # values of a pixel
-  patch: int = 0  # pixels along a side of the squares that images are cut into; 0: the model sees no images
+  height: int = 0  # height of an image in pixels
+  width: int = 0  # width of an image in pixels
+  channels: int = 3  # number of values per pixel
+  patch: int = 0  # side of the square patches in pixels; 0: the model reads no images
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Shape and kind of a Transformer: what all families share, and four sections. A family's preset is such a value."""
+  """Shape and kind of a Transformer: the fields that all families share, and four sections.
 
-  num_layers: int = 12  # blocks; of the encoder, where there are two stacks
-  decoder_layers: int = 0  # blocks of the decoder in encoder-decoder families; 0: num_layers
+  Each family has a preset, which is a value of this class; an experiment replaces fields of it.
+  """
+
+  num_layers: int = 12  # number of blocks (of the encoder, in encoder-decoder families)
+  decoder_layers: int = 0  # number of decoder blocks in encoder-decoder families; 0: num_layers
   embed_dim: int = 768  # width of the residual stream
-  num_heads: int = 12  # attention heads
-  num_kv_heads: int = 0  # heads of keys and values, each shared by a group of query heads; 0: num_heads
-  head_dim: int = 0  # features of a head; 0: embed_dim / num_heads
-  mlp_dim: int = 0  # hidden features of the feed-forward layer; 0: 4 * embed_dim
-  embedding_dim: int = 0  # features of the embedding tables, projected to embed_dim (ELECTRA); 0: embed_dim
-  vocab_size: int = 0  # rows of the table of tokens, if more than the tokenizer has; 0: the tokenizer's vocabulary
-  max_positions: int = 0  # rows of the table of learned positions
-  dropout: float = 0.0  # rate after embeddings and sub-layers
-  attention_dropout: float = 0.0  # rate on the attention weights
-  attention: str = "auto"  # auto (the fastest that can do it), xla, or splash (TPU; without dropout, bias and window)
-  dtype: str = "bfloat16"  # compute dtype: bfloat16 or float32; parameters are float32
-  remat: str = "none"  # kept for the backward pass: none (all), dots (outputs of linears), full (inputs of blocks)
-  scan: bool = True  # one compiled block for all layers; false unrolls it
-  positions: str = "learned"  # learned, sinusoidal, relative (T5), rotary or none
-  position_offset: int = 0  # rows of the table before the one of position 0; the last of them is for padding
-  relative_buckets: int = 32  # of relative positions
-  relative_distance: int = 128  # of relative positions: beyond it all share one bucket
-  norm: str = "layer"  # layer or rms
-  norm_order: str = "pre"  # pre or post
-  norm_epsilon: float = 1e-5  # added to the variance
-  first_norm: bool = True  # of pre-norm: before the attention of the first block too
-  activation: str = "gelu"  # gelu (erf), gelu_tanh, relu or silu
-  gated: bool = False  # a gate beside the activation (GEGLU, SwiGLU)
-  bias: str = "all"  # what has a bias: all, none, or some of qkv, out, mlp, norm, transform, separated by commas
-  tied: bool = True  # the output layer is the embedding table
-  token_types: int = 0  # rows of the table of token types; 0: none
+  num_heads: int = 12  # number of attention heads
+  num_kv_heads: int = 0  # number of heads of keys and values, each shared by a group of query heads; 0: num_heads
+  head_dim: int = 0  # width of an attention head; 0: embed_dim / num_heads
+  mlp_dim: int = 0  # hidden width of the feed-forward layer; 0: 4 * embed_dim
+  embedding_dim: int = 0  # width of the embedding tables, projected to embed_dim (ELECTRA); 0: embed_dim
+  vocab_size: int = 0  # size of the token table if it is larger than the tokenizer's vocabulary; 0: the same size
+  max_positions: int = 0  # size of the table of learned positions
+  dropout: float = 0.0  # dropout rate after the embeddings and after each sub-layer
+  attention_dropout: float = 0.0  # dropout rate on the attention weights
+  attention: str = "auto"  # kernel: auto (the fastest that can serve), xla, or splash (TPU; no dropout, bias or window)
+  dtype: str = "bfloat16"  # dtype of computation: bfloat16 or float32; parameters are float32
+  remat: str = "none"  # kept for the backward pass: none (all), dots (outputs of linears) or full (inputs of blocks)
+  scan: bool = True  # compile one block for all layers (on a CPU, if there are over 12); false unrolls their loop
+  positions: str = "learned"  # position encoding: learned, sinusoidal, relative (T5), rotary or none
+  position_offset: int = 0  # rows of the position table before that of position 0; the last of them is for padding
+  relative_buckets: int = 32  # number of buckets of relative positions
+  relative_distance: int = 128  # distance from which on relative positions share the last bucket
+  norm: str = "layer"  # normalisation: layer (LayerNorm) or rms (RMSNorm)
+  norm_order: str = "pre"  # place of the norms: pre (before each sub-layer) or post (after its residual)
+  norm_epsilon: float = 1e-5  # added to the variance in norms
+  first_norm: bool = True  # a norm before the first block's attention too, where norm_order is pre
+  activation: str = "gelu"  # activation of the feed-forward layer: gelu (erf), gelu_tanh, relu or silu
+  gated: bool = False  # a linear gate beside the activation (GEGLU, SwiGLU)
+  bias: str = "all"  # parts with a bias: all, none, or some of qkv, out, mlp, norm, transform, separated by commas
+  tied: bool = True  # use the embedding table as the output layer
+  token_types: int = 0  # number of token types (the segments of BERT); 0: no such table
   embed_norm: bool = False  # a norm after the embeddings
-  scale_attention: bool = True  # logits times head_dim^-0.5
-  scale_by_layer: bool = False  # logits divided by the number of the layer, counted from 1
-  scale_embed: bool = False  # embeddings times embed_dim^0.5
-  scale_output: str = "never"  # hidden states times embed_dim^-0.5 before the output layer: always, never, if tied
-  inner_dropout: bool = False  # dropout inside the feed-forward layer and after the last norm too
-  init: str = "bert"  # initialisation, a name in models.init.INITS
+  scale_attention: bool = True  # multiply attention logits by head_dim^-0.5
+  scale_by_layer: bool = False  # divide attention logits by the number of the layer, counted from 1
+  scale_embed: bool = False  # multiply embeddings by embed_dim^0.5
+  scale_output: str = "never"  # multiply the output layer's input by embed_dim^-0.5: always, never or tied (if it is)
+  inner_dropout: bool = False  # dropout also inside the feed-forward layer and after the last norm
+  init: str = "bert"  # initialisation: bert, gpt, t5 or xavier
   rotary: RotaryConfig = RotaryConfig()
   window: WindowConfig = WindowConfig()
   head: HeadConfig = HeadConfig()
@@ -107,32 +110,32 @@ class ModelConfig:
 
   @property
   def head_features(self) -> int:
-    """K: features of a head."""
+    """K: width of an attention head."""
     return self.head_dim or self.embed_dim // self.num_heads
 
   @property
   def kv_heads(self) -> int:
-    """G: heads of keys and values."""
+    """G: number of heads of keys and values."""
     return self.num_kv_heads or self.num_heads
 
   @property
   def mlp_features(self) -> int:
-    """F: hidden features of the feed-forward layer."""
+    """F: hidden width of the feed-forward layer."""
     return self.mlp_dim or 4 * self.embed_dim
 
   @property
   def embed_features(self) -> int:
-    """E: features of the embedding tables."""
+    """E: width of the embedding tables."""
     return self.embedding_dim or self.embed_dim
 
   @property
   def decoder_depth(self) -> int:
-    """Blocks of the decoder in encoder-decoder families."""
+    """Number of decoder blocks in encoder-decoder families."""
     return self.decoder_layers or self.num_layers
 
   @property
   def patches(self) -> int:
-    """Squares that an image is cut into; 0 in families that see no images."""
+    """Number of patches of an image; 0 in families that read no images."""
     image = self.image
     return image.patch and (image.height // image.patch) * (image.width // image.patch)
 
@@ -142,12 +145,12 @@ class ModelConfig:
     return jnp.dtype(self.dtype)
 
   def has_bias(self, part: str) -> bool:
-    """Whether a part, one of `BIASES`, has a bias."""
+    """Whether a part (one of `BIASES`) has a bias."""
     return self.bias in ("all", "true") or part in self.bias.split(",")
 
 
-# Parts of a model that may have a bias: projections to queries, keys and values; the one back to the residual stream;
-# the feed-forward layer; norms; the dense layer of the head's transform.
+# Parts of a model that may have a bias: the projections to queries, keys and values; attention's output projection; the
+# feed-forward layer; norms; the dense layer of the prediction head's transform.
 BIASES = ("qkv", "out", "mlp", "norm", "transform")
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -165,28 +168,28 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def fields_of(kind: type) -> dict[str, type]:
-  """The fields of a dataclass and of those it holds, `name` or `section.name`, with their types."""
-  made: dict[str, type] = {}
+  """The fields of a dataclass and of its sections, as `name` or `section.name`, with their types."""
+  fields: dict[str, type] = {}
   hints: dict[str, Any] = typing.get_type_hints(kind)
   for name, hint in hints.items():
     inner = fields_of(typing.cast(type, hint)) if dataclasses.is_dataclass(hint) else {}
-    made |= {f"{name}.{key}": kind for key, kind in inner.items()} or {name: hint}
-  return made
+    fields |= {f"{name}.{key}": kind for key, kind in inner.items()} or {name: hint}
+  return fields
 
 
 def field(config: ModelConfig, key: str) -> Any:
-  """The value of a field, as "num_layers" or "head.name"."""
+  """The value of a field, named as "num_layers" or "head.name"."""
   section, _, name = key.rpartition(".")
   return getattr(getattr(config, section) if section else config, name)
 
 
 def full_key(key: str) -> str:
-  """The key of the whole configuration that holds a field: "model.num_layers", "head.name"."""
+  """A field's key in the whole configuration: "model.num_layers", "head.name"."""
   return key if "." in key else f"model.{key}"
 
 
 def replaced(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
-  """The configuration with other values in some fields, "num_layers" or "head.name"."""
+  """The configuration with some fields changed, named as "num_layers" or "head.name"."""
   sections: dict[str, dict[str, Any]] = {}
   for key, value in changes.items():
     section, _, name = key.rpartition(".")
@@ -197,11 +200,11 @@ def replaced(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
 
 
 def resolve(config: ModelConfig) -> ModelConfig:
-  """The configuration with values in place of those that stand for another field's, checked. Raises UserError."""
+  """The configuration, checked, with fields that default to another field's value filled in. Raises UserError."""
   parts = [part for part in BIASES if config.has_bias(part)]
-  others = set(config.bias.split(",")) - {*BIASES, "all", "none", "true", "false"}
-  if others:
-    raise UserError(f"model.bias={config.bias!r}: {others.pop()!r} is not one of all, none, {', '.join(BIASES)}")
+  unknown = set(config.bias.split(",")) - {*BIASES, "all", "none", "true", "false"}
+  if unknown:
+    raise UserError(f"model.bias={config.bias!r}: {unknown.pop()!r} is not one of all, none, {', '.join(BIASES)}")
   changes: dict[str, Any] = {
     "bias": {len(BIASES): "all", 0: "none"}.get(len(parts), ",".join(parts)),
     "head.activation": config.head.activation or config.activation,
@@ -215,7 +218,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
 
 
 def check(config: ModelConfig) -> None:
-  """Raises UserError for an impossible value, and for values that do not go together."""
+  """Raises UserError for an impossible value, or for values that contradict each other."""
   for key, choices in {"attention": ("auto", *reversed(KERNELS)), **CHOICES}.items():
     if field(config, key) not in choices:
       raise UserError(f"{full_key(key)}={field(config, key)!r} is not one of {', '.join(choices)}")
@@ -232,7 +235,7 @@ def check(config: ModelConfig) -> None:
   if config.num_heads % config.kv_heads:
     raise UserError(
       f"model.num_kv_heads={config.num_kv_heads} does not divide model.num_heads={config.num_heads}: "
-      f"each head of keys and values serves as many query heads as the others"
+      f"each head of keys and values serves the same number of query heads"
     )
   if config.positions == "rotary" and config.head_features % 2:
     raise UserError(f"rotary positions need an even head dimension, not {config.head_features}: set model.head_dim")
@@ -246,12 +249,12 @@ def check(config: ModelConfig) -> None:
     raise UserError(f"head.labels has {len(head.labels.split('|'))} names for head.num_labels={head.num_labels}")
   for side, length in (("height", image.height), ("width", image.width)):
     if image.patch and (not length or length % image.patch):
-      raise UserError(f"image.{side}={length} is no multiple of image.patch={image.patch}")
+      raise UserError(f"image.{side}={length} is not a multiple of image.patch={image.patch}")
   find_kernel(config.attention, attention_need(config))
 
 
 def attention_need(config: ModelConfig, training: bool = True) -> Need:
-  """What a model needs of its attention kernel, wherever it runs."""
+  """What a model needs of its attention kernel on any platform."""
   return Need(
     dropout=config.attention_dropout if training else 0.0,
     bias=config.positions == "relative",
@@ -267,8 +270,13 @@ def pad_vocab(size: int) -> int:
 
 
 class Axes(NamedTuple):
-  """Logical axes of a parameter. `layers`, `inputs` and `outputs` count axes, in this order; a parameter that is no
-  matrix (a bias, a norm, a small table) has no inputs: its axes are all outputs."""
+  """Logical axes of a parameter: first the axis of layers if it has one, then its input axes, then its output axes.
+
+  Attributes:
+    names: the logical axes; None for an axis that is never split.
+    layers: number of axes of layers, 0 or 1.
+    inputs: number of input axes; 0 for a parameter that is not a matrix (a bias, a norm, a small table).
+  """
 
   names: tuple[str | None, ...]
   layers: int
@@ -276,12 +284,12 @@ class Axes(NamedTuple):
 
   @property
   def is_matrix(self) -> bool:
-    """Weight decay acts on it, and optimizers that see matrices treat it as one."""
+    """Whether weight decay applies to it and matrix optimizers treat it as a matrix."""
     return self.inputs > 0
 
 
-# Path (from its end) -> input axes -> output axes, of one layer; "." is an axis that is never split. Public, like the
-# paths: strategies name these axes.
+# End of a parameter's path, and the axes of one layer, inputs -> outputs; "." is an axis that is never split. Paths and
+# axes are public: strategies name these axes.
 PARAM_AXES = (
   (r"wq", "embed -> heads ."),
   (r"w[kv]", "embed -> kv_heads ."),
@@ -307,11 +315,11 @@ PARAM_AXES = (
 
 
 def param_axes(path: str) -> Axes:
-  """Logical axes of the parameter at `path`, as `blocks/attn/wq`. KeyError if no row of `PARAM_AXES` names it."""
-  for pattern, row in PARAM_AXES:
+  """Logical axes of the parameter at `path`, such as `blocks/attn/wq`. KeyError if `PARAM_AXES` has no entry for it."""
+  for pattern, axes in PARAM_AXES:
     if re.search(rf"(^|/)({pattern})$", path):
       stacked = "blocks/" in path
-      sides = [[None if axis == "." else axis for axis in side.split()] for side in row.split("->")]
+      sides = [[None if axis == "." else axis for axis in side.split()] for side in axes.split("->")]
       names = ("layers",) * stacked + tuple(axis for side in sides for axis in side)
       return Axes(names, int(stacked), len(sides[0]) if len(sides) == 2 else 0)
-  raise KeyError(f"no row of PARAM_AXES names the parameter {path}")
+  raise KeyError(f"PARAM_AXES has no entry for the parameter {path}")

@@ -1,4 +1,4 @@
-"""`Family`: what tells one architecture from another."""
+"""`Family`: what distinguishes one architecture from another."""
 
 import dataclasses
 
@@ -12,16 +12,17 @@ DECODER_HEADS = ("lm", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """One architecture: a row of `models.families.table.FAMILIES`.
+  """One architecture: an entry of `models.families.table.FAMILIES`.
 
   Attributes:
     module: the shape of the network.
-    preset: the configuration from which experiments say what differs.
-    heads: names in `models.heads.table.HEADS` that make sense on it; empty: all.
-    objectives: names in `objectives.table.OBJECTIVES` that it is pre-trained on; the first is what an import notes.
-    causal: each token sees only those before it.
-    attention: the class that `Block` uses for attention, called as `layers.Attention` is.
-    mlp: the class that it uses for the feed-forward layer, called as `layers.Mlp` is.
+    preset: the default configuration, of which experiments change fields.
+    heads: names in `models.heads.table.HEADS` that the family supports; empty: all.
+    objectives: names in `objectives.table.OBJECTIVES` that it can be pre-trained on; an import writes the first into
+      the run's configuration.
+    causal: a token attends only to itself and to earlier ones.
+    attention: the class of the blocks' attention, with the fields and call of `layers.Attention`.
+    mlp: the class of the blocks' feed-forward layer, with the fields and call of `layers.Mlp`.
   """
 
   module: type[Network]

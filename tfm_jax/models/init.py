@@ -1,10 +1,10 @@
-"""Initialisation, one scheme a paper, equal bit for bit under every sharding.
+"""Initialisation: one scheme per paper, bit-equal under every sharding.
 
-`jax.random.normal` is not: its bits are, but on CPU the logarithm in it is rounded differently where a loop is
-vectorised and where it is not, which depends on the shard. So values are sums of uniform integers, which are exact,
-times one factor.
+`jax.random.normal` is not: on CPU, its logarithm is rounded differently in vectorised and in scalar loops, and which of
+them computes an element depends on the shard. So values are sums of uniform integers, which are exact, times a factor.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -18,43 +18,47 @@ from tfm_jax.ops import hashing
 Initializer = Callable[[Array, tuple[int, ...]], Array]
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _normal(key: Array, shape: tuple[int, ...], stddev: float) -> Array:
+  """See `normal`. Compiled as a function of its own, so that it is traced once per shape."""
+  index = hashing.positions(shape)
+  total = jnp.zeros(shape, jnp.int32)
+  for seed in jax.random.bits(key, (6,)):
+    word = hashing.bits(index, seed)
+    total += ((word >> np.uint32(16)) + (word & np.uint32(0xFFFF))).astype(jnp.int32)
+  # Twelve uniforms on 0 .. 65535: mean 12 * 65535 / 2, variance 65536^2 - 1. Twice the deviation is an integer.
+  return (2 * total - 12 * 65535).astype(jnp.float32) * np.float32(stddev / 2 / 65536)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
+  """See `uniform`."""
+  word = hashing.bits(hashing.positions(shape), jax.random.bits(key))
+  return ((word >> np.uint32(8)).astype(jnp.int32) - 2**23).astype(jnp.float32) * np.float32(bound / 2**23)
+
+
 def normal(stddev: float) -> Initializer:
   """Normal of mean 0, as the sum of twelve uniforms (Irwin-Hall): within 6 standard deviations, kurtosis 2.9."""
-
-  def init(key: Array, shape: tuple[int, ...]) -> Array:
-    index = hashing.positions(shape)
-    total = jnp.zeros(shape, jnp.int32)
-    for seed in jax.random.bits(key, (6,)):
-      word = hashing.bits(index, seed)
-      total += ((word >> np.uint32(16)) + (word & np.uint32(0xFFFF))).astype(jnp.int32)
-    # Twelve uniforms on 0 .. 65535: mean 12 * 65535 / 2, variance 65536^2 - 1. Twice the deviation is a whole number.
-    return (2 * total - 12 * 65535).astype(jnp.float32) * np.float32(stddev / 2 / 65536)
-
-  return init
+  return lambda key, shape: _normal(key, shape, stddev)
 
 
 def uniform(bound: float) -> Initializer:
   """Uniform in [-bound, bound)."""
-
-  def init(key: Array, shape: tuple[int, ...]) -> Array:
-    word = hashing.bits(hashing.positions(shape), jax.random.bits(key))
-    return ((word >> np.uint32(8)).astype(jnp.int32) - 2**23).astype(jnp.float32) * np.float32(bound / 2**23)
-
-  return init
+  return lambda key, shape: _uniform(key, shape, bound)
 
 
 def bert(path: str, config: ModelConfig, fan_in: int, fan_out: int) -> Initializer:
-  """Normal of 0.02 everywhere (Devlin et al. 2018, without their truncation)."""
+  """Normal with standard deviation 0.02 (Devlin et al. 2018, without their truncation)."""
   return normal(0.02)
 
 
 def gpt(path: str, config: ModelConfig, fan_in: int, fan_out: int) -> Initializer:
-  """Normal of 0.02; projections into the residual stream divided by sqrt(2 N) (Radford et al. 2019)."""
+  """Normal with 0.02, divided by sqrt(2 N) for projections into the residual stream (Radford et al. 2019)."""
   return normal(0.02 * (2 * config.num_layers) ** -0.5 if path.endswith("/wo") else 0.02)
 
 
 def t5(path: str, config: ModelConfig, fan_in: int, fan_out: int) -> Initializer:
-  """Normal of fan_in^-0.5, queries K^-0.5 smaller (logits are not scaled), embeddings of 1 (Raffel et al. 2020)."""
+  """Normal with fan_in^-0.5, K^-0.5 less for queries (logits are not scaled), 1 for embeddings (Raffel et al. 2020)."""
   if path == "token":
     return normal(1.0)
   if path in ("head", "relative"):
@@ -63,7 +67,7 @@ def t5(path: str, config: ModelConfig, fan_in: int, fan_out: int) -> Initializer
 
 
 def xavier(path: str, config: ModelConfig, fan_in: int, fan_out: int) -> Initializer:
-  """Uniform in +-sqrt(6 / (fan_in + fan_out)), embeddings normal of D^-0.5 (Vaswani et al. 2017, tensor2tensor)."""
+  """Uniform in +-sqrt(6 / (fan_in + fan_out)); embeddings normal with D^-0.5 (Vaswani et al. 2017, tensor2tensor)."""
   if path in ("token", "head", "position", "type"):
     return normal(config.embed_dim**-0.5)
   return uniform((6 / (fan_in + fan_out)) ** 0.5)
@@ -73,7 +77,7 @@ INITS = {"bert": bert, "gpt": gpt, "t5": t5, "xavier": xavier}
 
 
 def initializer(path: str, config: ModelConfig, fan_in: int, fan_out: int) -> Initializer:
-  """The initializer of a weight of `fan_in` inputs and `fan_out` outputs, in the scheme that the config names.
+  """The initializer of a weight with `fan_in` inputs and `fan_out` outputs, in the scheme of the config.
 
   `path` is "token", "position", "type", "head" or "relative" for tables, else the module's and the parameter's name.
   """

@@ -1,7 +1,12 @@
-"""Layers: their parameters and a few einsums. B batch, T queries, S keys, D embed, H heads, K head, F mlp, V vocab."""
+"""The layers of every Transformer: their parameters and a few einsums. The mathematics is in `ops`.
+
+Names of arrays carry their axes: B batch, T queries, S keys, D embed, H attention heads, G heads of keys and values, K
+head dimension, F mlp, V vocabulary, E width of the embedding tables.
+"""
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,75 +17,100 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from tfm_jax.models.cache import KeysValues
-from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes
+from tfm_jax.models.config import Axes, ModelConfig, param_axes
 from tfm_jax.models.init import initializer
 from tfm_jax.models.sight import Sight
 from tfm_jax.ops import norms, positions
 from tfm_jax.ops.activations import ACTIVATIONS, GATED
-from tfm_jax.ops.broadcast import spread
+from tfm_jax.ops.attention import attention_probabilities
 from tfm_jax.ops.dropout import Noise, dropout
-from tfm_jax.ops.linear import embed
 from tfm_jax.ops.masks import CAUSAL
 from tfm_jax.sharding.linear import linear as linear_op
 from tfm_jax.sharding.placement import Placement
 
-# Dropout sites within a layer; each has bits of its own.
+# Dropout sites of a layer. Each draws its own random bits.
 EMBED, ATTENTION, AFTER_ATTENTION, CROSS, AFTER_CROSS, INNER, AFTER_MLP, FINAL = range(8)
 
-
 STREAM = ("batch", "seq", "act_embed")  # axes of the residual stream
-_LINEAR = "linear"
-_LOOKED_UP = ("token", "position", "type")
+_LINEAR = "linear"  # name by which `model.remat=dots` keeps the outputs of linears
+_LOOKED_UP = ("token", "position", "type")  # tables from which rows are looked up
+
+# Depth up to which XLA:CPU gets unrolled layers. In a scan one thread alone stacks the activations for the backward
+# pass: a step of four layers takes 4 to 9 % longer.
+UNROLLED_ON_CPU = 12
 
 
 def linear(spec: str, x: Array, w: Array, b: Array | None, axes: tuple, st: Placement) -> Array:
-  """The linear of a stored weight with these logical axes.
+  """A linear with a weight as it is stored, which has these logical axes.
 
-  It has a name, so that `model.remat=dots` can keep its output (the dots inside a custom VJP stay unseen).
+  Its output is named for `model.remat=dots`: checkpoint policies do not see the dots inside a custom VJP.
   """
   return checkpoint_name(linear_op(spec, x, w, b, axes, st), _LINEAR)
 
 
 class Context(NamedTuple):
-  """What every block of a stack sees beside its input."""
+  """What all blocks of a stack share.
 
-  own: Sight  # of the stack's own tokens
-  across: Sight | None = None  # of the encoder's
-  positions_BT: Array | None = None  # for rotary positions
-  memory_BSD: Array | None = None  # the encoder's output
-  start: Array | None = None  # with a cache: the column of the first new token
+  Attributes:
+    own: kernel and masks of attention over the stack's own tokens.
+    across: the same for attention over the encoder's tokens.
+    positions_BT: positions of the tokens, for rotary positions.
+    memory_BSD: the encoder's output.
+    start: with a cache, the column of the first new token.
+    noise: of dropout; None: no dropout.
+  """
+
+  own: Sight
+  across: Sight | None = None
+  positions_BT: Array | None = None
+  memory_BSD: Array | None = None
+  start: Array | None = None
   noise: Noise | None = None
 
 
 class Layer(nn.Module):
-  """Fields and helpers that all layers share. `st` is the strategy on its mesh, static data."""
+  """A Flax module with the fields and helpers that all layers share.
+
+  Attributes:
+    cfg: the resolved configuration.
+    st: the sharding strategy on its mesh (static data).
+  """
 
   cfg: ModelConfig
   st: Placement
 
+  @nn.nowrap
+  def param(self, name: str, init: Callable[..., Array], *args: Any) -> Array:  # type: ignore[override]
+    """A parameter, created by `init(key, *args)`.
+
+    Existing ones are only read. Flax would trace `init` at every call to compare shapes, a third of all tracing.
+    """
+    value = None if self.is_initializing() else self.get_variable("params", name)
+    return super().param(name, init, *args) if value is None else value
+
   def axes(self, name: str) -> Axes:
-    """Logical axes of the parameter of that name in one layer, as `PARAM_AXES` declares them."""
+    """Logical axes that `PARAM_AXES` declares for a parameter of this module, without the axis of layers."""
     names, layers, inputs = param_axes("/".join((*self.path, name)))
     return Axes(names[layers:], 0, inputs)
 
   def stored(self, name: str, shape: tuple[int, ...], kind: str = "") -> Array:
-    """A weight as it is stored: in float32, where the strategy puts it."""
-    inputs = self.axes(name).inputs or 1  # tables that are no matrices have one row per input
+    """A weight as it is stored: float32, sharded by the strategy. `kind`: see `initializer`."""
+    inputs = self.axes(name).inputs or 1  # in tables that are not matrices, each row belongs to one input
     fan_in, fan_out = math.prod(shape[:inputs]), math.prod(shape[inputs:])
     return self.param(name, initializer(kind or f"{self.name}/{name}", self.cfg, fan_in, fan_out), shape)
 
   def matrix(self, name: str, shape: tuple[int, ...], kind: str = "") -> Array:
-    """A weight, gathered in the compute dtype."""
+    """A weight, cast to the compute dtype and gathered."""
     w = self.stored(name, shape, kind)
     return self.st.weight(w, self.axes(name).names, self.cfg.compute_dtype, looked_up=kind in _LOOKED_UP)
 
-  def bias(self, name: str, shape: tuple[int, ...], wanted: bool) -> Array | None:
-    """A bias of zeros, float32, or None where none is wanted."""
-    return self.param(name, nn.initializers.zeros, shape) if wanted else None
+  def bias(self, name: str, shape: tuple[int, ...], exists: bool) -> Array | None:
+    """A float32 bias that starts as zeros, or None."""
+    return self.param(name, nn.initializers.zeros, shape) if exists else None
 
 
 class Norm(Layer):
-  """LayerNorm or RMSNorm, as the config says."""
+  """LayerNorm or RMSNorm (`model.norm`)."""
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
@@ -94,28 +124,33 @@ class Norm(Layer):
 class Attention(Layer):
   """Multi-head attention of x over itself, or over the encoder's output (`cross`).
 
-  Heads of queries may share heads of keys and values (Ainslie et al. 2023): G groups of R query heads each.
+  Query heads may share heads of keys and values (Ainslie et al. 2023): G groups of R query heads each.
+
+  Attributes:
+    cross: attend to the encoder's output.
+    emit: also return the attention weights.
   """
 
   cross: bool = False
+  emit: bool = False
 
   @nn.compact
   def __call__(
     self, x_BTD: Array, layer: Array, ctx: Context, kept: KeysValues | None = None
-  ) -> tuple[Array, KeysValues]:
-    """The output [B, T, D], and the keys and values that were computed here: those that `kept` lacks.
+  ) -> tuple[Array, KeysValues, Array | None]:
+    """The output [B, T, D]; the keys and values computed here; if `emit`, the attention weights [B, H, T, S].
 
-    `kept` has keys and values of a cache: of the tokens so far, or (`cross`) all of them.
+    `kept` are the keys and values of a cache: those of earlier tokens, or (`cross`) of the whole encoder's output.
     """
     c, st = self.cfg, self.st
     D, H, G, K = c.embed_dim, c.num_heads, c.kv_heads, c.head_features
     embed_axis, group_axis, head_axis = self.axes("wk").names
 
     def projections(x: Array, names: str) -> list[Array]:
-      """Linears that share an input are one dot: they share one dX, one gathering of weights, one scattering of dW.
+      """Projections of one input, computed as a single dot with one dX, one gather of weights and one scatter of dW.
 
-      Where each query head has a key of its own, the projections come first, as slices of the dot. Else a group is its
-      R query heads, its key and its value.
+      With a key per query head, the weights are stacked along a leading axis C. Otherwise they are concatenated within
+      each group: its R query heads, its key, its value.
       """
       sizes = {"q": H // G, "k": 1, "v": 1}
       ws = [self.stored(f"w{n}", (D, G * sizes[n], K)) for n in names]
@@ -153,35 +188,41 @@ class Attention(Layer):
       q_BTHK = (q_BTHK.astype(jnp.float32) / (layer + 1).astype(jnp.float32)).astype(q_BTHK.dtype)
     sight = ctx.across if self.cross else ctx.own
     assert sight is not None
-    with jax.named_scope(CAUSAL) if sight.causal else contextlib.nullcontext():  # so that FLOPs can be counted
-      y_BTHK = self.attend(q_BTHK, keys_values, sight, layer, ctx.noise)
+    with jax.named_scope(CAUSAL) if sight.causal else contextlib.nullcontext():  # read by the count of FLOPs
+      y_BTHK, weights_BHTS = self.attend(q_BTHK, keys_values, sight, layer, ctx.noise)
     y_BTHK = st.constrain(y_BTHK, ("batch", "seq", "act_heads", None))
     wo_HKD, b_D = self.stored("wo", (H, K, D)), self.bias("bo", (D,), c.has_bias("out"))
-    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, b_D, self.axes("wo").names, st), new
+    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, b_D, self.axes("wo").names, st), new, weights_BHTS
 
-  def attend(self, q_BTHK: Array, keys_values: KeysValues, sight: Sight, layer: Array, noise: Noise | None) -> Array:
-    """The attention itself, by the stack's kernel."""
+  def attend(
+    self, q_BTHK: Array, keys_values: KeysValues, sight: Sight, layer: Array, noise: Noise | None
+  ) -> tuple[Array, Array | None]:
+    """The attention itself, by the stack's kernel. If `emit`, also the weights; the masks must be dense then."""
     c, st = self.cfg, self.st
     mask = sight.of_layer(is_global(c, layer))
     fixed: dict[str, Any] = {"scale": c.head_features**-0.5 if c.scale_attention else 1.0, "platform": st.platform}
+    weights_BHTS = None
+    if self.emit:
+      weights_BHTS = attention_probabilities(q_BTHK, keys_values.k, mask, sight.bias_HTS, **fixed)
+      weights_BHTS = st.constrain(weights_BHTS, ("batch", "act_heads", "seq", None))
     if sight.kernel.local:
       heads = ("batch", "seq", "act_heads", None)
       places = jax.tree.map(lambda x: ("batch", "seq")[: jnp.ndim(x)], mask)
       run = lambda *arrays: sight.kernel.attend(*arrays[:3], mask=arrays[3], bias_HTS=None, **fixed)
-      return st.local(run, (heads, heads, heads, places), heads)(q_BTHK, *keys_values, mask)
-    return sight.kernel.attend(
-      q_BTHK, *keys_values, mask=mask, bias_HTS=sight.bias_HTS, **fixed,
-      dropout_rate=c.attention_dropout, noise=noise, layer=layer, site=CROSS if self.cross else ATTENTION,
-    )  # fmt: skip
+      return st.local(run, (heads, heads, heads, places), heads)(q_BTHK, *keys_values, mask), weights_BHTS
+    site = CROSS if self.cross else ATTENTION
+    random: dict[str, Any] = {"dropout_rate": c.attention_dropout, "noise": noise, "layer": layer, "site": site}
+    y_BTHK = sight.kernel.attend(q_BTHK, *keys_values, mask=mask, bias_HTS=sight.bias_HTS, **fixed, **random)
+    return y_BTHK, weights_BHTS
 
 
 def is_global(c: ModelConfig, layer: Array) -> Array | bool:
-  """Whether a layer of a model with local attention sees all keys nonetheless."""
+  """Whether a layer of a model with local attention has global attention."""
   return layer % c.window.global_every == 0 if c.window.global_every else False
 
 
 def rotary_rates(c: ModelConfig, layer: Array) -> Array | np.ndarray:
-  """The rates of a layer's rotary positions, [K / 2]."""
+  """The frequencies of a layer's rotary positions, [K / 2]."""
   stretched = (c.rotary.factor, c.rotary.original, c.rotary.low, c.rotary.high)
   rates, local = (
     positions.rotary_rates(c.head_features, base, *stretched) for base in (c.rotary.base, c.rotary.local_base)
@@ -190,7 +231,7 @@ def rotary_rates(c: ModelConfig, layer: Array) -> Array | np.ndarray:
 
 
 class Mlp(Layer):
-  """Two linears around an activation, with a gate beside it if the config says so (Shazeer 2020)."""
+  """The feed-forward layer: two linears around an activation, which may be gated (Shazeer 2020)."""
 
   @nn.compact
   def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> Array:
@@ -203,7 +244,7 @@ class Mlp(Layer):
     b_CF = jnp.stack(biases) if biases else None
     h_CBTF = linear("BTD,DCF->CBTF", x_BTD, w_DCF, b_CF, (embed_axis, None, mlp_axis), st)
     h_CBTF = st.constrain(h_CBTF, (None, "batch", "seq", "act_mlp"))
-    # wi is what the activation sees, wg the linear gate beside it.
+    # The activation is applied to the output of wi; wg is the linear gate.
     if c.gated:
       h_BTF = GATED[c.activation](h_CBTF[0], h_CBTF[1])
     else:
@@ -215,7 +256,7 @@ class Mlp(Layer):
 
 
 class Sublayers(NamedTuple):
-  """The classes of which a family's blocks are made."""
+  """The classes of a family's attention and feed-forward layers."""
 
   attention: type[Layer] = Attention
   mlp: type[Layer] = Mlp
@@ -223,21 +264,41 @@ class Sublayers(NamedTuple):
 
 STANDARD = Sublayers()
 
+Kept = dict[str, KeysValues]  # by name of the attention layer ("attn", "cross"); of one block or of all
+HIDDEN, ATTN, CROSS_ATTN = "hidden", "attn", "cross"  # what a block can emit: its output, or attention weights
 
-Kept = dict[str, KeysValues]  # by the name of the attention; of one layer or of all
+
+class Emitted(NamedTuple):
+  """What a block returns in addition to its output; from a stack, with a leading axis of layers.
+
+  Attributes:
+    new: with a cache, the keys and values to add to it.
+    shown: what `Block.emit` names, or None.
+  """
+
+  new: Kept | None = None
+  shown: Array | None = None
 
 
 class Block(Layer):
-  """Attention, cross-attention where there is an encoder, feed-forward: each with its residual, norm and dropout."""
+  """Attention, cross-attention (in a decoder with an encoder) and feed-forward, each with residual, norm and dropout.
+
+  Attributes:
+    cross: has cross-attention.
+    sublayers: the classes of attention and feed-forward.
+    emit: what is returned for inspection: "" (nothing), HIDDEN, ATTN or CROSS_ATTN.
+  """
 
   cross: bool = False
   sublayers: Sublayers = STANDARD
+  emit: str = ""
 
   @nn.compact
-  def __call__(self, x_BTD: Array, layer: Array, ctx: Context, kept: Kept | None = None) -> tuple[Array, Kept | None]:
-    """The output, and with a cache (`kept`: this layer's part of it) what is new in it."""
+  def __call__(self, x_BTD: Array, layer: Array, ctx: Context, kept: Kept | None = None) -> tuple[Array, Emitted]:
+    """The output, and what the block emits. `layer`: its index. `kept`: its part of a cache."""
     c, st = self.cfg, self.st
     new: Kept = {}
+    shown: dict[str, Array | None] = {}
 
     def residual(x: Array, name: str, site: int, sublayer: Layer) -> Array:
       norm = Norm(c, st, name=f"{name}_norm")
@@ -248,19 +309,22 @@ class Block(Layer):
       if name == "mlp":
         y = sublayer(y, layer, ctx)
       else:
-        y, new[name] = sublayer(y, layer, ctx, (kept or {}).get(name))
+        y, new[name], shown[name] = sublayer(y, layer, ctx, (kept or {}).get(name))
       y = st.constrain(y, STREAM)
       x = x + dropout(y, c.dropout, ctx.noise, layer, site)
       return x if c.norm_order == "pre" else norm(x)
 
     attention: Any = self.sublayers.attention
-    x_BTD = residual(x_BTD, "attn", AFTER_ATTENTION, attention(c, st, name="attn"))
+    x_BTD = residual(x_BTD, "attn", AFTER_ATTENTION, attention(c, st, emit=self.emit == ATTN, name="attn"))
     if self.cross:
-      x_BTD = residual(x_BTD, "cross", AFTER_CROSS, attention(c, st, cross=True, name="cross"))
+      cross = attention(c, st, cross=True, emit=self.emit == CROSS_ATTN, name="cross")
+      x_BTD = residual(x_BTD, "cross", AFTER_CROSS, cross)
     x_BTD = residual(x_BTD, "mlp", AFTER_MLP, self.sublayers.mlp(c, st, name="mlp"))
+    shown[HIDDEN] = x_BTD
     if kept is None:
-      return x_BTD, None
-    return x_BTD, {name: x for name, x in new.items() if name == "attn" or name not in kept}
+      return x_BTD, Emitted(None, shown.get(self.emit))
+    new = {name: x for name, x in new.items() if name == "attn" or name not in kept}
+    return x_BTD, Emitted(new, shown.get(self.emit))
 
 
 _KEPT = {
@@ -279,74 +343,44 @@ def stack(
   cross: bool = False,
   kept: Kept | None = None,
   sublayers: Sublayers = STANDARD,
-) -> tuple[Array, Kept | None]:
-  """`depth` blocks as one scan over stacked parameters `blocks/...` [N, ...]; `model.scan=false` unrolls it.
+  emit: str = "",
+) -> tuple[Array, Emitted]:
+  """`depth` blocks as one scan over stacked parameters `blocks/...` [N, ...].
 
-  `first` is the number of the first layer, so that the dropout of two stacks differs. `kept` [N, ...] is what a cache
-  has for the layers; what is new in it comes back beside the output.
+  `model.scan=false` unrolls the scan, and so does a single CPU device if there are at most `UNROLLED_ON_CPU` blocks. It
+  stays a scan where that only takes longer to compile: to create parameters, and to decode.
+
+  Args:
+    cfg, st: see `Layer`.
+    x_BTD: the input.
+    ctx: what the blocks share.
+    depth: number of blocks.
+    first: index of the first block, so that two stacks have different dropout.
+    cross, sublayers, emit: see `Block`.
+    kept: the cached keys and values, [N, ...].
+
+  Returns:
+    The output, and what the blocks emit, [N, ...].
   """
   block = Block
+  scan = cfg.scan and not (st.lone_cpu and depth <= UNROLLED_ON_CPU)
   if cfg.remat != "none":
-    block = nn.remat(Block, prevent_cse=not cfg.scan, policy=_KEPT[cfg.remat])
+    block = nn.remat(Block, prevent_cse=not scan, policy=_KEPT[cfg.remat])
+  blocks = block(cfg, st, cross, sublayers, emit, name="blocks")
   run = nn.scan(
     lambda module, x, layer, kept: module(x, layer, ctx, kept),
     variable_axes={"params": 0},
     split_rngs={"params": True},
     length=depth,
-    unroll=1 if cfg.scan else depth,
+    unroll=1 if scan or kept is not None or blocks.is_initializing() else depth,
   )
   layers = jnp.arange(first, first + depth, dtype=jnp.int32)
-  x_BTD, new = run(block(cfg, st, cross, sublayers, name="blocks"), x_BTD, layers, kept)
-  return x_BTD, new
-
-
-class Embed(Layer):
-  """Token embeddings, with positions and token types where the family has them, norm and dropout."""
-
-  vocab_size: int = 0
-
-  @nn.compact
-  def __call__(
-    self,
-    ids_BT: Array,
-    positions_BT: Array,
-    segments_BT: Array | None,
-    types_BT: Array | None,
-    noise: Noise | None,
-    layer: int,
-  ) -> tuple[Array, Array]:
-    """The embeddings [B, T, D] and the table [V, E], both in the compute dtype."""
-    c = self.cfg
-    E = c.embed_features
-    table_VE = self.matrix("token", (pad_vocab(self.vocab_size), E), kind="token")
-    x_BTE = embed(table_VE, ids_BT)
-    if c.scale_embed:
-      x_BTE = x_BTE * np.asarray(E**0.5, x_BTE.dtype)
-    if c.positions == "learned":
-      table = self.matrix("position", (c.max_positions, E), kind="position")
-      x_BTE = x_BTE + spread(embed(table, self.rows_of(positions_BT, segments_BT)), x_BTE.shape)
-    elif c.positions == "sinusoidal":
-      x_BTE = x_BTE + positions.sinusoids(positions_BT, E).astype(x_BTE.dtype)
-    if c.token_types:
-      table = self.matrix("type", (c.token_types, E), kind="type")
-      x_BTE = x_BTE + (spread(table[None, :1], x_BTE.shape) if types_BT is None else embed(table, types_BT))
-    x_BTE = self.st.constrain(x_BTE, STREAM)
-    if c.embed_norm:
-      x_BTE = Norm(c, self.st, name="norm")(x_BTE)
-    x_BTE = dropout(x_BTE, c.dropout, noise, layer, EMBED)
-    if c.embed_dim != E:
-      x_BTE = self.st.constrain(Dense(c, self.st, c.embed_dim, name="project")(x_BTE), STREAM)
-    return x_BTE, table_VE
-
-  def rows_of(self, positions_BT: Array, segments_BT: Array | None) -> Array:
-    """Rows of the table of positions; padding has one of its own where there is an offset (RoBERTa)."""
-    offset = self.cfg.position_offset
-    rows = positions_BT + offset
-    return jnp.where(segments_BT == 0, offset - 1, rows) if offset and segments_BT is not None else rows
+  x_BTD, emitted = run(blocks, x_BTD, layers, kept)
+  return x_BTD, emitted
 
 
 class Dense(Layer):
-  """One linear to `features`, and an activation unless its name is empty."""
+  """A linear to `features` and, unless its name is empty, an activation."""
 
   features: int = 0
   activation: str = ""

@@ -1,4 +1,4 @@
-"""`Model`: a family's pure functions `init` and `apply` for one configuration, strategy and vocabulary."""
+"""`Model`: the pure functions `init`, `apply` and others for one configuration, sharding strategy and vocabulary."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.head import Outputs
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
-from tfm_jax.models.layers import Sublayers
+from tfm_jax.models.layers import ATTN, CROSS_ATTN, HIDDEN, Sublayers
 from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.objectives.objective import ROWS, Fields
 from tfm_jax.ops.dropout import Noise
@@ -29,19 +29,19 @@ Params = dict[str, Any]
 
 
 def resolve_model(family: str, changes: Mapping[str, Any] | None = None) -> ModelConfig:
-  """The family's preset with some fields replaced ("num_layers", "head.name"), checked. Raises UserError."""
+  """The family's preset with some fields ("num_layers", "head.name") changed, checked. Raises UserError."""
   config = resolve(replaced(find_family(family).preset, changes or {}))
   check_head(family, config)
   return config
 
 
 def heads_of(family: str) -> tuple[str, ...]:
-  """The names of the heads that a family has."""
+  """The names of the prediction heads that a family supports."""
   return find_family(family).heads or tuple(HEADS)
 
 
 def check_head(family: str, config: ModelConfig) -> None:
-  """Raises UserError for a head that does not exist, or not for this family."""
+  """Raises UserError for a prediction head that does not exist or that the family does not support."""
   name, heads = config.head.name, heads_of(family)
   if name not in HEADS:
     raise UserError(f"head.name={name!r} is not one of {', '.join(HEADS)}")
@@ -51,52 +51,65 @@ def check_head(family: str, config: ModelConfig) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """Static and hashable; parameters are a plain nested dict of float32 arrays, stacked over layers."""
+  """A model, without its parameters: static and hashable.
+
+  Parameters are a plain nested dict of float32 arrays; those of blocks are stacked over layers.
+
+  Attributes:
+    family: name of the family.
+    config: the resolved configuration.
+    placement: the sharding strategy on its mesh.
+    vocab_size: true size of the vocabulary; the arrays are padded to a multiple of 128.
+  """
 
   family: str
-  config: ModelConfig  # resolved
+  config: ModelConfig
   placement: Placement
-  vocab_size: int  # true size; arrays are padded to a multiple of 128
+  vocab_size: int
 
   @property
   def module(self) -> nn.Module:
-    """The Linen module."""
-    row = find_family(self.family)
-    sublayers = Sublayers(row.attention, row.mlp)
-    return row.module(self.config, self.placement, vocab_size=self.vocab_size, causal=row.causal, sublayers=sublayers)
+    """The Flax module."""
+    family = find_family(self.family)
+    fields: Any = {"causal": family.causal, "sublayers": Sublayers(family.attention, family.mlp)}
+    return family.module(self.config, self.placement, vocab_size=self.vocab_size, **fields)
 
   @property
   def encoder_decoder(self) -> bool:
-    """Whether batches have an encoder's and a decoder's side."""
+    """Whether the model has an encoder and a decoder."""
     return issubclass(find_family(self.family).module, EncoderDecoder)
 
   def init(self, key: Array) -> Params:
-    """Fresh parameters; the same on every strategy, bit for bit."""
+    """Initial parameters, bit-equal under every sharding strategy."""
     fields = find_family(self.family).module.inputs(self.config, 8, self.vocab_size)
     batch = {name: jnp.zeros((1, *f.shape), f.dtype) for name, f in fields.items() if f.kind in ("ids", "pixels")}
-    # A short row, for which the kernel that the config wants may not be made.
+    # The configured kernel may not support so short a row.
     plain = dataclasses.replace(self, config=replaced(self.config, {"attention": "auto"}))
     return plain.module.init(key, batch)["params"]
 
   def apply(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Outputs:
-    """What the head predicts, as final hidden states with the last linear not applied: name -> `Output`. `noise`
-    None: no dropout.
+    """The outputs of the head by name, before the last linear (see `Output`).
+
+    Args:
+      params: the parameters.
+      batch: the fields that the family reads.
+      noise: of dropout; None: no dropout.
 
     Raises:
       UserError: fields are missing, of another shape, or out of range as far as that is known (see `check_batch`).
     """
     sides = ("encoder_", "decoder_") if self.encoder_decoder else ("",)
     check_batch(self.config, self.vocab_size, sides, batch)
-    made: Any = self.module.apply({"params": params}, dict(batch), noise)
-    return made
+    outputs: Any = self.module.apply({"params": params}, dict(batch), noise)
+    return outputs
 
   def outputs(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> dict[str, Array]:
-    """What the head predicts, float32: name -> array.
+    """The outputs of the head by name, float32.
 
-    `logits`: [B, T or P, V] of tokens (V is `vocab_size`: rows that only pad the vocabulary are cut off), [B, C] of
-    rows, [B, T, C] of tokens' classes, [B, T, 2] of an answer's start and end, [B, T] of replaced tokens. The head
-    `pretraining` has `next_sentence` [B, 2] too; `none` has `hidden` [B, T, D], `pooled` has `hidden` and `pooled`
-    [B, D].
+    `logits` has the shape [B, T or P, V] of a language model (V is `vocab_size`, without padding), [B, C] of a
+    classifier of rows, [B, T, C] of one of tokens, [B, T, 2] of question answering (start, end), [B, T] of
+    replaced-token detection. The head `pretraining` also has `next_sentence` [B, 2]. The head `none` has `hidden`
+    [B, T, D]; `pooled` has `hidden` and `pooled` [B, D].
     """
     return self._results(self.apply(params, batch, noise))
 
@@ -108,44 +121,83 @@ class Model:
     return self.outputs(params, batch, noise)["logits"]
 
   def predict(self, params: Params, batch: Mapping[str, Array]) -> dict[str, Array]:
-    """What a person wants to know of each row, as the head declares it (`models.heads`): the class, the answer ..."""
+    """The head's prediction for each row of the batch, such as a class or an answer: see `models.heads`."""
     return HEADS[self.config.head.name].predict(self.config, self.outputs(params, batch), batch)
 
+  def hidden_states(self, params: Params, batch: Mapping[str, Array], side: str = "") -> Array:
+    """The embeddings and the output of each block, float32 [N + 1, B, T, D]; the last is after the final norm.
+
+    Args:
+      params: the parameters.
+      batch: as for `outputs`; for the encoder, its own fields are enough.
+      side: of an encoder-decoder: "encoder" or "decoder" (the default).
+    """
+    return self._inspect(HIDDEN, params, batch, side).astype(jnp.float32)
+
+  def attention_weights(self, params: Params, batch: Mapping[str, Array], side: str = "") -> Array:
+    """The weight of each key for each query in every block, float32 [N, B, H, T, S].
+
+    The weights of a query sum to one. Keys that it may not attend to, such as padding, have weight 0. A query that may
+    attend to no key (padding in front of a causal row) has weights of 0.
+
+    Args:
+      params: the parameters.
+      batch: as for `outputs`; for the encoder, its own fields are enough.
+      side: of an encoder-decoder: "encoder", "decoder" (the default), or "cross": the decoder's over the encoder's
+        tokens.
+    """
+    return self._inspect(CROSS_ATTN if side == "cross" else ATTN, params, batch, side)
+
+  def _inspect(self, emit: str, params: Params, batch: Mapping[str, Array], side: str) -> Array:
+    """What all blocks of one stack emit. Raises UserError for a side that the model or the question does not have."""
+    sides: tuple[str, ...] = ("decoder", "encoder", *(("cross",) if emit != HIDDEN else ()))
+    if side and not self.encoder_decoder:
+      raise UserError(f"side={side!r} is for encoder-decoders: family={self.family} has one stack")
+    if side and side not in sides:
+      raise UserError(f"side={side!r} is not one of {', '.join(sides)}")
+    read = ("encoder_",) if side == "encoder" else ("encoder_", "decoder_")
+    check_batch(self.config, self.vocab_size, read if self.encoder_decoder else ("",), batch)
+    # Without a backward pass there is nothing to rematerialise; the kernel "xla" prepares the dense masks for weights.
+    changes = {"remat": "none"} | ({} if emit == HIDDEN else {"attention": "xla"})
+    module = dataclasses.replace(self, config=replaced(self.config, changes)).module
+    shown: Any = module.apply({"params": params}, dict(batch), emit, side, method="inspect")
+    return shown
+
   def encode(self, params: Params, batch: Mapping[str, Array]) -> Memory:
-    """The encoder's output, for `init_cache`: `inputs` [B, S], and where there are any `segment_ids`, `positions`."""
+    """The encoder's output, for `init_cache`. Batch: `inputs` [B, S] and optional `segment_ids`, `positions`."""
     if not self.encoder_decoder:
-      raise UserError(f"family={self.family} has no encoder beside a decoder: there is nothing to encode for it")
+      raise UserError(f"family={self.family} has no encoder and decoder: only encoder-decoders encode")
     check_batch(self.config, self.vocab_size, ("",), batch)
     memory: Any = self.module.apply({"params": params}, dict(batch), method="encode")
     return memory
 
   def init_cache(self, params: Params, rows: int, columns: int, memory: Memory | None = None) -> Cache:
-    """The cache of a decoder that has read nothing, for `rows` rows of at most `columns` tokens.
+    """An empty cache for `rows` rows of at most `columns` tokens.
 
-    An encoder-decoder needs the encoder's output, `memory`, whose keys and values are computed here, once.
+    Encoder-decoders pass the encoder's output, `memory`, whose keys and values are computed here once.
     """
     c = self.config
     if not (find_family(self.family).causal or self.encoder_decoder):
-      raise UserError(f"family={self.family} reads its tokens in both directions: it cannot go on from a cache of them")
+      raise UserError(f"family={self.family} attends in both directions: it cannot continue from a cache")
     if (memory is not None) != self.encoder_decoder:
-      raise UserError(f"family={self.family}: `memory` is for encoder-decoders, and needed there")
+      raise UserError(f"family={self.family}: `memory` is required by encoder-decoders and by no other family")
     empty = empty_cache(c, self.placement, c.decoder_depth if memory else c.num_layers, rows, columns)
     if memory is None:
       return empty
-    nothing = {"inputs": jnp.zeros((rows, 0), jnp.int32)}  # decoded, it leaves the keys and values of the memory alone
-    return self._decode(params, nothing, empty._replace(memory_segments_BS=memory.segments_BS), memory=memory)[1]
+    no_tokens = {"inputs": jnp.zeros((rows, 0), jnp.int32)}  # decoding them only adds the keys and values of the memory
+    return self._decode(params, no_tokens, empty._replace(memory_segments_BS=memory.segments_BS), memory=memory)[1]
 
   def decode(self, params: Params, batch: Mapping[str, Array], cache: Cache) -> tuple[dict[str, Array], Cache]:
-    """What the head predicts for new tokens (see `outputs`), and the cache with them: of prompts and of single tokens.
+    """The outputs for new tokens (see `outputs`), which may be prompts or single tokens, and the cache with them.
 
     Args:
       params: the parameters.
-      batch: `inputs` [B, T], for families with an encoder too, and where there are any `positions` [B or 1, T]
-        (default: they count on from the cache's columns), `segment_ids` [B, T] (default: 1), `mlm_positions` [B, P]:
-        the places among the T that go through the head (default: all). Prompts of unequal length stand at the right
-        of their rows, behind padding of segment 0, and bring positions.
-      cache: of `init_cache` or the last call. `cache.length` + T must not be more than its columns, which is
-        checked outside of `jax.jit`.
+      batch: `inputs` [B, T] (the decoder's, in encoder-decoders), and optionally `positions` [B or 1, T] (default: they
+        continue from the cache's length), `segment_ids` [B, T] (default: 1) and `mlm_positions` [B, P], the places
+        among the T at which the head is applied (default: all). Prompts of unequal length are right-aligned, after
+        padding of segment 0, and need `positions`.
+      cache: from `init_cache` or the last call. `cache.length` + T must not exceed its columns; this is checked
+        outside `jax.jit`.
     """
     check_batch(self.config, self.vocab_size, ("",), batch)
     tokens, columns = batch["inputs"].shape[1], cache.segments_BS.shape[1]
@@ -158,15 +210,15 @@ class Model:
     return self._results(outputs), cache
 
   def _decode(self, params: Params, batch: Mapping[str, Array], cache: Cache, **others: Any) -> tuple[Outputs, Cache]:
-    result: Any = self.module.apply({"params": params}, dict(batch), cache, **others, method="decode")
-    return result
+    outputs_and_cache: Any = self.module.apply({"params": params}, dict(batch), cache, **others, method="decode")
+    return outputs_and_cache
 
   def shapes(self) -> Params:
-    """The parameters as shapes, without making any."""
+    """The parameters as shapes, without allocating any."""
     return jax.tree.map(lambda leaf: leaf, _shapes(self))
 
   def shardings(self) -> Params:
-    """Where each parameter lives under the strategy."""
+    """The sharding of each parameter under the strategy."""
     return jax.tree.map_with_path(lambda path, _: self.placement.sharding(self.axes(path).names), self.shapes())
 
   @staticmethod
@@ -175,13 +227,13 @@ class Model:
     return param_axes("/".join(str(getattr(key, "key", key)) for key in path))
 
   def parameter_count(self) -> int:
-    """Number of parameters, without the vocabulary's padding and the norm that `model.first_norm=false` leaves out."""
+    """Number of parameters, without padding of the vocabulary and the norm that `model.first_norm=false` omits."""
 
     def count(path: tuple, leaf: jax.ShapeDtypeStruct) -> int:
       axes = self.axes(path)
       shape = [self.vocab_size if axis == "vocab" else n for axis, n in zip(axes.names, leaf.shape, strict=True)]
       if not self.config.first_norm and "attn_norm" in jax.tree_util.keystr(path):
-        shape[0] -= 1  # the first block's is not used
+        shape[0] -= 1  # that of the first block is not used
       return math.prod(shape)
 
     return sum(jax.tree.leaves(jax.tree.map_with_path(count, self.shapes())))
@@ -189,22 +241,29 @@ class Model:
 
 @functools.lru_cache(maxsize=8)
 def _shapes(model: Model) -> Params:
-  """Traced once a model: each start asks for them about ten times."""
+  """`Model.shapes`, traced once: a run asks for them about ten times as it starts."""
   return jax.eval_shape(model.init, jax.random.key(0))
 
 
 def labelled_fields(family: str, config: ModelConfig, length: int, vocab_size: int) -> Fields:
-  """The arrays of a batch for a head that declares its labels, in rows of so many tokens."""
+  """The fields of a batch of rows of `length` tokens, for a head that declares its own labels."""
   head = HEADS[config.head.name]
   labels = head.fields(config, length) if head.fields else {}
   return {**find_family(family).module.inputs(config, length, vocab_size), **labels, "rows": ROWS}
 
 
 def admits(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-  """Logical axis -> its lengths in the model, which the size of a mesh axis on which it lies must divide."""
+  """Logical axis -> its lengths in the model, all of which must be divisible by the mesh axis that splits it."""
   heads, mlp, vocab = (config.num_heads,), (config.mlp_features,), (pad_vocab(vocab_size),)
   kv_heads, widths = (config.kv_heads,), (config.embed_dim, config.embed_features)
   return {
-    "embed": widths, "act_embed": widths, "heads": heads, "act_heads": kv_heads,
-    "kv_heads": kv_heads, "mlp": mlp, "act_mlp": mlp, "vocab": vocab, "act_vocab": vocab,
-  }  # fmt: skip
+    "embed": widths,
+    "act_embed": widths,
+    "heads": heads,
+    "act_heads": kv_heads,
+    "kv_heads": kv_heads,
+    "mlp": mlp,
+    "act_mlp": mlp,
+    "vocab": vocab,
+    "act_vocab": vocab,
+  }

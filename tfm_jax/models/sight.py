@@ -1,4 +1,4 @@
-"""What the queries of a stack see: the attention kernel that serves it, and its masks, once for all layers."""
+"""`Sight`: the attention kernel of a stack and its masks, prepared once for all layers."""
 
 import dataclasses
 import functools
@@ -20,16 +20,24 @@ from tfm_jax.sharding.placement import Placement
 )
 @dataclasses.dataclass(frozen=True)
 class Sight:
-  """What the queries of a stack see of some keys, made once for all layers. The masks are as the kernel wants them."""
+  """Which keys the queries of a stack attend to, and by which kernel.
+
+  Attributes:
+    kernel: computes the attention.
+    causal: no query attends to a later key.
+    mask: in the form that the kernel prepares.
+    local_mask: the mask of layers with a window; None if there are none.
+    bias_HTS: bias of the logits, or None.
+  """
 
   kernel: Kernel
   causal: bool
   mask: Any
-  local_mask: Any = None  # of layers with a window
+  local_mask: Any = None
   bias_HTS: Array | None = None
 
   def of_layer(self, is_global: Array | bool) -> Any:
-    """The mask of one layer."""
+    """The mask of one layer, given whether its attention is global."""
     if self.local_mask is None:
       return self.mask
     whole = jax.tree.map(jnp.ones_like, self.local_mask) if self.mask is None else self.mask
@@ -47,16 +55,21 @@ def make_sight(
   training: bool = False,
   cached: bool = False,
 ) -> Sight:
-  """The kernel that the config, or else the platform, wants for [B, T, S] = `shape`, and its masks. Raises UserError.
+  """The kernel that the config names, or the fastest on the platform, and its masks for [B, T, S] = `shape`.
 
-  A cache is read by whatever kernel can.
+  With a cache, any kernel that can read it is used. Raises UserError if the named kernel cannot serve.
   """
   name = "auto" if cached else c.attention
   rows, cut = st.parts(("batch", "seq"))
-  need = attention_need(c, training)._replace(
-    platform=st.platform if name == "auto" else "",  # else it was checked when the model was built
-    lengths=shape[1:], cache=cached, cut=cut > 1, uneven=shape[0] % rows > 0,
-  )  # fmt: skip
+  need = attention_need(
+    c, training
+  )._replace(
+    platform=st.platform if name == "auto" else "",  # a named kernel was checked when the model was built
+    lengths=shape[1:],
+    cache=cached,
+    cut=cut > 1,
+    uneven=shape[0] % rows > 0,
+  )
   kernel = find_kernel(name, need)
   local = kernel.prepare(dataclasses.replace(mask, window=window), *shape[1:]) if window else None
   return Sight(kernel, mask.causal, kernel.prepare(mask, *shape[1:]), local, bias_HTS)

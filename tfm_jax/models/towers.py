@@ -1,4 +1,4 @@
-"""The two shapes of Transformer: one tower, or an encoder and a decoder. A family is a preset and a head on one."""
+"""The two shapes of a Transformer: one stack of blocks (`Single`, `Vision`), or an encoder and a decoder."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from jax import Array
 
 from tfm_jax.models.cache import Cache, Memory
 from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.embeddings import Embed, Patches
 from tfm_jax.models.heads.head import Outputs, Seen
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.layers import EMBED, FINAL, STANDARD, STREAM, Context, Dense, Embed, Layer, Norm, Sublayers, stack
+from tfm_jax.models.layers import FINAL, HIDDEN, STANDARD, Context, Layer, Norm, Sublayers, stack
 from tfm_jax.models.sight import make_sight
 from tfm_jax.objectives.objective import FLOAT, Field, Fields, token_fields
-from tfm_jax.ops.broadcast import spread
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.positions import relative_bias
@@ -23,7 +23,7 @@ Batch = dict[str, Array]
 
 
 class RelativeBias(Layer):
-  """T5's learned bias of the attention logits, one table for all layers of a stack."""
+  """T5's learned bias of the attention logits: one table for all blocks of a stack."""
 
   @nn.compact
   def __call__(self, queries: int, keys: int, bidirectional: bool, offset: int | Array) -> Array:
@@ -46,23 +46,26 @@ def tower(
   memory: Memory | None = None,
   cache: Cache | None = None,
   sublayers: Sublayers = STANDARD,
-) -> tuple[Array, Cache | None]:
-  """Blocks over embeddings, with the stack's masks and positions, and the last norm of pre-norm families.
+  emit: str = "",
+) -> tuple[Array, Cache | None, Array | None]:
+  """A stack of blocks over embeddings, with its masks and the final norm of pre-norm models.
 
-  To be called in a compact module, to which its parameters then belong. Returns the hidden states, and the cache with
-  the new tokens if there is one.
+  Call it in a compact module: the parameters belong to that module.
 
   Args:
-    c, st: as of a `Layer`.
-    x_BTD: embeddings.
-    segments_BT, positions_BT: of the tokens; None: one segment, 0, 1, ...
+    c, st: see `Layer`.
+    x_BTD: the embeddings.
+    segments_BT, positions_BT: of the tokens; None: a single segment, positions 0, 1, ...
     noise: of dropout; None: no dropout.
-    causal: queries see only what stands before them.
+    causal: a query attends only to itself and to earlier tokens.
     depth: number of blocks.
-    first: number of the first block, so that two towers differ in their dropout.
-    memory: the encoder's output, for blocks with cross-attention; not needed where the cache has its keys and values.
+    first: index of the first block, so that two stacks have different dropout.
+    memory: the encoder's output, for cross-attention; not needed if the cache holds its keys and values.
     cache: of the tokens before these.
-    sublayers: of the blocks.
+    sublayers, emit: see `Block`.
+
+  Returns:
+    The hidden states; the cache with the new tokens, or None; what `emit` names, as `Network.inspect` returns it.
   """
   (B, T), start = x_BTD.shape[:2], None
   S, key_segments, kept = T, segments_BT, None
@@ -75,7 +78,7 @@ def tower(
     memory_length = cache.across.k.shape[2] if cache.across else memory_length
   offset = 0 if start is None else start
   bias_HTS = None
-  if c.positions == "relative" and T:  # to make a cache, no tokens are decoded
+  if c.positions == "relative" and T:  # no tokens are decoded when a cache is created
     bias_HTS = RelativeBias(c, st, name="relative")(T, S, not causal, -offset)
   kind: Any = {"training": noise is not None, "cached": cache is not None}
   mask = Mask(causal, query_segments_BT=segments_BT, key_segments_BS=key_segments, query_offset=offset)
@@ -84,16 +87,25 @@ def tower(
     mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
     across = make_sight(c, st, mask, (B, T, memory_length), **kind)
   ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise)
-  x_BTD, new = stack(c, st, x_BTD, ctx, depth, first, across is not None, kept, sublayers)
+  h_BTD, (new, shown) = stack(c, st, x_BTD, ctx, depth, first, across is not None, kept, sublayers, emit)
   if c.norm_order == "pre":
-    x_BTD = Norm(c, st, name="final_norm")(x_BTD)
+    h_BTD = Norm(c, st, name="final_norm")(h_BTD)
   if c.inner_dropout:
-    x_BTD = dropout(x_BTD, c.dropout, noise, first + depth, FINAL)
-  return x_BTD, cache.with_tokens(new, st) if cache and new else None
+    h_BTD = dropout(h_BTD, c.dropout, noise, first + depth, FINAL)
+  if emit == HIDDEN:
+    assert shown is not None
+    shown = jnp.concatenate([x_BTD[None], shown[:-1], h_BTD[None]])
+  return h_BTD, cache.with_tokens(new, st) if cache and new else None, shown
 
 
 class Network(Layer):
-  """A whole model: batch -> what its head predicts. The fields come from the family's row."""
+  """A whole model: batch -> outputs of its head. The attributes come from the family's entry.
+
+  Attributes:
+    vocab_size: true size of the vocabulary.
+    causal: a token attends only to itself and to earlier ones.
+    sublayers: see `Block`.
+  """
 
   vocab_size: int = 0
   causal: bool = False
@@ -101,35 +113,58 @@ class Network(Layer):
 
   @staticmethod
   def inputs(c: ModelConfig, length: int, vocab_size: int) -> Fields:
-    """What the model reads of a batch, in rows of so many tokens."""
+    """The fields of a batch that the model reads, for rows of `length` tokens."""
     return token_fields(length, vocab_size)
+
+  def inspect(self, batch: Batch, emit: str, stack_name: str = "") -> Array:
+    """What the blocks of a stack emit.
+
+    Args:
+      batch: as for a call.
+      emit: HIDDEN: the embeddings and each block's output, the last after the final norm, [N + 1, B, T, D]; ATTN,
+        CROSS_ATTN: the attention weights, [N, B, H, T, S].
+      stack_name: "encoder", or else the decoder; ignored by models with a single stack.
+    """
+    raise NotImplementedError
 
 
 class Single(Network):
-  """One tower with its embeddings and its head: BERT and its kin (bidirectional), GPT and Llama (`causal`).
+  """A single stack with embeddings and a head: encoders such as BERT, decoders such as GPT and Llama (`causal`).
 
-  Batch: `inputs` [B, T], and where there are any `segment_ids`, `positions`, `token_types` [B, T]; with `mlm_positions`
-  [B, P] only these positions go through the head of a language model.
+  Batch: `inputs` [B, T] and optionally `segment_ids`, `positions`, `token_types` [B, T]. With `mlm_positions` [B, P], a
+  language model's head is applied only at these positions.
   """
 
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
-    return self.decode(batch, None, noise)[0]
+    return self.run(batch, noise=noise)[0]
+
+  def decode(self, batch: Batch, cache: Cache) -> tuple[Outputs, Cache | None]:
+    """The outputs for tokens that follow those of the cache, and the cache with them."""
+    return self.run(batch, cache)[:2]
+
+  def inspect(self, batch: Batch, emit: str, stack_name: str = "") -> Array:
+    """See `Network`."""
+    shown = self.run(batch, emit=emit)[2]
+    assert shown is not None
+    return shown
 
   @nn.compact
-  def decode(self, batch: Batch, cache: Cache | None, noise: Noise | None = None) -> tuple[Outputs, Cache | None]:
-    """The outputs for tokens that follow those of the cache, and the cache with them; None: nothing came before."""
+  def run(
+    self, batch: Batch, cache: Cache | None = None, noise: Noise | None = None, emit: str = ""
+  ) -> tuple[Outputs, Cache | None, Array | None]:
+    """The outputs; the cache with the new tokens, or None; what `emit` names, or None."""
     c, st = self.cfg, self.st
     positions, segments = default_positions(batch.get("positions"), batch["inputs"], cache), batch.get("segment_ids")
     embed = Embed(c, st, self.vocab_size, name="embed")
     x_BTD, table = embed(batch["inputs"], positions, segments, batch.get("token_types"), noise, c.num_layers)
     kind: Any = {"causal": self.causal, "depth": c.num_layers, "cache": cache, "sublayers": self.sublayers}
-    h_BTD, cache = tower(c, st, x_BTD, segments, positions, noise, **kind)
+    h_BTD, cache, shown = tower(c, st, x_BTD, segments, positions, noise, emit=emit, **kind)
     seen = Seen(self.vocab_size, table if c.tied else None, segments, batch.get("mlm_positions"))
-    return HEADS[c.head.name].apply(c, st, h_BTD, seen), cache
+    return HEADS[c.head.name].apply(c, st, h_BTD, seen), cache, shown
 
 
 class Vision(Network):
-  """One tower over the patches of an image, behind a vector that stands for the whole (Dosovitskiy et al. 2021).
+  """A single stack over the patches of an image, preceded by a class vector (Dosovitskiy et al. 2021).
 
   Batch: `images` float32 [B, height, width, channels].
   """
@@ -140,34 +175,27 @@ class Vision(Network):
     shape = (c.image.height, c.image.width, c.image.channels)
     return {"images": Field(shape, FLOAT, "pixels", ("batch", None, None, None))}
 
-  @nn.compact
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
+    return self.run(batch, noise)[0]
+
+  def inspect(self, batch: Batch, emit: str, stack_name: str = "") -> Array:
+    """See `Network`."""
+    shown = self.run(batch, emit=emit)[1]
+    assert shown is not None
+    return shown
+
+  @nn.compact
+  def run(self, batch: Batch, noise: Noise | None = None, emit: str = "") -> tuple[Outputs, Array | None]:
+    """The outputs; what `emit` names, or None."""
     c, st = self.cfg, self.st
     x_BTD = Patches(c, st, name="embed")(batch["images"], noise)
-    h_BTD, _ = tower(c, st, x_BTD, None, None, noise, causal=False, depth=c.num_layers, sublayers=self.sublayers)
-    return HEADS[c.head.name].apply(c, st, h_BTD, Seen(0))
-
-
-class Patches(Layer):
-  """Embeddings of an image: one linear a patch, the class vector before them, positions, dropout."""
-
-  @nn.compact
-  def __call__(self, images: Array, noise: Noise | None) -> Array:
-    c, st = self.cfg, self.st
-    P, D = c.image.patch, c.embed_dim
-    B, height, width, channels = images.shape
-    x = images.astype(c.compute_dtype).reshape(B, height // P, P, width // P, P, channels)
-    x_BTP = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, c.patches, P * P * channels)
-    x_BTD = Dense(c, st, D, name="patch")(x_BTP)
-    first = self.param("class", nn.initializers.zeros, (D,)).astype(x_BTD.dtype)
-    x_BTD = jnp.concatenate([spread(first[None, None], (B, 1, D)), x_BTD], axis=1)
-    table_TD = self.matrix("position", (c.patches + 1, D), kind="position")
-    x_BTD = st.constrain(x_BTD + spread(table_TD[None], x_BTD.shape), STREAM)
-    return dropout(x_BTD, c.dropout, noise, c.num_layers, EMBED)
+    kind: Any = {"causal": False, "depth": c.num_layers, "sublayers": self.sublayers, "emit": emit}
+    h_BTD, _, shown = tower(c, st, x_BTD, None, None, noise, **kind)
+    return HEADS[c.head.name].apply(c, st, h_BTD, Seen(0)), shown
 
 
 class Tower(Layer):
-  """`tower` as a module of its own: one side of an encoder-decoder."""
+  """`tower` as a module: the encoder or the decoder of an encoder-decoder."""
 
   causal: bool = False
   depth: int = 0
@@ -183,17 +211,18 @@ class Tower(Layer):
     noise: Noise | None,
     memory: Memory | None = None,
     cache: Cache | None = None,
-  ) -> tuple[Array, Cache | None]:
+    emit: str = "",
+  ) -> tuple[Array, Cache | None, Array | None]:
     kind: Any = {"causal": self.causal, "depth": self.depth, "first": self.first, "memory": memory, "cache": cache}
-    kind["sublayers"] = self.sublayers
+    kind |= {"sublayers": self.sublayers, "emit": emit}
     return tower(self.cfg, self.st, x_BTD, segments_BT, positions_BT, noise, **kind)
 
 
 class EncoderDecoder(Network):
   """An encoder and a decoder that share their token embeddings: T5 and the Transformer of 2017.
 
-  Batch: `encoder_inputs` [B, S], `decoder_inputs` [B, T], and where there are any `encoder_segment_ids`,
-  `encoder_positions`, `decoder_segment_ids`, `decoder_positions`.
+  Batch: `encoder_inputs` [B, S], `decoder_inputs` [B, T], and optionally `encoder_segment_ids`, `encoder_positions`,
+  `decoder_segment_ids`, `decoder_positions`.
   """
 
   @staticmethod
@@ -210,30 +239,53 @@ class EncoderDecoder(Network):
 
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
     memory = self.encode(side(batch, "encoder"), noise)
-    return self.decode(side(batch, "decoder"), None, noise, memory)[0]
+    return self.run(side(batch, "decoder"), noise=noise, memory=memory)[0]
 
   def encode(self, batch: Batch, noise: Noise | None = None) -> Memory:
-    """The encoder's output for `inputs` [B, S], and where there are any `segment_ids`, `positions`."""
+    """The encoder's output for `inputs` [B, S] and optional `segment_ids`, `positions`."""
+    return self.run_encoder(batch, noise)[0]
+
+  def decode(self, batch: Batch, cache: Cache, memory: Memory | None = None) -> tuple[Outputs, Cache | None]:
+    """The outputs for tokens that follow those of the cache, and the cache with them.
+
+    `memory`: the encoder's output, read if the cache does not hold its keys and values.
+    """
+    return self.run(batch, cache, memory=memory)[:2]
+
+  def inspect(self, batch: Batch, emit: str, stack_name: str = "") -> Array:
+    """See `Network`."""
+    encoding = stack_name == "encoder"
+    memory, shown = self.run_encoder(side(batch, "encoder"), emit=emit if encoding else "")
+    if not encoding:
+      shown = self.run(side(batch, "decoder"), memory=memory, emit=emit)[2]
+    assert shown is not None
+    return shown
+
+  def run_encoder(self, batch: Batch, noise: Noise | None = None, emit: str = "") -> tuple[Memory, Array | None]:
+    """The encoder's output; what `emit` names, or None."""
     x, segments, positions, _ = self.embedded(batch, noise, 1)
-    return Memory(self.encoder(x, segments, positions, noise)[0], segments)
+    h_BSD, _, shown = self.encoder(x, segments, positions, noise, emit=emit)
+    return Memory(h_BSD, segments), shown
 
   @nn.compact
-  def decode(
-    self, batch: Batch, cache: Cache | None, noise: Noise | None = None, memory: Memory | None = None
-  ) -> tuple[Outputs, Cache | None]:
-    """The outputs for tokens that follow those of the cache, and the cache with them; None: nothing came before.
-
-    `memory` is read where the cache has no keys and values of it.
-    """
+  def run(
+    self,
+    batch: Batch,
+    cache: Cache | None = None,
+    noise: Noise | None = None,
+    memory: Memory | None = None,
+    emit: str = "",
+  ) -> tuple[Outputs, Cache | None, Array | None]:
+    """The decoder's outputs; the cache with the new tokens, or None; what `emit` names, or None."""
     x, segments, positions, table = self.embedded(batch, noise, 2, cache)
-    h_BTD, cache = self.decoder(x, segments, positions, noise, memory, cache)
+    h_BTD, cache, shown = self.decoder(x, segments, positions, noise, memory, cache, emit)
     seen = Seen(self.vocab_size, table if self.cfg.tied else None, segments, batch.get("mlm_positions"))
-    return HEADS[self.cfg.head.name].apply(self.cfg, self.st, h_BTD, seen), cache
+    return HEADS[self.cfg.head.name].apply(self.cfg, self.st, h_BTD, seen), cache, shown
 
   def embedded(
     self, batch: Batch, noise: Noise | None, site: int, cache: Cache | None = None
   ) -> tuple[Array, Array | None, Array, Array]:
-    """Embeddings, segments, positions and the table of one side."""
+    """Embeddings, segments and positions of one side, and the embedding table."""
     ids, segments = batch["inputs"], batch.get("segment_ids")
     positions = default_positions(batch.get("positions"), ids, cache)
     layer = self.cfg.num_layers + self.cfg.decoder_depth + site
@@ -242,12 +294,12 @@ class EncoderDecoder(Network):
 
 
 def side(batch: Batch, name: str) -> Batch:
-  """The fields of one side of an encoder-decoder, without its name."""
+  """The fields of one side ("encoder", "decoder") of a batch, without that prefix."""
   return {key.removeprefix(f"{name}_"): x for key, x in batch.items() if key.startswith(f"{name}_")}
 
 
 def default_positions(positions_BT: Array | None, ids_BT: Array, cache: Cache | None = None) -> Array:
-  """0, 1, ... [1, T] where the batch brings no positions; behind a cache they go on from its length."""
+  """The positions, or by default 0, 1, ... [1, T]; with a cache they continue from its length."""
   if positions_BT is not None:
     return positions_BT
   start = 0 if cache is None else cache.length

@@ -1,1 +1,1 @@
-"""Pre-training objectives: token ids to training arrays, numpy only, vectorised over rows."""
+"""Training objectives: from token ids to the arrays of a batch, in numpy, vectorised over rows."""

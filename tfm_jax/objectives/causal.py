@@ -1,4 +1,4 @@
-"""Causal language modelling: each token from those before it in its document."""
+"""Causal language modelling: predicts each token from the tokens before it in its document."""
 
 from typing import ClassVar
 
@@ -6,13 +6,14 @@ import numpy as np
 
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import ROWS, Fields, Objective, along_row, token_fields
-from tfm_jax.objectives.plan import Plan, Rows, Split, stream_plan
+from tfm_jax.objectives.plan import Rows
 
 
 class CausalLanguageModel(Objective):
-  """A row reads one token more than it takes: the target of its last position."""
+  """A row reads one token more than its `seq_len`: the target of its last position."""
 
   predicts_text: ClassVar[bool] = True
+  lookahead: ClassVar[int] = 1
 
   @property
   def fields(self) -> Fields:
@@ -23,15 +24,12 @@ class CausalLanguageModel(Objective):
       "rows": ROWS,
     }
 
-  def plan(self, split: Split, packing: bool) -> Plan:
-    return stream_plan(split.sides[0], self.row_tokens, 1, self.vocabulary.pad_id, packing)
-
   def make(self, draws: Draws, source: Rows, target: Rows | None = None) -> dict[str, np.ndarray]:
-    here, following = source.segment_ids[:, :-1], source.segment_ids[:, 1:]
+    segment_ids, next_segment_ids = source.segment_ids[:, :-1], source.segment_ids[:, 1:]
     return {
       "inputs": np.ascontiguousarray(source.tokens[:, :-1]),
       "targets": np.ascontiguousarray(source.tokens[:, 1:]),
-      "weights": ((here == following) & (here > 0)).astype(np.float32),
-      "segment_ids": np.ascontiguousarray(here),
+      "weights": ((segment_ids == next_segment_ids) & (segment_ids > 0)).astype(np.float32),
+      "segment_ids": np.ascontiguousarray(segment_ids),
       "positions": np.ascontiguousarray(source.positions[:, :-1]),
     }

@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of (seed, epoch, row): counter-based, vectorised, without state."""
+"""Random numbers as a pure function of (seed, epoch, row): counter-based, vectorised, stateless."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -10,7 +10,7 @@ _WORD = (1 << 64) - 1
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-  """The output function of SplitMix64 (Steele, Lea and Flood 2014), in place: a bijection of uint64."""
+  """The output function of SplitMix64 (Steele, Lea and Flood 2014), a bijection of uint64; changes `x` in place."""
   x ^= x >> np.uint64(30)
   x *= np.uint64(0xBF58476D1CE4E5B9)
   x ^= x >> np.uint64(27)
@@ -20,7 +20,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def hash_words(*words: int | np.ndarray) -> np.ndarray:
-  """One uint64 for each tuple of integers; the words broadcast against each other."""
+  """A hash of each tuple of integers, uint64. The words broadcast against each other."""
   state = np.zeros(1, np.uint64)
   for word in words:
     if isinstance(word, int):
@@ -31,7 +31,7 @@ def hash_words(*words: int | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Draws:
-  """The random numbers of R rows. A site names one use of them, so that no two uses share a number."""
+  """The random numbers of R rows. Each use has its own integer `site`, so that no two uses share numbers."""
 
   keys: np.ndarray  # uint64 [R]
 
@@ -41,7 +41,7 @@ class Draws:
     return cls(hash_words(seed, epoch, row))
 
   def bits(self, site: int, count: int) -> np.ndarray:
-    """uint64 [R, count]: a SplitMix64 sequence a row, which starts at the hash of its key and the site."""
+    """uint64 [R, count]: one SplitMix64 sequence per row, started at the hash of the row's key and the site."""
     start = hash_words(self.keys, site)
     return mix(start[:, None] + np.arange(1, count + 1, dtype=np.uint64) * GOLDEN)
 
@@ -54,13 +54,21 @@ class Draws:
     return ((self.bits(site, count) >> np.uint64(32)) * np.uint64(high) >> np.uint64(32)).astype(np.int64)
 
   def choose(self, site: int, candidates: np.ndarray, counts: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """A uniform choice of counts[r] different positions among the candidates of each row.
+    """Chooses counts[r] different positions among the candidates of each row r, uniformly.
 
-    candidates: bool [R, N]. counts: [R], at most the row's candidates. slots: bound of counts, at most N.
-    Returns positions int32 [R, slots], rising, 0 in unused slots; and used, bool [R, slots].
+    Args:
+      site: names this use of random numbers.
+      candidates: bool [R, N].
+      counts: int [R], at most the number of candidates in the row.
+      slots: upper bound of `counts`, at most N.
+
+    Returns:
+      positions: int32 [R, slots], ascending, 0 in unused slots.
+      used: bool [R, slots].
     """
     length = candidates.shape[1]
-    low = np.uint64((1 << length.bit_length()) - 1)  # the low bits of a key hold its position: one sort gives both
+    # The low bits of a key hold its position, so that one sort gives both.
+    low = np.uint64((1 << length.bit_length()) - 1)
     keys = (self.bits(site, length) & ~low) | np.arange(length, dtype=np.uint64)
     keys[~candidates] = np.uint64(_WORD)
     smallest = np.sort(keys, axis=1)[:, :slots]

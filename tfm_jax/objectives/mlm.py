@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019), with masks drawn anew in each epoch."""
+"""Masked language modelling (Devlin et al. 2019), with new masks in each epoch."""
 
 from typing import ClassVar
 
@@ -18,11 +18,11 @@ from tfm_jax.objectives.objective import (
 )
 from tfm_jax.objectives.plan import Rows
 
-_SELECT, _ACTION, _TOKEN = range(3)  # sites of the draws
+_SELECT, _ACTION, _TOKEN = range(3)  # sites of `Draws`
 
 
 class MaskedLanguageModel(Objective):
-  """Predicts round(mask_rate * n) of a row's n ordinary tokens, at least one; special tokens never."""
+  """Predicts round(mask_rate * n) of a row's n ordinary tokens, at least one. Special tokens are never predicted."""
 
   adds_bos: ClassVar[bool] = True
 
@@ -31,7 +31,7 @@ class MaskedLanguageModel(Objective):
     for name in ("mask_rate", "random_rate", "keep_rate"):
       rate(name, getattr(config, name))
     if config.random_rate + config.keep_rate > 1:
-      raise UserError("objective.random_rate + objective.keep_rate is above 1: they share the masked tokens")
+      raise UserError("objective.random_rate + objective.keep_rate is above 1: they are shares of the masked tokens")
     self.predictions = int(_count(np.array([seq_len]), config.mask_rate)[0])
     self._special = np.zeros(vocabulary.size, bool)
     self._special[[i for i in vocabulary.special_ids if 0 <= i < vocabulary.size]] = True
@@ -77,5 +77,5 @@ class MaskedLanguageModel(Objective):
 
 
 def _count(ordinary: np.ndarray, mask_rate: float) -> np.ndarray:
-  """How many of that many ordinary tokens are predicted."""
+  """The number of predicted tokens in rows with this many ordinary tokens."""
   return np.minimum(np.maximum(np.round(mask_rate * ordinary).astype(np.int64), 1), ordinary)

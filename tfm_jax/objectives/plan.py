@@ -1,4 +1,4 @@
-"""Plans of rows: which tokens of a split each row holds, found by binary search for many rows at once."""
+"""Row plans: which tokens of a split each row holds, computed by binary search for many rows at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from tfm_jax.objectives.draws import Draws
 
 @dataclass(frozen=True)
 class Side:
-  """The texts of a split's documents (of pairs: their sources, or their targets) as one stream of tokens."""
+  """One text of each document of a split, as a stream of tokens. Of pairs: all first, or all second texts."""
 
   tokens: np.ndarray  # [tokens], memory-mapped
-  offsets: np.ndarray  # int64 [documents + 1], memory-mapped
-  byte_offsets: np.ndarray  # int64 [documents + 1], memory-mapped: the same in bytes of UTF-8 text
+  offsets: np.ndarray  # int64 [documents + 1], memory-mapped: where documents begin among the tokens
+  byte_offsets: np.ndarray  # int64 [documents + 1], memory-mapped: where they begin among the bytes of UTF-8 text
 
   @property
   def text_bytes(self) -> int:
@@ -28,7 +28,7 @@ class Split:
 
   name: str
   sides: tuple[Side, ...]
-  labels: np.ndarray | None = None  # int32 [documents]: the class of each, where documents are labelled
+  labels: np.ndarray | None = None  # int32 [documents]: the class of each document, if they are labelled
 
   @property
   def documents(self) -> int:
@@ -50,35 +50,36 @@ class Rows:
   tokens: np.ndarray  # pad_id where segment_ids is 0
   segment_ids: np.ndarray  # 1, 2, .. for the documents in a row, 0 for padding
   positions: np.ndarray  # from 0 in each segment
-  first: np.ndarray | None = None  # [R]: the document that is segment 1; the following ones are 2, 3, ..
-  labels: np.ndarray | None = None  # int32 [R]: of the row's one document, where it has a label; -1 in blank rows
+  first: np.ndarray | None = None  # [R]: the document of segment 1; segments 2, 3, .. are the documents after it
+  labels: np.ndarray | None = None  # int32 [R]: the label of the row's only document; -1 in blank rows
 
   def documents(self) -> np.ndarray:
-    """int32 [R, L]: the document that each token belongs to; meaningless where segment_ids is 0."""
-    assert self.first is not None, "this plan does not say which documents its rows hold"
+    """The document of each token, int32 [R, L]; meaningless where segment_ids is 0."""
+    assert self.first is not None, "this row plan does not tell which documents its rows hold"
     return (self.first[:, None] + self.segment_ids - 1).astype(np.int32)
 
 
-class Plan(Protocol):
-  """Rows 0 .. num_rows - 1 of a split. Rows beyond are blank: padding alone."""
+class RowPlan(Protocol):
+  """Which tokens the rows 0 .. num_rows - 1 of a split hold. Later rows are blank: they hold only padding."""
 
   num_rows: int
-  truncated: int  # texts that are longer than their row and are cut
+  truncated: int  # texts that are cut because they are longer than their row
 
   def read(self, rows: np.ndarray, draws: Draws) -> tuple[Rows, ...]:
-    """What the objective's `make` takes, for rows [R], int64: one side, or source and target.
+    """The tokens of these rows, for the objective's `make`: one `Rows`, or two (source and target).
 
-    draws: the same that `make` gets. A plan that draws (a random second segment) uses sites of its own.
+    rows: int64 [R].
+    draws: the random numbers that `make` gets too. A row plan that needs some (to pair documents) uses other sites.
     """
 
 
-def stream_plan(side: Side, stride: int, lookahead: int, pad: int, packing: bool) -> Plan:
-  """Rows of `stride` tokens of the stream, each with the `lookahead` tokens that follow."""
+def stream_plan(side: Side, stride: int, lookahead: int, pad: int, packing: bool) -> RowPlan:
+  """Rows of `stride` tokens of the stream; each also reads the `lookahead` tokens after them."""
   return (PackedPlan if packing else DocumentPlan)(side, stride, lookahead, pad)
 
 
 class PackedPlan:
-  """The stream of documents, cut every `stride` tokens; documents continue in the next row."""
+  """The stream of documents, cut every `stride` tokens; a document may continue in the next row."""
 
   truncated = 0
 
@@ -93,7 +94,7 @@ class PackedPlan:
 
 
 class DocumentPlan:
-  """Each document cut every `stride` tokens, one piece to a row."""
+  """Each document cut every `stride` tokens, one piece per row."""
 
   truncated = 0
 
@@ -113,12 +114,14 @@ class DocumentPlan:
 
 
 class WholePlan:
-  """Whole documents of one or two sides; packed: as many as fit, in their order.
+  """Whole documents of one or two sides: one per row, or if packed as many as fit, in order.
 
   Args:
-    split: the documents. Rows of one document each have its label.
-    keep: for each side, the tokens [documents] that are kept of its texts; the rest is cut, and counted.
-    widths: of the rows of each side.
+    split: the documents. Rows that hold one document have its label.
+    keep: for each side, the number of tokens that are kept of each text, [documents]; the rest is cut and counted.
+    widths: row length of each side.
+    packing: whether a row may hold several documents.
+    pad: the id that fills rows.
   """
 
   def __init__(self, split: Split, keep: Sequence[np.ndarray], widths: Sequence[int], packing: bool, pad: int):
@@ -127,13 +130,13 @@ class WholePlan:
     self.truncated = int(
       sum(np.sum(np.diff(side.offsets) > kept) for side, kept in zip(split.sides, keep, strict=True))
     )
-    # the stream that there would be without what is cut
+    # Offsets in the stream of kept tokens.
     self._offsets = [np.concatenate([[0], np.cumsum(kept)]) for kept in keep]
     self._first_document = self._fill(split.documents) if packing else np.arange(split.documents + 1)
     self.num_rows = len(self._first_document) - 1
 
   def _fill(self, documents: int) -> np.ndarray:
-    """The first document of each row, and the number of documents at the end."""
+    """The first document of each row, followed by the number of documents."""
     limits = [
       np.searchsorted(offsets, offsets[:-1] + width, side="right") - 1
       for offsets, width in zip(self._offsets, self._widths, strict=True)
@@ -161,7 +164,7 @@ class WholePlan:
 
 
 def _read_stream(side: Side, starts: np.ndarray, lengths: np.ndarray, width: int, pad: int) -> Rows:
-  """Rows of consecutive tokens."""
+  """Rows of consecutive tokens, padded to `width`."""
   segment_ids, positions = _segments(side.offsets, starts, lengths, width)
   if lengths.min() == width:
     tokens = np.lib.stride_tricks.sliding_window_view(side.tokens, width)[starts].astype(np.int32)
@@ -172,16 +175,16 @@ def _read_stream(side: Side, starts: np.ndarray, lengths: np.ndarray, width: int
 
 
 def _take(side: Side, index: np.ndarray) -> np.ndarray:
-  """The tokens at these places, int32; anything where a place is out of range."""
+  """The tokens at these indices, int32; arbitrary where an index is out of range."""
   return side.tokens.take(index, mode="clip").astype(np.int32) if len(side.tokens) else np.zeros(index.shape, np.int32)
 
 
 def _segments(
   offsets: np.ndarray, starts: np.ndarray, lengths: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Segment ids and positions [R, width] of the rows starts .. starts + lengths of a stream of documents.
+  """Segment ids and positions [R, width] of rows that hold the tokens starts .. starts + lengths - 1 of a stream.
 
-  Each row is a list of pieces: the documents that it meets, then its padding (perhaps empty).
+  Each row is computed as a list of pieces: the documents that it overlaps, then its padding (perhaps empty).
   """
   first = np.searchsorted(offsets, starts, side="right")  # the first document that begins inside
   pieces = np.maximum(np.searchsorted(offsets, starts + lengths, side="left") - first, 0) + 2

@@ -1,4 +1,4 @@
-"""Sequence to sequence: parallel text (Sutskever et al. 2014), or without it the continuation of a text."""
+"""Sequence to sequence: parallel text (Sutskever et al. 2014), or the continuation of a single text."""
 
 from typing import ClassVar
 
@@ -11,11 +11,11 @@ from tfm_jax.objectives.objective import (
   encoder_decoder_arrays,
   encoder_decoder_fields,
 )
-from tfm_jax.objectives.plan import Plan, Rows, Split, WholePlan
+from tfm_jax.objectives.plan import RowPlan, Rows, Split, WholePlan
 
 
 class SequenceToSequence(Objective):
-  """Pairs as they are, several to a row when packed. Without pairs: the first part of a row -> the rest."""
+  """Source -> target of pairs, several per row if packed. Without pairs: the first part of a row -> the rest."""
 
   sides: ClassVar[int] = 2
   predicts_text: ClassVar[bool] = True
@@ -31,7 +31,7 @@ class SequenceToSequence(Objective):
   def check(self) -> None:
     self.vocabulary.require("eos", "seq2seq")
 
-  def plan(self, split: Split, packing: bool) -> Plan:
+  def plan(self, split: Split, packing: bool) -> RowPlan:
     if len(split.sides) == 1:
       return super().plan(split, packing)
     widths = (self.seq_len, self.target_len)
@@ -46,15 +46,14 @@ class SequenceToSequence(Objective):
     return encoder_decoder_arrays(source, target, first, pad)
 
   def _continuation(self, rows: Rows) -> tuple[Rows, Rows]:
-    """Cuts each row, one segment, in the proportion of seq_len to target_len."""
+    """Cuts each row in the proportion of seq_len to target_len; documents in it are concatenated."""
     lengths = (rows.segment_ids > 0).sum(axis=1)
-    heads = (lengths * self.seq_len + self.row_tokens - 1) // self.row_tokens
-    return self._part(rows.tokens, 0 * heads, heads, self.seq_len), self._part(
-      rows.tokens, heads, lengths, self.target_len
-    )
+    cuts = (lengths * self.seq_len + self.row_tokens - 1) // self.row_tokens
+    source = self._part(rows.tokens, np.zeros_like(cuts), cuts, self.seq_len)
+    return source, self._part(rows.tokens, cuts, lengths, self.target_len)
 
   def _part(self, tokens: np.ndarray, begin: np.ndarray, end: np.ndarray, width: int) -> Rows:
-    """Columns begin .. end of each row, moved to the left."""
+    """Columns begin .. end - 1 of each row, moved to the left edge and padded to `width`."""
     column = np.arange(width)
     valid = column < (end - begin)[:, None]
     index = np.minimum(begin[:, None] + column, tokens.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Classification of a text, or of a pair of texts: one labelled document per row (Devlin et al. 2019)."""
+"""Classification of a text or a pair of texts: one labelled document per row (Devlin et al. 2019)."""
 
 from typing import ClassVar
 
@@ -7,16 +7,16 @@ import numpy as np
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import FLOAT, INT, ROWS, Field, Fields, Objective, along_row, token_fields
-from tfm_jax.objectives.plan import Plan, Rows, Split, WholePlan
+from tfm_jax.objectives.plan import RowPlan, Rows, Split, WholePlan
 
 
 class SequenceClassification(Objective):
-  """A row is `bos text eos`, or `bos text eos pair eos`; a tokenizer without bos leaves it out.
+  """A row is `bos text eos`, or `bos text eos pair eos`, without bos if the tokenizer has none.
 
-  A text that is too long loses its end; of a pair, the longer text until both are as long.
+  A text that is too long loses its end; of a pair, the longer text is cut first, until both are equally long.
   """
 
-  adds_eos: ClassVar[bool] = False  # the row adds them, after what is too long was cut
+  adds_eos: ClassVar[bool] = False  # `make` adds eos, after texts that are too long were cut
   sides: ClassVar[int] = 2
 
   @property
@@ -34,14 +34,14 @@ class SequenceClassification(Objective):
     self.vocabulary.require("eos", self.config.name)
     if self.documents.classes < 2:
       raise UserError(
-        f"objective.name={self.config.name} needs documents with labels of two classes or more, and these have "
+        f"objective.name={self.config.name} needs documents with labels of at least two classes, and these have "
         f"{self.documents.classes}: set data.source=tsv and task.label"
       )
     if self._room < self.documents.sides:
       raise UserError(f"data.seq_len={self.seq_len} leaves no room for text between the special tokens: raise it")
 
-  def plan(self, split: Split, packing: bool) -> Plan:
-    """One document per row, whatever `packing` says."""
+  def plan(self, split: Split, packing: bool) -> RowPlan:
+    """One document per row; `packing` is ignored."""
     sizes = [np.diff(side.offsets) for side in split.sides]
     if len(sizes) == 1:
       keep = [np.minimum(sizes[0], self._room)]
@@ -82,10 +82,10 @@ class SequenceClassification(Objective):
 
   @property
   def _begin(self) -> int:
-    """Where the text begins: after bos, if the tokenizer has one."""
+    """The position of the first token of text: 1 if the tokenizer has bos, otherwise 0."""
     return int(self.vocabulary.bos_id >= 0)
 
   @property
   def _room(self) -> int:
-    """Tokens of text that fit into a row."""
+    """Tokens of text that fit into a row beside the special tokens."""
     return self.seq_len - self._begin - self.documents.sides

@@ -1,4 +1,4 @@
-"""T5's span corruption (Raffel et al. 2020): spans become sentinels, the decoder writes what they hid.
+"""T5's span corruption (Raffel et al. 2020): spans become sentinels, and the decoder predicts the removed spans.
 
 The numbers of noise tokens and spans are those of `random_spans_helper` and `random_spans_noise_mask` in
 google-research/text-to-text-transfer-transformer. A row is one segment: documents in it are concatenated.
@@ -16,11 +16,16 @@ from tfm_jax.objectives.objective import (
 )
 from tfm_jax.objectives.plan import Rows
 
-_NOISE, _KEPT = range(2)  # sites of the draws
+_NOISE, _KEPT = range(2)  # sites of `Draws`
 
 
 class SpanCorruption(Objective):
-  """row_tokens is the longest row whose corrupted form fits seq_len and whose targets fit target_len."""
+  """Takes as many tokens per row as fit: the corrupted row into seq_len and its targets into target_len.
+
+  Attributes:
+    noise: removed tokens of a full row.
+    spans: removed spans of a full row.
+  """
 
   def setup(self) -> None:
     config, seq_len, target_len = self.config, self.seq_len, self.target_len
@@ -50,18 +55,18 @@ class SpanCorruption(Objective):
       )
 
   def noise_counts(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Noise tokens and spans of rows of these lengths, as T5 rounds them; none in a row below two tokens."""
+    """(removed tokens, removed spans) of rows of these lengths, rounded as in T5; 0 in rows below two tokens."""
     noise = np.round(lengths * self.config.noise_density).astype(np.int64)
     noise = np.minimum(np.maximum(noise, 1), np.maximum(lengths - 1, 0))
     spans = np.maximum(np.round(noise / self.config.mean_span).astype(np.int64), 1)
     return noise, np.minimum(spans, np.minimum(noise, lengths - noise))
 
   def noise_mask(self, draws: Draws, lengths: np.ndarray, width: int) -> np.ndarray:
-    """bool [R, width]: kept and noise spans in turn, a kept one first, cut at random with no span empty."""
+    """Which tokens are removed, bool [R, width]: kept and removed spans alternate, kept first, none empty."""
     noise, spans = self.noise_counts(lengths)
     kept_starts, kept_used = _cuts(draws, _KEPT, lengths - noise, spans, width, self.spans)
     noise_starts, noise_used = _cuts(draws, _NOISE, noise, spans, width, self.spans)
-    # noise span j begins at (start of kept span j + 1) + (start of noise span j)
+    # Removed span j begins at (start of kept span j + 1) + (start of removed span j), each in its own count.
     row = np.arange(len(lengths))[:, None] + np.zeros_like(kept_starts)
     toggles = np.zeros((len(lengths), width + 1), np.int8)
     begin = np.where(kept_used, kept_starts, (lengths - noise)[:, None])[:, 1:] + noise_starts[:, :-1]
@@ -80,7 +85,7 @@ class SpanCorruption(Objective):
     return encoder_decoder_arrays(encoder, decoder, pad, pad)
 
   def _corrupt(self, tokens: np.ndarray, valid: np.ndarray, removed: np.ndarray, width: int) -> Rows:
-    """Each run of removed tokens becomes the next sentinel; then eos, then padding."""
+    """Replaces each run of removed tokens by the next sentinel, then appends eos and padding."""
     starts = removed & valid
     starts[:, 1:] &= ~removed[:, :-1]
     sentinels = np.array((*self.vocabulary.sentinel_ids[: self.spans], self.vocabulary.pad_id), np.int32)
@@ -99,7 +104,10 @@ class SpanCorruption(Objective):
 def _cuts(
   draws: Draws, site: int, items: np.ndarray, spans: np.ndarray, width: int, slots: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Starts [R, slots + 1] of `spans` non-empty runs over `items`, 0 first, and which of them exist."""
+  """Cuts `items` tokens per row at random into `spans` non-empty runs.
+
+  Returns their starts, int32 [R, slots + 1], beginning with 0; and which of them exist, bool of the same shape.
+  """
   column = np.arange(width)
   candidates = (column > 0) & (column < items[:, None])
   starts, used = draws.choose(site, candidates, np.maximum(spans - 1, 0), min(slots, width))

@@ -1,4 +1,4 @@
-"""The objectives by name."""
+"""The objectives by `objective.name`."""
 
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.causal import CausalLanguageModel

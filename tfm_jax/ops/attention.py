@@ -1,4 +1,4 @@
-"""Scaled dot-product attention (Vaswani et al. 2017), and the table of the kernels that compute it."""
+"""Scaled dot-product attention (Vaswani et al. 2017), and the table of kernels that compute it."""
 
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from tfm_jax.ops.linear import matmul
 from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.splash import attend_splash, splash_refuses
 
-# Finite, so that a row in which everything is masked (padding) stays finite too.
+# Logit of a masked key. It is finite so that the softmax of a fully masked query (padding) is finite.
 MASKED = np.float32(-1e30)
 
 
@@ -33,29 +33,52 @@ def attention(
   layer: Array | int = 0,
   site: int = 0,
 ) -> Array:
-  """softmax(scale * q k + bias, where mask) v: [B, T, H, K] in q's dtype; logits and softmax in float32.
+  """softmax(scale * q k + bias, where mask) v, [B, T, H, K] in q's dtype. Logits and softmax are float32.
 
   Args:
     q_BTHK: queries; k_BSHK, v_BSHK: keys and values, all in the compute dtype.
-    mask_BTS: Boolean [B or 1, T, S], or None; a query with no key to see gets the mean of all values.
+    mask_BTS: Boolean [B or 1, T, S], or None. A fully masked query gets the mean of all values.
     bias_HTS: float32 bias of the logits, or None.
     scale: factor of the dot products.
     platform: see `linear`.
     dropout_rate, noise, layer, site: dropout of the attention weights.
   """
-  logits_BHTS = matmul("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, platform) * np.float32(scale)
-  if bias_HTS is not None:
-    logits_BHTS = logits_BHTS + bias_HTS[None]
-  if mask_BTS is not None:
-    logits_BHTS = jnp.where(mask_BTS[:, None], logits_BHTS, MASKED)
+  logits_BHTS = attention_logits(q_BTHK, k_BSHK, mask_BTS, bias_HTS, scale, platform)
   weights_BHTS = softmax(logits_BHTS, q_BTHK.dtype)
   weights_BHTS = dropout(weights_BHTS, dropout_rate, noise, layer, site)
   return matmul("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK, platform).astype(q_BTHK.dtype)
 
 
+def attention_logits(
+  q_BTHK: Array, k_BSHK: Array, mask_BTS: Array | None, bias_HTS: Array | None, scale: float, platform: str
+) -> Array:
+  """scale * q k + bias, float32 [B, H, T, S]; -1e30 where the mask is False. Arguments: see `attention`."""
+  logits_BHTS = matmul("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, platform) * np.float32(scale)
+  if bias_HTS is not None:
+    logits_BHTS = logits_BHTS + bias_HTS[None]
+  if mask_BTS is not None:
+    logits_BHTS = jnp.where(mask_BTS[:, None], logits_BHTS, MASKED)
+  return logits_BHTS
+
+
+def attention_probabilities(
+  q_BTHK: Array, k_BSGK: Array, mask_BTS: Array | None, bias_HTS: Array | None, scale: float, platform: str
+) -> Array:
+  """The attention weights, float32 [B, H, T, S]; 0 for masked keys, even if all keys of a query are masked.
+
+  Args:
+    q_BTHK: queries.
+    k_BSGK: keys; each of the G heads serves a group of H / G query heads.
+    mask_BTS, bias_HTS, scale, platform: see `attention`.
+  """
+  k_BSHK = jnp.repeat(k_BSGK, q_BTHK.shape[2] // k_BSGK.shape[2], axis=2)
+  weights_BHTS = jax.nn.softmax(attention_logits(q_BTHK, k_BSHK, mask_BTS, bias_HTS, scale, platform), axis=-1)
+  return weights_BHTS if mask_BTS is None else jnp.where(mask_BTS[:, None], weights_BHTS, 0.0)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def softmax(logits: Array, dtype: jnp.dtype) -> Array:
-  """Softmax over the last axis, in float32, returned and kept for the backward pass in `dtype`."""
+  """Softmax over the last axis, computed in float32; returned, and kept for the backward pass, in `dtype`."""
   return jax.nn.softmax(logits, axis=-1).astype(dtype)
 
 
@@ -70,16 +93,16 @@ softmax.defvjp(lambda logits, dtype: (softmax(logits, dtype),) * 2, _softmax_bac
 def attend_dense(
   q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, *, mask: Array | None, bias_HTS: Array | None, **others: Any
 ) -> Array:
-  """`attention` in which G heads of keys and values serve H / G query heads each.
+  """`attention` in which each of G heads of keys and values serves H / G query heads.
 
   Args:
     q_BTHK: queries; k_BSGK, v_BSGK: keys and values.
-    mask: of the form that the kernel prepares; here a Boolean array [B or 1, T, S], or None.
+    mask: in the form that the kernel prepares: here a Boolean array [B or 1, T, S], or None.
     bias_HTS: float32 bias of the logits, or None.
     others: see `attention`.
   """
   (B, T, H, K), G = q_BTHK.shape, k_BSGK.shape[2]
-  if T == 1 and H > G and others.get("noise") is None:  # one token: a group is R queries of one head, nothing is copied
+  if T == 1 and H > G and others.get("noise") is None:  # one token: R query heads act as R queries, no copies
     q_BRGK = q_BTHK.reshape(B, G, H // G, K).swapaxes(1, 2)
     bias_GRS = None if bias_HTS is None else bias_HTS.reshape(G, H // G, -1)
     y_BRGK = attention(q_BRGK, k_BSGK, v_BSGK, mask_BTS=mask, bias_HTS=bias_GRS, **others)
@@ -88,7 +111,7 @@ def attend_dense(
   return attention(q_BTHK, k_BSHK, v_BSHK, mask_BTS=mask, bias_HTS=bias_HTS, **others)
 
 
-# "auto" takes the first that serves; the last serves every need.
+# "auto" takes the first kernel that can serve; the last can always serve.
 KERNELS = {
   "splash": Kernel(attend_splash, splash_refuses, local=True),
   "xla": Kernel(attend_dense, lambda need: "", Mask.dense),
@@ -96,7 +119,7 @@ KERNELS = {
 
 
 def find_kernel(name: str, need: Need) -> Kernel:
-  """The kernel of that name, or for "auto" the first that serves. Raises UserError if it cannot serve."""
+  """The kernel of that name, or for "auto" the first that can serve. Raises UserError if it cannot serve."""
   if name == "auto":
     return next(kernel for kernel in KERNELS.values() if not kernel.refuses(need))
   why = KERNELS[name].refuses(need)

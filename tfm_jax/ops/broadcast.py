@@ -1,11 +1,11 @@
-"""Explicit broadcasting: `jax_numpy_rank_promotion="raise"` holds in the tests, so that no rank differs by accident."""
+"""Explicit broadcasting. The tests set `jax_numpy_rank_promotion="raise"`, so ranks never differ by accident."""
 
 import jax.numpy as jnp
 from jax import Array
 
 
 def to_rank(v: Array, rank: int) -> Array:
-  """v with axes of length 1 put before it, up to `rank` axes."""
+  """v with leading axes of length 1, `rank` axes in all."""
   return v.reshape((1,) * (rank - v.ndim) + v.shape)
 
 

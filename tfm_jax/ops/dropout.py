@@ -1,7 +1,7 @@
-"""Dropout whose bits are an integer hash of where a value stands, never of how the computation is laid out.
+"""Dropout whose random bits are an integer hash of the logical index of each value.
 
-A bit depends on (seed, step, layer, site, global row, position, feature) alone, so it is the same under any sharding,
-microbatching or pipeline, and it is computed from iotas, so it fuses into its neighbours.
+A bit depends only on (seed, step, layer, site, global row, position, feature), so it is the same under any sharding,
+microbatching or pipeline. It is computed from iotas, so it fuses into neighbouring operations.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from tfm_jax.ops import hashing
 
 
 class Noise(NamedTuple):
-  """What all dropout of one training step shares. `seed` and `step` are scalars, `rows_B` [B] are global row ids."""
+  """The random state of one training step: scalars `seed` and `step`, and global row ids `rows_B` [B]."""
 
   seed: Array
   step: Array
@@ -24,7 +24,7 @@ class Noise(NamedTuple):
 
 
 def row_keys(noise: Noise, layer: Array | int, site: int) -> Array:
-  """Keys [B] uint32, one a row, for one dropout site of one layer."""
+  """One uint32 key per row, [B], for one dropout site of one layer."""
   key = jnp.uint32(0)
   for value in (noise.seed, noise.step, layer, site, noise.rows_B):
     key = hashing.fold(key, value)
@@ -38,7 +38,7 @@ def _dropout(x: Array, key_B: Array, rate: float) -> Array:
   return jnp.where(keep, x * np.asarray(1 / (1 - rate), x.dtype), np.zeros((), x.dtype))
 
 
-# Linear in x: the mask is computed again in the backward pass instead of being kept.
+# Dropout is linear in x. The backward pass computes the mask again instead of keeping it.
 _dropout.defvjp(
   lambda x, key_B, rate: (_dropout(x, key_B, rate), key_B),
   lambda rate, key_B, dy: (_dropout(dy, key_B, rate), None),
@@ -48,7 +48,7 @@ _dropout.defvjp(
 def dropout(x: Array, rate: float, noise: Noise | None, layer: Array | int, site: int) -> Array:
   """Zeroes values of x [B, ...] with probability `rate` and scales the rest by 1 / (1 - rate) (Srivastava et al. 2014).
 
-  `noise` None or rate 0 returns x itself.
+  Returns x itself if `noise` is None or the rate is 0.
   """
   if noise is None or rate == 0.0:
     return x

@@ -1,4 +1,4 @@
-"""Random bits as an integer hash of where a value stands: exact, and so the same under every layout and fusion."""
+"""Random bits as an integer hash of the index of each value: exact, so equal under every sharding and fusion."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from jax import Array
 
 
 def mix(h: Array) -> Array:
-  """A bijection of uint32 in which every input bit changes every output bit half of the time ("lowbias32")."""
+  """A bijection of uint32 in which each input bit flips each output bit with probability 1/2 ("lowbias32")."""
   h = (h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D)
   h = (h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B)
   return h ^ (h >> np.uint32(16))
 
 
 def fold(key: Array, value: Any) -> Array:
-  """A new uint32 key from a key and a number (or arrays of them that broadcast)."""
+  """A new uint32 key from a key and a number, or from arrays of them that broadcast."""
   return mix(key ^ jnp.asarray(value).astype(jnp.uint32)) + np.uint32(0x9E3779B9)
 
 
@@ -30,5 +30,5 @@ def positions(shape: tuple[int, ...], first_axis: int = 0) -> Array:
 
 
 def bits(index: Array, keys: Array) -> Array:
-  """uint32 bits of elements by their index, for keys that broadcast against it."""
+  """uint32 bits of the elements with these indices, for keys that broadcast against them."""
   return mix((index * np.uint32(0x9E3779B1) + keys) ^ (keys >> np.uint32(7)))

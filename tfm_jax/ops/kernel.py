@@ -1,4 +1,4 @@
-"""The contract of attention kernels: what can be needed of one, and what one is. `ops.attention.KERNELS` has them."""
+"""The contract of attention kernels: `Need` and `Kernel`. `ops.attention.KERNELS` lists them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,19 +9,19 @@ from tfm_jax.ops.masks import Mask
 
 
 class Need(NamedTuple):
-  """What is needed of a kernel. The defaults stand for what is not known yet, and need nothing.
+  """What a model needs of its kernel. The defaults need nothing, and stand for what is not known yet.
 
   Attributes:
     platform: "cpu", "gpu" or "tpu"; empty: any.
     lengths: numbers of queries and of keys.
-    dropout: rate on the attention weights, while training.
-    bias: something is added to the logits.
-    window: keys are seen up to this distance alone; 0: at any distance.
-    scale_by_layer: each layer scales its logits differently.
-    groups: query heads that share a head of keys and values.
-    cache: keys come from a cache: they begin before the queries.
-    cut: a device has a part of each sequence.
-    uneven: the devices do not divide the rows.
+    dropout: rate on the attention weights during training.
+    bias: a bias is added to the logits.
+    window: largest distance of a key; 0: any distance.
+    scale_by_layer: layers scale their logits differently.
+    groups: number of query heads that share a head of keys and values.
+    cache: keys come from a cache, so they begin before the queries.
+    cut: sequences are split over devices.
+    uneven: the number of rows is not divisible by the devices that split them.
   """
 
   platform: str = ""
@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 
 def whole(mask: Mask, queries: int, keys: int) -> Any:
-  """The mask as it is."""
+  """The mask unchanged."""
   return mask
 
 
@@ -45,10 +45,10 @@ class Kernel(NamedTuple):
   """One way to compute attention.
 
   Attributes:
-    attend: the attention itself, with the arguments of `ops.attention.attend_dense` and its result.
-    refuses: why the kernel cannot serve a need, in words that follow its name; empty if it can.
-    prepare: the `mask` of `attend`, from (mask, T, S). This is called once per stack, not once per layer.
-    local: XLA cannot split the kernel, so each device runs it on its own rows and heads, without bias and dropout.
+    attend: computes the attention, with the arguments and the result of `ops.attention.attend_dense`.
+    refuses: the reason why the kernel cannot serve a need, in words that follow its name; empty if it can.
+    prepare: (mask, T, S) -> the `mask` of `attend`. It is called once per stack, not once per layer.
+    local: XLA cannot partition the kernel, so each device runs it on its rows and heads, without bias and dropout.
   """
 
   attend: Callable[..., Array]

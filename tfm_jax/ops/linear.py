@@ -1,11 +1,12 @@
-"""One linear for every dense layer: compute-dtype operands, float32 accumulation in all three of its dots."""
+"""The linear of every dense layer: operands in the compute dtype, float32 accumulation in all three of its dots."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental.layout import Layout, with_layout_constraint
+
+from tfm_jax.ops.dots import cpu_matmul, cpu_weight_gradient, dot
 
 Saved = tuple[Array, Array, Array | None]  # x, w, b
 
@@ -15,14 +16,13 @@ def linear(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> Arr
   """`einsum(spec, x, w) + b` in x's dtype, with products summed in float32, forward and backward.
 
   Args:
-    spec: two operands, e.g. `"BTD,DHK->BTHK"`. A letter of an operand must stand in the output or the other operand.
+    spec: two operands, e.g. `"BTD,DHK->BTHK"`. Each axis of an operand occurs in the output or the other operand.
     x: activations in the compute dtype.
-    w: weights in the compute dtype; several that share x are stacked (as `DCHK`), so that they share one dX.
+    w: weights in the compute dtype. Several with the same x are stacked (as `DCHK`) to share one dX.
     b: bias in float32, of the shape of w's output axes, or None.
-    platform: "cpu", "gpu" or "tpu". XLA:CPU reaches the matrix unit (AMX) with bfloat16 operands only if the dot's
-      output is float32, and in the form of dW only if the transposed operand is laid out for it. Elsewhere the
-      hardware sums in float32 anyway, and an output in the compute dtype halves the bytes of what tensor
-      parallelism has to all-reduce.
+    platform: "cpu", "gpu" or "tpu". With bfloat16 operands, XLA:CPU uses the matrix unit (AMX) only if the output of
+      the dot is float32, and for dW only if the transposed operand is stored that way. Other hardware accumulates in
+      float32 anyway; there an output in the compute dtype halves the bytes that tensor parallelism all-reduces.
 
   Returns:
     The output in x's dtype.
@@ -34,16 +34,18 @@ def linear(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> Arr
 
 
 def _bias_axes(spec: str) -> tuple[int, ...]:
-  """The axes of the output that w brings, in the order that they have in w too."""
+  """The output axes that come from w, in the order of w."""
   x_axes, w_axes, y_axes = spec.replace("->", ",").split(",")
   return tuple(i for i, axis in enumerate(y_axes) if axis in w_axes and axis not in x_axes)
 
 
 def einsum(spec: str, x: Array, w: Array, platform: str, wide: bool = False) -> Array:
-  """The dot itself. Its result is float32 on CPU, for float32 operands and if `wide`, else in the compute dtype."""
+  """The dot. Its result is float32 on CPU, for float32 operands, or if `wide`; otherwise in the compute dtype."""
+  if platform == "cpu":
+    return dot(spec, x, w)
   if x.dtype == jnp.float32:
     return jnp.einsum(spec, x, w, precision="highest")
-  return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32 if wide or platform == "cpu" else x.dtype)
+  return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32 if wide else x.dtype)
 
 
 def _forward(spec: str, x: Array, w: Array, b: Array | None, platform: str) -> tuple[Array, Saved]:
@@ -72,53 +74,25 @@ def bias_gradient(spec: str, b: Array | None, dy: Array) -> Array | None:
 
 
 def weight_gradient(spec: str, x: Array, dy: Array, platform: str) -> Array:
-  """dW of `linear`, as `einsum` gives it.
-
-  On CPU the operand that holds W's first axis is transposed in memory first: two to six times faster.
-  """
+  """dW of `linear`, in the dtype of `einsum`'s result."""
   x_axes, w_axes, y_axes = spec.replace("->", ",").split(",")
-  if platform != "cpu" or x.dtype == jnp.float32:
-    return einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy, platform)
-  first, a_axes, a, b_axes, b = (
-    (w_axes[0], x_axes, x, y_axes, dy) if w_axes[0] in x_axes else (w_axes[0], y_axes, dy, x_axes, x)
-  )
-  kept = [axis for axis in w_axes if axis in a_axes]
-  assert kept[0] == first
-  order = [a_axes.index(axis) for axis in kept + [axis for axis in a_axes if axis not in kept]]
-  a = with_layout_constraint(a.transpose(order), Layout(tuple(range(a.ndim))))
-  return einsum(f"{''.join(a_axes[i] for i in order)},{b_axes}->{w_axes}", a, b, platform)
+  if platform == "cpu":
+    if x.dtype != jnp.float32:
+      return cpu_weight_gradient(spec, x, dy)
+    # XLA:CPU transposes an operand; without a barrier it computes that operand, an activation say, in transposed order.
+    x, dy = jax.lax.optimization_barrier((x, dy))
+  return einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy, platform)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def matmul(spec: str, a: Array, b: Array, platform: str) -> Array:
-  """A dot of two activations with batch axes (attention), in float32; backward like `linear`."""
+  """A float32 dot of two activations with batch axes (attention). Its gradients are computed like those of `linear`."""
   return _batched(spec, a, b, platform)
 
 
 def _batched(spec: str, a: Array, b: Array, platform: str) -> Array:
-  """The dot, float32. XLA:CPU has no bfloat16 dot whose first operand is not contracted along its last axis: it is
-  transposed in memory, the smaller of the two."""
-  a_axes, b_axes, y_axes = spec.replace("->", ",").split(",")
-  summed = next(axis for axis in a_axes if axis not in y_axes)
-  shared = [axis for axis in a_axes if axis in b_axes and axis != summed]
-  if platform == "cpu" and a.dtype != jnp.float32:
-    if b_axes[-1] == summed != a_axes[-1] or (summed not in (a_axes[-1], b_axes[-1]) and b.size < a.size):
-      a_axes, b_axes, a, b = b_axes, a_axes, b, a
-    if a_axes[-1] != summed:
-      order = "".join([*shared, *(axis for axis in a_axes if axis not in shared and axis != summed), summed])
-      a = with_layout_constraint(jnp.einsum(f"{a_axes}->{order}", a), Layout(tuple(range(a.ndim))))
-      a_axes = order
-  # Not einsum, which would choose the order of the operands itself.
-  batch_a, batch_b = (tuple(axes.index(axis) for axis in shared) for axes in (a_axes, b_axes))
-  y = jax.lax.dot_general(
-    a,
-    b,
-    (((a_axes.index(summed),), (b_axes.index(summed),)), (batch_a, batch_b)),
-    precision="highest" if a.dtype == jnp.float32 else None,
-    preferred_element_type=jnp.float32,
-  )
-  free = [axis for axes in (a_axes, b_axes) for axis in axes if axis not in shared and axis != summed]
-  return jnp.einsum(f"{''.join([*shared, *free])}->{y_axes}", y)
+  """The dot, float32."""
+  return (cpu_matmul if platform == "cpu" else dot)(spec, a, b)
 
 
 def _matmul_backward(spec: str, platform: str, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
@@ -137,7 +111,7 @@ matmul.defvjp(lambda spec, a, b, platform: (matmul(spec, a, b, platform), (a, b)
 def embed(table_VD: Array, ids: Array) -> Array:
   """Rows of `table_VD` [V, D] by `ids` [...]: [..., D]. The gradient is summed in float32, whatever the table's dtype.
 
-  Ids must lie in [0, V): they are checked where data is made.
+  Ids must lie in [0, V); they are checked where batches are created.
   """
   return table_VD.at[ids].get(mode="promise_in_bounds")
 

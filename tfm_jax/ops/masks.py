@@ -1,4 +1,4 @@
-"""Which query may see which key, as data: a `Mask` becomes an array only for a kernel that needs one."""
+"""`Mask`: which query may attend to which key, as data. It becomes an array only for kernels that need one."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-CAUSAL = "causal"  # name scope of the products of attention in which no query sees a later key: half of them is needed
+CAUSAL = "causal"  # named scope of causal attention, of whose products only half are needed
 
 
 @functools.partial(
@@ -18,15 +18,15 @@ CAUSAL = "causal"  # name scope of the products of attention in which no query s
 )
 @dataclasses.dataclass(frozen=True)
 class Mask:
-  """Which query may see which key. Query t stands at place `query_offset` + t, key s at place `key_offset` + s.
+  """Which query may attend to which key. Query t is at place `query_offset` + t, key s at place `key_offset` + s.
 
   Attributes:
-    causal: a query sees no key at a later place.
-    window: a query sees no key that is further away than this, on either side; 0: it sees keys at any distance.
-    query_segments_BT, key_segments_BS: a query sees the keys of its own segment only; None: one segment. 0 is padding:
-      it is never seen, and itself sees the keys of all segments, as in implementations that mask keys alone.
-    query_offset, key_offset: places of the first query and key: keys of a cache begin before the new queries, and the
-      parts of a sequence that devices share do not begin at 0. These and the window may be traced scalars.
+    causal: keys at later places are masked.
+    window: keys at a greater distance than this, on either side, are masked; 0: any distance is allowed.
+    query_segments_BT, key_segments_BS: keys of other segments are masked; None: a single segment. Segment 0 is padding:
+      as a key it is always masked; as a query it attends to all segments, as in implementations that only mask keys.
+    query_offset, key_offset: places of the first query and key. Keys of a cache begin before the new queries, and a
+      device's part of a sequence does not begin at 0. The offsets and the window may be traced scalars.
   """
 
   causal: bool = False
@@ -37,10 +37,10 @@ class Mask:
   key_offset: int | Array = 0
 
   def dense(self, queries: int, keys: int) -> Array | None:
-    """True where query t may see key s, [B or 1, T, S]; None if every query sees every key."""
+    """True where query t may attend to key s, [B or 1, T, S]; None if nothing is masked."""
     mask = None
     windowed = not isinstance(self.window, int) or self.window > 0
-    if self.causal or windowed:  # numpy's, and so constants, unless something is traced
+    if self.causal or windowed:  # numpy constants, unless an offset or the window is traced
       distances = np.arange(queries)[:, None] - np.arange(keys) + (self.query_offset - self.key_offset)
       near = (abs(distances) <= self.window) | (self.window == 0) if windowed else True
       mask = jnp.asarray(near & (distances >= 0) if self.causal else near)[None]

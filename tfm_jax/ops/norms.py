@@ -1,4 +1,4 @@
-"""Normalisation in float32, whatever the dtype of the input. The input alone is kept for the backward pass."""
+"""Normalisation, computed in float32. Only the input is kept for the backward pass."""
 
 import jax.numpy as jnp
 from jax import Array

@@ -21,27 +21,26 @@ def sinusoids(positions_BT: Array, dim: int) -> Array:
 def rotary_rates(
   features: int, base: float, factor: float = 1.0, original: int = 0, low: float = 1.0, high: float = 4.0
 ) -> np.ndarray:
-  """Radians a position of each pair of `features` features: [features / 2] float32 (Su et al. 2021).
+  """Radians per position of each pair of features, [features / 2] float32 (Su et al. 2021).
 
   Args:
-    features: of a head, even.
+    features: width of an attention head, even.
     base: the rates fall from 1 to about 1 / base.
-    factor: all are divided by it (positional interpolation, Chen et al. 2023).
-    original: not 0: only waves longer than original / low positions are, those shorter than original / high stay,
-      and between them the share goes from one to the other (Llama 3.1, Grattafiori et al. 2024).
-    low, high: see `original`.
+    factor: the rates are divided by it (linear position interpolation, Chen et al. 2023).
+    original, low, high: if `original` is not 0, only wavelengths above original / low are stretched by the factor,
+      those below original / high stay, and those between are interpolated (Llama 3.1, Grattafiori et al. 2024).
   """
   half = features // 2
   rates = np.float32(base) ** (-np.arange(half, dtype=np.float32) / half)
   if original:
-    waves = original * rates / (2 * np.pi)  # in the original length
+    waves = original * rates / (2 * np.pi)  # number of waves in the original length
     kept = np.clip((waves - low) / (high - low), 0, 1)
     return (rates * (kept + (1 - kept) / factor)).astype(np.float32)
   return (rates / np.float32(factor)).astype(np.float32)
 
 
 def rotate(x_BTHK: Array, positions_BT: Array, rates: Array | np.ndarray) -> Array:
-  """Rotary positions (Su et al. 2021) on pairs (i, i + K/2), angles in float32, in x's dtype."""
+  """x with rotary positions (Su et al. 2021) on the feature pairs (i, i + K/2). Angles are float32."""
   half = x_BTHK.shape[-1] // 2
   angles = positions_BT.astype(jnp.float32)[:, :, None, None] * rates[None, None, None, :]
   sin, cos = jnp.sin(angles), jnp.cos(angles)
@@ -75,14 +74,14 @@ def relative_bias(
 ) -> Array:
   """The bias [H, T, S] float32 of T5's relative positions from its table [buckets, H].
 
-  It depends on s - t alone, so it is looked up once for each distance and laid out by copying: tiling a vector of
-  length T + S and reading it back in rows one shorter shifts each row by one. The gradient is a plain sum, no scatter.
+  It depends only on s - t, so each distance is looked up once and copied: a vector of length T + S is tiled and read
+  back in rows that are one shorter, which shifts each row by one. The gradient is a sum, not a scatter.
 
   Args:
-    table: see above.
+    table: one row per bucket.
     queries, keys: T and S.
     bidirectional, max_distance: see `relative_buckets`.
-    offset: place of the first key, less that of the first query; may be traced.
+    offset: place of the first key minus that of the first query; may be traced.
   """
   length = queries + keys
   distances = np.arange(length) - (queries - 1)
@@ -90,7 +89,7 @@ def relative_bias(
   rows = lambda distances: eye[relative_buckets(distances, bidirectional, table.shape[0], max_distance)]
   if isinstance(offset, int):
     one_hot: Any = rows(distances + offset)
-  else:  # traced: looked up in a table, since all beyond the largest distance share a bucket
+  else:  # traced: looked up in a table, as all distances beyond the largest share a bucket
     most = max(max_distance, table.shape[0])
     one_hot = jnp.asarray(rows(np.arange(-most, most + 1)))[jnp.clip(distances + offset, -most, most) + most]
   vector_HL = jnp.einsum("LC,CH->HL", one_hot, table.astype(jnp.float32), precision="highest")

@@ -1,4 +1,4 @@
-"""Cheap functions that keep their inputs for the backward pass, and nothing in between."""
+"""Cheap functions that keep only their inputs for the backward pass."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,12 +9,12 @@ from jax import Array
 
 
 def from_inputs(function: Callable[..., Array]) -> Callable[..., Array]:
-  """`function` of arrays (or None), differentiated by computing it again from its inputs.
+  """`function` of arrays (or None), whose backward pass computes it again from its inputs.
 
-  For elementwise functions and norms, which cost less than reading what autodiff would keep of them: a GELU in
-  float32 keeps four arrays, this one keeps its bfloat16 input.
+  For elementwise functions and norms, where that is cheaper than reading what autodiff would keep: of a GELU, four
+  float32 arrays instead of its bfloat16 input.
   """
-  made = jax.custom_vjp(function)
+  recomputed = jax.custom_vjp(function)
 
   def forward(*inputs: Any) -> tuple[Array, tuple]:
     return function(*inputs), inputs
@@ -22,5 +22,5 @@ def from_inputs(function: Callable[..., Array]) -> Callable[..., Array]:
   def backward(inputs: tuple, dy: Array) -> tuple:
     return jax.vjp(function, *inputs)[1](dy)
 
-  made.defvjp(forward, backward)
-  return wraps(function)(made)
+  recomputed.defvjp(forward, backward)
+  return wraps(function)(recomputed)

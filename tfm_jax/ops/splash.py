@@ -11,7 +11,7 @@ from tfm_jax.ops.kernel import Need
 from tfm_jax.ops.masks import Mask
 
 LANES = 128
-_BLOCK = 512  # queries and keys of a tile: large enough to fill the matrix unit, small enough for fast memory
+_BLOCK = 512  # queries and keys of a tile, which fill the matrix unit and fit into fast memory
 
 
 def splash_refuses(need: Need) -> str:
@@ -24,8 +24,8 @@ def splash_refuses(need: Need) -> str:
     (need.scale_by_layer, "has one scale for all layers, but model.scale_by_layer=true"),
     (need.bias, "has no bias for model.positions=relative"),
     (need.cache, "does not read a cache of keys and values"),
-    (need.cut, "sees whole sequences, but the strategy cuts them over devices"),
-    (need.uneven, "needs rows that the devices divide"),
+    (need.cut, "needs whole sequences, but the strategy splits them over devices"),
+    (need.uneven, "needs a number of rows that the devices divide"),
     (ragged, f"takes multiples of {LANES} tokens, not {' and '.join(map(str, ragged))}"),
   )
   return next((words for wrong, words in reasons if wrong), "")
@@ -34,7 +34,7 @@ def splash_refuses(need: Need) -> str:
 def attend_splash(
   q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, *, mask: Mask, scale: float, platform: str, **_: Any
 ) -> Array:
-  """The kernel as `KERNELS` has it; it is interpreted where there is no TPU."""
+  """The entry of `KERNELS`. It runs in the interpreter where there is no TPU."""
   segments = (mask.query_segments_BT, mask.key_segments_BS)
   interpret = platform != "tpu"
   return splash_attention(q_BTHK, k_BSGK, v_BSGK, *segments, causal=mask.causal, scale=scale, interpret=interpret)
@@ -51,14 +51,14 @@ def splash_attention(
   scale: float,
   interpret: bool = False,
 ) -> Array:
-  """softmax(scale * q k, where seen) v: [B, T, H, K] in q's dtype; see `ops.attention`.
+  """softmax(scale * q k, where not masked) v, [B, T, H, K] in q's dtype; see `ops.attention`.
 
   Args:
     q_BTHK: queries; k_BSGK, v_BSGK: keys and values, each of whose G heads serves H / G query heads.
-    segments_BT, segments_BS: a query sees keys of its own segment only; None: one segment.
-    causal: a query sees no later key.
+    segments_BT, segments_BS: keys of other segments are masked; None: a single segment.
+    causal: later keys are masked.
     scale: factor of the dot products.
-    interpret: run it without a TPU, slowly, for tests.
+    interpret: run without a TPU, slowly, for tests.
   """
   kernels = _kernels()
   kernel = _kernel(q_BTHK.shape[1], k_BSGK.shape[1], q_BTHK.shape[2], causal, interpret)
@@ -71,7 +71,7 @@ def splash_attention(
 
 
 def _kernels() -> Any:
-  """Imported at first use: it takes a while, and only TPUs need it."""
+  """The module of the kernel, imported at first use because the import is slow and only TPUs need it."""
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the module's own imports
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
@@ -85,9 +85,15 @@ def _kernel(queries: int, keys: int, heads: int, causal: bool, interpret: bool) 
 
   block_q, block_kv = (max(n for n in (LANES, 256, _BLOCK) if length % n == 0) for length in (queries, keys))
   blocks = kernels.BlockSizes(
-    block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv,
-    block_kv_dkv_compute=block_kv, block_q_dq=block_q, block_kv_dq=block_kv,
-  )  # fmt: skip
+    block_q=block_q,
+    block_kv=block_kv,
+    block_kv_compute=block_kv,
+    block_q_dkv=block_q,
+    block_kv_dkv=block_kv,
+    block_kv_dkv_compute=block_kv,
+    block_q_dq=block_q,
+    block_kv_dq=block_kv,
+  )
   mask = masks.CausalMask((queries, keys)) if causal else masks.FullMask((queries, keys))
   make = functools.partial(kernels.make_splash_mha, head_shards=1, q_seq_shards=1, interpret=interpret)
   return make(masks.MultiHeadMask([mask] * heads), block_sizes=blocks)

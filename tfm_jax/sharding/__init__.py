@@ -1,1 +1,1 @@
-"""Everything that knows a mesh axis by name."""
+"""Sharding strategies and meshes: the only code that names mesh axes."""

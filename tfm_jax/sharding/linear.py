@@ -1,4 +1,4 @@
-"""The linear on a mesh: stored weights are gathered at use, and their gradients scattered to where they are stored."""
+"""The linear on a mesh: stored weights are gathered at use, and their gradients are scattered back."""
 
 from functools import partial
 
@@ -13,11 +13,11 @@ Saved = tuple[Array, Array, Array | None]  # x, w as stored, b
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))
 def linear(spec: str, x: Array, w: Array, b: Array | None, axes: Axes, st: Placement) -> Array:
-  """`ops.linear` of a weight as it is stored: float32, with these logical axes, where the strategy puts it.
+  """`ops.linear` with a weight as it is stored: float32, with these logical axes, sharded by the strategy.
 
-  It is gathered in the compute dtype for the forward pass and again for the backward pass, which keeps the stored part
-  only. The gradient is asked for where the weight is stored: the sum over devices is then a reduce-scatter, which
-  XLA:TPU weaves into the matrix product where it judges that to be faster.
+  The weight is gathered in the compute dtype for the forward pass and again for the backward pass, which keeps only the
+  stored part. The gradient is constrained to the sharding of the stored weight: the sum over devices is then a
+  reduce-scatter, which XLA:TPU overlaps with the matrix product where it judges that to be faster.
   """
   return ops.linear(spec, x, st.weight(w, axes, x.dtype), b, st.platform)
 

@@ -1,10 +1,7 @@
-"""A strategy on a mesh: the one function that constrains activations, and the one that gathers weights."""
+"""`Placement`: a strategy on a mesh, which constrains activations and gathers weights."""
 
 import dataclasses
-import glob
 import math
-import os
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,62 +10,26 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
-from jax.extend.backend import register_backend_factory
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tfm_jax.runtime.devices import all_devices, first_device
 from tfm_jax.sharding.strategy import AXES, BATCH_AXES, STRATEGIES, Strategy
 
 Axes = tuple[str | None, ...]
-
-
-def _give_emulated_devices_threads() -> None:
-  """More threads for emulated CPU devices, before JAX starts its backend (later this does nothing).
-
-  A collective holds its thread until all devices have joined it, and XLA's pool has one thread a device: where a
-  program has two collectives ready at once, devices that take them in different orders wait for each other for ever.
-  """
-  flag = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-  devices = max(int(flag[1]) if flag else 1, jax.config.jax_num_cpu_devices)
-  if devices > 1:
-    os.environ.setdefault("PJRT_NPROC", str(4 * devices))
-
-
-_give_emulated_devices_threads()
-
-
-def _leave_the_tpu_library_alone() -> None:
-  """Where there are no TPU chips, JAX does not start the TPU library to find that out, before JAX starts its backends.
-
-  The library is there for its compiler, which forecasts use: described devices need no backend, and are not touched
-  by this. Started without chips it writes several lines of errors on stderr, and takes a lock of the whole machine.
-  """
-  # On import JAX looks for chips on the PCI bus, and notes that there are none. Those of later generations than it
-  # knows have their device files all the same.
-  chips = "TPU_SKIP_MDS_QUERY" not in os.environ or glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
-  if not chips and "JAX_FORCE_TPU_INIT" not in os.environ:
-    register_backend_factory("tpu", _no_chips, priority=300, fail_quietly=True)  # JAX's own priority
-
-
-def _no_chips() -> None:
-  """A backend that is not there."""
-  raise RuntimeError("this machine has no TPU chips")
-
-
-_leave_the_tpu_library_alone()
 
 
 def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A mesh with all of `AXES`, GSPMD (Auto) axes, over all devices or the given ones."""
   shape = tuple(sizes[axis] for axis in AXES)
   auto = (AxisType.Auto,) * len(AXES)
-  devices = jax.devices() if devices is None else devices
+  devices = all_devices() if devices is None else devices
   slices = slice_count(devices)
-  # The outermost axis that can goes between slices, where the network is slow: replica, else data, ...
+  # The outermost axis that the slices divide runs across slices, where the network is slow: replica, else data, ...
   between = next((i for i, size in enumerate(shape) if size % slices == 0), None)
   if slices == 1 or between is None:
     try:
       return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
-    except NotImplementedError:  # a mesh axis that is no product of whole axes of the TPUs' torus: 4 chips of 8
+    except NotImplementedError:  # a mesh axis is not a product of whole axes of the TPUs' torus: 4 chips of 8
       return Mesh(create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES, axis_types=auto)
   across = tuple(slices if i == between else 1 for i in range(len(shape)))
   within = tuple(size // n for size, n in zip(shape, across, strict=True))
@@ -76,24 +37,29 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
 
 
 def slice_count(devices: Sequence[jax.Device]) -> int:
-  """Groups of devices that only a network joins: TPU slices, or hosts of GPUs."""
+  """Number of groups of devices connected only by a network: TPU slices, or hosts of GPUs."""
   return len({getattr(device, "slice_index", None) or 0 for device in devices})
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """A strategy bound to a mesh: static, hashable data that models take as a field."""
+  """A strategy on a mesh: static, hashable data that models have as a field."""
 
   strategy: Strategy
   mesh: Mesh
 
   @property
   def platform(self) -> str:
-    """ "cpu", "gpu" or "tpu": what the mesh's devices are, also when they are only described (compiling ahead)."""
+    """The platform of the mesh's devices (real or described for compilation ahead of time): "cpu", "gpu" or "tpu"."""
     return self.mesh.devices.flat[0].platform
 
+  @property
+  def lone_cpu(self) -> bool:
+    """Whether this is a single CPU, for which some forms differ; several emulated ones run an accelerator's program."""
+    return self.platform == "cpu" and self.mesh.size == 1
+
   def spec(self, axes: Axes) -> PartitionSpec:
-    """The partition of an array with these logical axes; a mesh axis is used once, by the first that asks for it."""
+    """The partition of an array with these logical axes. A mesh axis is used by the first axis that maps to it."""
     used: set[str] = set()
     parts = []
     for axis in axes:
@@ -108,27 +74,27 @@ class Placement:
 
   @property
   def replicated(self) -> NamedSharding:
-    """Every device holds all of it."""
+    """The sharding of an array that every device holds in full."""
     return NamedSharding(self.mesh, PartitionSpec())
 
   @property
   def batch_shards(self) -> int:
-    """Into how many parts the rows of a batch are cut."""
+    """Number of parts into which the rows of a batch are split."""
     return self.mesh.shape["replica"] * self.mesh.shape["data"]
 
   def constrain(self, x: Array, axes: Axes) -> Array:
-    """x with the layout of these logical axes."""
+    """x, constrained to the sharding of these logical axes."""
     return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, self.sharding(axes))
 
   def parts(self, axes: Axes) -> tuple[int, ...]:
-    """Into how many parts each axis of an array with these logical axes is cut."""
+    """Number of parts into which each axis of an array with these logical axes is split."""
     of = lambda part: (part,) if isinstance(part, str) else part or ()
     return tuple(math.prod(self.mesh.shape[axis] for axis in of(part)) for part in self.spec(axes))
 
   def local(self, f: Callable[..., Array], in_axes: tuple[Any, ...], out_axes: Axes) -> Callable[..., Array]:
-    """f, applied on each device to its own part of the arguments: for kernels that XLA cannot split.
+    """f, applied on each device to its part of the arguments: for kernels that XLA cannot partition.
 
-    `in_axes` are the logical axes of the arguments: each a tuple, or a tree of tuples like the argument.
+    `in_axes` are the logical axes of each argument: a tuple, or a tree of tuples with the argument's structure.
     """
     if self.mesh.size == 1:
       return f
@@ -138,10 +104,9 @@ class Placement:
   def weight(self, w: Array, axes: Axes, dtype: jnp.dtype | str, looked_up: bool = False) -> Array:
     """A stored weight, ready for use: cast to the compute dtype, then gathered over the batch's mesh axes.
 
-    Its gradient goes the other way: scattered to where the weight is stored (which makes the sum over devices a
-    reduce-scatter, in step with the matrix product on TPUs), then cast to the weight's own dtype. The gradient of a
-    table of embeddings (`looked_up`) is summed whole first: asked for a part of it, XLA may move the activations of
-    all devices instead.
+    Its gradient is scattered to the sharding of the stored weight (so that the sum over devices is a reduce-scatter,
+    which TPUs overlap with the matrix product), then cast to the weight's dtype. The gradient of an embedding table
+    (`looked_up`) is summed in full first: if only a part were requested, XLA might move all devices' activations.
     """
     if self.mesh.size == 1:
       return w.astype(dtype)
@@ -151,7 +116,7 @@ class Placement:
 
 
 def _without_batch(part: Any) -> Any:
-  """A part of a PartitionSpec without the mesh axes that split the batch."""
+  """An element of a PartitionSpec without the mesh axes that split the batch."""
   axes = (part,) if isinstance(part, str) else part or ()
   kept = tuple(axis for axis in axes if axis not in BATCH_AXES)
   return kept[0] if len(kept) == 1 else kept or None
@@ -159,7 +124,7 @@ def _without_batch(part: Any) -> Any:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _gather(w: Array, stored: NamedSharding, gathered: NamedSharding, dtype: jnp.dtype, looked_up: bool) -> Array:
-  """w in the compute dtype, in its gathered layout."""
+  """w, cast to the compute dtype and gathered."""
   w = jax.lax.with_sharding_constraint(w.astype(dtype), stored)
   return jax.lax.with_sharding_constraint(w, gathered)
 
@@ -178,5 +143,5 @@ _gather.defvjp(lambda w, *static: (_gather(w, *static), jnp.zeros((), w.dtype)),
 
 def single_device(device: jax.Device | None = None) -> Placement:
   """The trivial placement, on one device."""
-  mesh = make_mesh(dict.fromkeys(AXES, 1), [device or jax.local_devices()[0]])
+  mesh = make_mesh(dict.fromkeys(AXES, 1), [device or first_device()])
   return Placement(STRATEGIES["dp"], mesh)

@@ -1,8 +1,8 @@
-"""Sharding strategies: tables from logical axes to mesh axes, and nothing else.
+"""Sharding strategies: tables from logical axes to mesh axes.
 
 A strategy is data. All strategies share the mesh axes `AXES`, of size 1 where unused; the batch is always split over
-(`replica`, `data`). The model names its axes (`tfm_jax.models`), the experiment picks a strategy by name: comparing
-strategies changes this table alone.
+(`replica`, `data`). The model declares logical axes (`models.config.PARAM_AXES`); the experiment picks a strategy by
+name, so strategies are compared by swapping this table.
 """
 
 import dataclasses
@@ -13,36 +13,68 @@ from tfm_jax.errors import UserError
 
 AXES = ("replica", "data", "model", "context", "stage")
 BATCH_AXES = ("replica", "data")
+UNSIZED = ("batch", "seq")  # logical axes of rows and tokens, whose lengths are not the model's
+
+_FORMS = {"rules": 'write rules=(*_BATCH, ("mlp", ("model",)))', "preset": 'write preset=(("model", 4),)'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-  """Where logical axes go, and how devices are dealt out.
+  """A table from logical axes to mesh axes, and the default sizes of the mesh axes.
 
   Attributes:
-    rules: logical axis -> mesh axes; a logical axis that has no rule is replicated.
-    preset: mesh axis -> largest size it takes when the config leaves it at 0, of at most half the devices (-1: as many
-      as the model admits). Axes not named here get 1; `data` gets what remains, as far as the model admits it, and
-      `replica` the rest.
+    rules: logical axis -> mesh axes. A logical axis without a rule is replicated; `batch` has the rule of `_BATCH`.
+    preset: mesh axis -> its largest size if the config leaves it at 0: at most half of the devices (-1: as many as the
+      model admits). Other axes have size 1, except that `data` takes the remaining devices as far as the model
+      admits, and `replica` the rest.
   """
 
   rules: tuple[tuple[str, tuple[str, ...]], ...]
   preset: tuple[tuple[str, int], ...] = ()
 
+  def __post_init__(self) -> None:
+    """Raises UserError for malformed rules or a malformed preset, and if the batch is not split as it always is."""
+    for part, pairs in (("rules", self.rules), ("preset", self.preset)):
+      if not isinstance(pairs, tuple):
+        raise UserError(f"a strategy has {part}={pairs!r}: {_FORMS[part]}")
+      for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+          raise UserError(f"a strategy has {part}={pairs!r}, in which {pair!r} is no pair: {_FORMS[part]}")
+    for name, axes in self.rules:
+      if not isinstance(axes, tuple) or not set(axes) <= set(AXES):
+        raise UserError(
+          f"a strategy's rule maps {name!r} to {axes!r}: write a tuple of mesh axes, of {', '.join(AXES)}"
+        )
+    for axis, size in self.preset:
+      if axis not in AXES:
+        raise UserError(f"a strategy's preset is for {axis!r}: write a mesh axis, one of {', '.join(AXES)}")
+      if not isinstance(size, int) or size < -1 or size == 0:
+        raise UserError(f"a strategy's preset for {axis!r} is {size!r}: write its largest size, or -1 without a limit")
+    names = [name for name, _ in self.rules]
+    for name in names:
+      if names.count(name) > 1:
+        raise UserError(f"a strategy has {names.count(name)} rules for {name!r}: write one, with all of its mesh axes")
+    if self.mesh_axes("batch") != BATCH_AXES:
+      # Otherwise every device would compute the whole batch.
+      raise UserError(
+        f"the strategy with rules for {', '.join(names) or 'nothing'} does not split the batch over "
+        f"{' and '.join(BATCH_AXES)}: begin its rules with *_BATCH"
+      )
+
   def mesh_axes(self, logical: str | None) -> tuple[str, ...]:
-    """The mesh axes of one logical axis, () if it is replicated."""
+    """The mesh axes of a logical axis; () if it is replicated."""
     return dict(self.rules).get(logical, ()) if logical else ()
 
   @property
   def used_axes(self) -> set[str]:
-    """The mesh axes over which something is split; the batch always is."""
+    """The mesh axes over which anything is split, including the batch."""
     return set(BATCH_AXES).union(*(axes for _, axes in self.rules))
 
 
 _BATCH = (("batch", BATCH_AXES),)
-# Parameters and their optimizer state are cut along `embed`; they are gathered where they are used.
+# Parameters and their optimizer state are split along `embed` and gathered at use.
 _FSDP = (*_BATCH, ("embed", ("data",)))
-# Heads, mlp features and vocabulary are cut, for parameters and activations alike (Megatron-LM).
+# Attention heads, mlp features and vocabulary are split, in parameters and activations (Megatron-LM).
 _TP = tuple((axis, ("model",)) for axis in ("heads", "kv_heads", "mlp", "vocab", "act_heads", "act_mlp", "act_vocab"))
 
 STRATEGIES = {
@@ -50,27 +82,27 @@ STRATEGIES = {
   "fsdp": Strategy(_FSDP),
   "tp": Strategy(_BATCH + _TP, preset=(("model", -1),)),
   "fsdp_tp": Strategy(_FSDP + _TP, preset=(("model", 4),)),
-  # The residual stream between the parts of tp is cut too, along its features (GSPMD's 2D layout, Xu et al. 2021).
+  # Also splits the features of the residual stream (GSPMD's 2D sharding, Xu et al. 2021).
   "fsdp_tp_stream": Strategy(_FSDP + _TP + (("act_embed", ("model",)),), preset=(("model", 4),)),
-  # fsdp within a slice, whose chips are closely joined; between slices (or halves, where there is one) gradients only.
+  # fsdp within a slice. Between slices (with one slice: between its halves) only gradients are exchanged.
   "hsdp": Strategy(_FSDP, preset=(("replica", 2),)),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingConfig:
-  """The strategy by name, and sizes of mesh axes; 0 means the strategy's preset."""
+  """The strategy by name, and the sizes of mesh axes; 0: the strategy's preset."""
 
-  strategy: str = "dp"  # a name in STRATEGIES
-  replica: int = 0  # copies of everything (across slices)
-  data: int = 0  # ways to split the batch (and, under fsdp, the parameters)
-  model: int = 0  # ways to split heads, mlp and vocabulary
-  context: int = 0  # ways to split a sequence (no strategy does yet)
-  stage: int = 0  # pipeline stages (no strategy has any yet)
+  strategy: str = "dp"  # which table of STRATEGIES
+  replica: int = 0  # number of copies of the model, usually one per slice; 0: the preset of the strategy
+  data: int = 0  # parts into which the batch (under fsdp also the parameters) is split; 0: the preset
+  model: int = 0  # parts into which attention heads, mlp and vocabulary are split; 0: the preset
+  context: int = 0  # parts into which sequences are split (no strategy does yet)
+  stage: int = 0  # number of pipeline stages (no strategy has them yet)
 
 
 def find_strategy(name: str) -> Strategy:
-  """The strategy of that name; UserError lists the names."""
+  """The strategy of that name. Raises UserError, which lists the names."""
   if name not in STRATEGIES:
     raise UserError(f"sharding.strategy={name!r} is not one of {', '.join(STRATEGIES)}")
   return STRATEGIES[name]
@@ -84,13 +116,18 @@ def mesh_sizes(
   Args:
     config: the strategy and explicit sizes.
     devices: number of devices.
-    admits: logical axis -> lengths of that axis in the model; a mesh axis on which it lies must divide them all.
-    slices: groups of devices that are joined by a network only; a preset of `replica` takes that many.
+    admits: logical axis -> its lengths in the model, all of which must be divisible by the mesh axis that splits it.
+    slices: groups of devices connected only by a network; the size of a preset `replica` axis.
 
   Raises:
-    UserError: an explicit size that the model or the device count does not admit, or that the strategy has no use for.
+    UserError: an explicit size that does not divide the model or the devices, or that the strategy does not use; a
+      rule for a logical axis that does not exist.
   """
   strategy = find_strategy(config.strategy)
+  for name, _ in strategy.rules:
+    if name not in (*admits, *UNSIZED):
+      choices = ", ".join((*UNSIZED, *admits))
+      raise UserError(f"the strategy {config.strategy} has a rule for {name!r}, which is no logical axis: {choices}")
   lengths = {
     axis: sorted({n for name, axes in strategy.rules if axis in axes for n in admits.get(name, ())}) for axis in AXES
   }
@@ -108,14 +145,14 @@ def mesh_sizes(
     bad = [n for n in lengths[axis] if n % size] if size > 0 else [size]
     if bad:
       raise UserError(
-        f"sharding.{axis}={size} does not divide the model's {bad[0]} "
-        f"({config.strategy} splits {', '.join(n for n, a in strategy.rules if axis in a and n in admits)} over {axis})"
+        f"sharding.{axis}={size} does not divide {bad[0]}, a length of the model that {config.strategy} splits over "
+        f"{axis}: one of {', '.join(n for n, a in strategy.rules if axis in a and n in admits)}"
       )
   sizes = dict.fromkeys(AXES, 1) | explicit
   rest, remainder = divmod(devices, math.prod(explicit.values()))
   if remainder:
-    asked = ", ".join(f"sharding.{axis}={size}" for axis, size in explicit.items())
-    raise UserError(f"{asked} does not divide the {devices} devices")
+    requested = ", ".join(f"sharding.{axis}={size}" for axis, size in explicit.items())
+    raise UserError(f"{requested} does not divide the {devices} devices")
   for axis in ("replica", "model", "context", "stage", "data"):
     if axis in explicit or (axis == "replica" and axis not in preset):
       continue

@@ -1,1 +1,1 @@
-"""Tasks beside pre-training: what is learned from labelled data, one file a task."""
+"""Tasks that learn from labelled data, one file per task. Pre-training is in `training.pretraining`."""

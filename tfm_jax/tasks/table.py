@@ -1,4 +1,4 @@
-"""The tasks by name, as `task.name` has them."""
+"""The tasks by the name that `task.name` has in a configuration."""
 
 from tfm_jax.errors import UserError
 from tfm_jax.tasks.sequence_classification import SequenceClassification
@@ -12,7 +12,7 @@ TASKS: dict[str, type[Task]] = {
 
 
 def find_task(name: str) -> type[Task]:
-  """The task of that name, "" for pre-training; UserError lists the names."""
+  """The task of that name, "" for pre-training. Raises UserError, which lists the names."""
   if name not in TASKS:
     raise UserError(f"task.name={name!r} is not one of {', '.join(filter(None, TASKS))}; empty: pre-training")
   return TASKS[name]

@@ -1,8 +1,8 @@
-"""Checkpoints: asynchronous, atomic, verified, and restorable under any sharding.
+"""Checkpoints: asynchronous, atomic, verified, and restorable under any sharding. The only file that imports Orbax.
 
-The only file that knows Orbax. A step is stored as `checkpoints/STEP/`: one Orbax item a tree (`params`,
-`opt_state`, ...) with the leaves under their paths ("blocks/attn/wq"); after the commit `manifest.sha256`,
-with a checksum of every file in the format of `sha256sum`: Orbax itself does not notice a flipped bit.
+A step is stored as `checkpoints/STEP/`, with one Orbax item per tree (`params`, `opt_state`, ...), whose leaves are
+named by their paths ("blocks/attn/wq"). After the commit, `manifest.sha256` is written: a checksum of every file, in
+the format of `sha256sum`. Orbax itself does not notice a flipped bit.
 
     python -m tfm_jax.training.checkpoint verify --workdir=DIR
 """
@@ -24,19 +24,19 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from tfm_jax.errors import UserError
-from tfm_jax.training.run_directory import RunDirectory
+from tfm_jax.runtime.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
-# Threads of Orbax log their exceptions with tracebacks, each for itself. `save` and `wait` raise them.
+# Orbax's threads log their exceptions with tracebacks. `save` and `wait` raise them, in one line.
 logging.getLogger("absl").addFilter(lambda record: "raised an exception" not in str(record.msg))
 
-COMMIT = "commit_success.txt"  # Orbax writes it last: a directory without it is no checkpoint
+COMMIT = "commit_success.txt"  # Orbax writes this file last: a directory without it is not a complete checkpoint
 MANIFEST = "manifest.sha256"
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-  """When a checkpoint is saved, and which are kept."""
+  """When checkpoints are saved, and which are kept."""
 
   every: int = 1000  # steps between checkpoints; 0: only the one at the end
   keep: int = 3  # how many of the latest are kept; 0: all
@@ -44,10 +44,12 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-  """The checkpoints of one run. All processes call the methods in the same order.
+  """The checkpoints of one run: saves and restores named trees of arrays. A context manager, see `close`.
+
+  All processes call the same methods in the same order.
 
   Args:
-    directory: the folder that holds one folder a step, local or remote; made by the first `save`.
+    directory: local or remote; it has one folder per step. The first `save` creates it.
     config: when to save and what to keep.
   """
 
@@ -64,14 +66,14 @@ class Checkpoints:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  # What is there.
+  # What is stored.
 
   def steps(self) -> list[int]:
     """The steps of complete checkpoints, ascending."""
     return sorted(int(path.name) for path in self._folders() if path.name.isdigit() and (path / COMMIT).exists())
 
   def latest(self) -> int | None:
-    """The last complete step, None if there is none: as process 0 sees it, for all of them."""
+    """The last complete step, None if there is none; all processes get the answer of process 0."""
     step = max(self.steps(), default=-1)
     if jax.process_count() > 1:
       step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
@@ -81,25 +83,20 @@ class Checkpoints:
     """Whether the configuration asks for a checkpoint after this step."""
     return self.config.every > 0 and step > 0 and step % self.config.every == 0
 
-  def meta(self, step: int) -> dict[str, Any]:
-    """The dictionary that was saved with a step."""
-    return dict(self._open(step).custom_metadata or {})
-
   # Saving.
 
-  def save(self, step: int, trees: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
-    """Starts to save a step; returns once the arrays may be donated, and writes in the background.
+  def save(self, step: int, trees: Mapping[str, Any]) -> None:
+    """Starts to save a step, and returns as soon as the arrays may be donated.
 
-    After the commit the checksums are written and old checkpoints removed, in the background too. If
-    the save before it failed, that is raised, but after this one was started: the newer state is not lost.
+    Writing, the commit, the checksums and the removal of old checkpoints happen in the background. If the previous save
+    failed, its error is raised here, but only after this save has started, so that the newer state is not lost.
 
     Args:
-      step: must be above every complete step.
+      step: must be larger than every complete step.
       trees: name -> pytree of arrays, such as {"params": ..., "opt_state": ...}. Each can be restored alone.
-      meta: what else belongs to the step; anything that JSON holds.
 
     Raises:
-      UserError: the save before this one failed, this one cannot start, or a later step is stored.
+      UserError: the previous save failed, this one cannot start, or a later step is stored.
     """
     failure = self._finish()
     latest = max(self.steps(), default=-1)
@@ -112,7 +109,7 @@ class Checkpoints:
     items = {name: stored for name, tree in trees.items() if (stored := _stored(tree))}
     try:
       with _context():
-        response = ocp.save_checkpointables_async(self.directory / str(step), items, custom_metadata=dict(meta or {}))
+        response = ocp.save_checkpointables_async(self.directory / str(step), items)
     except Exception as error:
       raise self._unsaved(step, error) from error
     self._pending = step, self._worker.submit(self._after, step, response)
@@ -120,20 +117,20 @@ class Checkpoints:
       raise failure
 
   def wait(self) -> None:
-    """Returns when the last save is committed, with checksums, and old ones are gone; or raises why not."""
+    """Returns when the last save is committed and has its checksums. Raises UserError if it failed."""
     failure = self._finish()
     if failure is not None:
       raise failure
 
   def close(self) -> None:
-    """Waits, then ends the background thread."""
+    """Waits for the last save, then ends the background thread. Raises UserError if the save failed."""
     try:
       self.wait()
     finally:
       self._worker.shutdown()
 
   def _finish(self) -> UserError | None:
-    """Waits for the pending save; what went wrong with it, if anything."""
+    """Waits for the pending save, and returns its error, if any."""
     pending, self._pending = self._pending, None
     if pending is None:
       return None
@@ -142,56 +139,56 @@ class Checkpoints:
     return None if error is None else self._unsaved(step, error)
 
   def _unsaved(self, step: int, error: BaseException) -> UserError:
-    """A failed save in one sentence."""
+    """The error of a failed save, in one line."""
     failure = UserError(f"checkpoint {step} was not saved in {self.directory}: {_reason(error)}")
     failure.__cause__ = error
     return failure
 
   def _after(self, step: int, response: Any) -> None:
-    """In the background: the commit, then the checksums, then the removal of old checkpoints."""
+    """Runs in the background: waits for the commit, writes the checksums, removes old checkpoints."""
     response.result()
     if jax.process_index() != 0:
       return
     _write_manifest(self.directory / str(step))
     steps = self.steps()
-    kept = set(steps[-self.config.keep :])  # -0: all
+    kept = set(steps[-self.config.keep :])  # keep=0 keeps all: steps[-0:] is the whole list
     for old in steps:
       if old not in kept and not (self.config.keep_every and old % self.config.keep_every == 0):
         _remove(self.directory / str(old))
     log.info("checkpoint %d is complete", step)
 
   def _sweep(self) -> None:
-    """Removes what saves that were killed, or failed, left behind."""
+    """Removes incomplete checkpoints: saves that failed or were killed."""
     for path in self._folders():
       if (path.name.isdigit() or ".orbax-checkpoint-tmp" in path.name) and not (path / COMMIT).exists():
         log.info("removing the incomplete checkpoint %s", path)
         _remove(path)
 
   def _folders(self) -> list[epath.Path]:
-    """The folders in the directory, none if it is not there."""
+    """The folders in the directory; none if the directory does not exist."""
     return [path for path in self.directory.iterdir() if path.is_dir()] if self.directory.exists() else []
 
   # Restoring.
 
   def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Restores trees of a step, each array directly under the sharding that is asked for.
+    """Restores trees of a step; each array is read directly into its sharding.
 
     Args:
       step: a complete step.
-      abstract: name -> pytree of `jax.ShapeDtypeStruct` (or arrays) with the shapes, dtypes and shardings
-        wanted (no sharding: the first local device). {"params": ...} alone reads the parameters alone.
+      abstract: name -> pytree of `jax.ShapeDtypeStruct` (or arrays) with the expected shapes and dtypes and the target
+        shardings (none: the first local device). Trees that are not named are not read.
 
     Returns:
       The same names and pytrees, with arrays.
 
     Raises:
-      UserError: the checkpoint is missing or damaged, or a path, shape or dtype differs; it is named.
+      UserError: the checkpoint is missing or damaged, or a path, shape or dtype differs; the message names it.
     """
     stored = self._open(step).metadata
-    wanted = {name: _stored(tree) for name, tree in abstract.items()}
-    for name, leaves in wanted.items():
+    expected = {name: _stored(tree) for name, tree in abstract.items()}
+    for name, leaves in expected.items():
       self._check(f"checkpoint {step} of {self.directory}, {name}", leaves, stored.get(name) or {})
-    targets = {name: jax.tree.map(_target, leaves) for name, leaves in wanted.items() if leaves}
+    targets = {name: jax.tree.map(_target, leaves) for name, leaves in expected.items() if leaves}
     try:
       with _context():
         loaded = ocp.load_checkpointables(self.directory / str(step), targets) if targets else {}
@@ -206,7 +203,7 @@ class Checkpoints:
     }
 
   def shapes(self, step: int, name: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path -> shape and dtype of what is stored of a tree. Raises UserError like `restore`."""
+    """Path -> shape and dtype of the stored leaves of a tree. Raises UserError like `restore`."""
     stored = self._open(step).metadata.get(name) or {}
     return {path: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for path, leaf in stored.items()}
 
@@ -214,10 +211,10 @@ class Checkpoints:
     """Compares every file of a step with its checksum.
 
     Returns:
-      False if the step has no checksums (a kill came between commit and manifest), otherwise True.
+      Whether the step has checksums; it has none if the run was killed between the commit and the manifest.
 
     Raises:
-      UserError: a file is damaged or missing; it is named.
+      UserError: a file is damaged or missing; the message names it.
     """
     folder = self.directory / str(step)
     try:
@@ -236,7 +233,7 @@ class Checkpoints:
     return True
 
   def _verify_once(self, step: int) -> None:
-    """Process 0 verifies; all of them hear what it found, or the others would wait for it forever."""
+    """Verifies a step on process 0, once. If it is damaged, all processes raise, so that none waits for the others."""
     if step in self._verified:
       return
     failure = None
@@ -246,15 +243,15 @@ class Checkpoints:
           log.warning("checkpoint %d has no checksums: restored unverified", step)
       except UserError as error:
         failure = error
-    bad = failure is not None
+    damaged = failure is not None
     if jax.process_count() > 1:
-      bad = bool(multihost_utils.broadcast_one_to_all(np.bool_(bad)))
-    if bad:
+      damaged = bool(multihost_utils.broadcast_one_to_all(np.bool_(damaged)))
+    if damaged:
       raise failure or UserError(f"{self.directory / str(step)} is damaged: process 0 names the file")
     self._verified.add(step)
 
   def _open(self, step: int) -> Any:
-    """What Orbax knows of a step, verified, without its arrays."""
+    """Orbax's metadata of a complete, verified step. Raises UserError."""
     folder = self.directory / str(step)
     if not (folder / COMMIT).exists():
       steps = ", ".join(map(str, self.steps())) or "none"
@@ -267,27 +264,27 @@ class Checkpoints:
       raise UserError(f"{folder} cannot be read: {_reason(error)}; delete it to use the one before") from error
 
   @staticmethod
-  def _check(where: str, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Compares paths, shapes and dtypes: Orbax would cast a changed dtype without a word."""
-    for path in sorted(wanted.keys() - stored.keys()):
+  def _check(where: str, expected: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Raises UserError for the first path, shape or dtype that differs: Orbax would silently cast to another dtype."""
+    for path in sorted(expected.keys() - stored.keys()):
       raise UserError(f"{where} has no {path}: it was saved from another model or optimizer")
-    for path in sorted(stored.keys() - wanted.keys()):
+    for path in sorted(stored.keys() - expected.keys()):
       raise UserError(f"{where} has {path}, unlike this model or optimizer: it was saved from another")
-    for path, leaf in wanted.items():
-      want, have = _stored_form(leaf), stored[path]
-      if tuple(have.shape) != want.shape:
-        raise UserError(f"{where}: {path} has shape {tuple(have.shape)}, but {want.shape} is wanted")
-      if have.dtype != want.dtype:
-        raise UserError(f"{where}: {path} has dtype {have.dtype}, but {want.dtype} is wanted")
+    for path, leaf in expected.items():
+      form, shape, dtype = _stored_form(leaf), tuple(stored[path].shape), stored[path].dtype
+      if shape != form.shape:
+        raise UserError(f"{where}: {path} has shape {shape}, but {form.shape} is wanted")
+      if dtype != form.dtype:
+        raise UserError(f"{where}: {path} has dtype {dtype}, but {form.dtype} is wanted")
 
 
 def _context() -> Any:
-  """Orbax options."""
+  """The Orbax options of all calls."""
   context = ocp.Context()
   context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
-  # Made later, by another thread, a save that cannot start would hang for minutes.
+  # If another thread creates the directory later, a save that cannot start hangs for minutes.
   context.asynchronous.create_directories_asynchronously = False
-  # It makes float32 files 8 % smaller for three to five times the processor time.
+  # Compression makes float32 files 8 % smaller, and takes three to five times the processor time.
   context.array.saving.use_compression = False
   return context
 
@@ -302,19 +299,19 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _stored(tree: Any) -> dict[str, Any]:
-  """What is stored of a tree: Orbax refuses arrays without elements, and their content is no secret."""
+  """The leaves of a tree that are stored: Orbax refuses arrays without elements, which `restore` creates anew."""
   return {path: leaf for path, leaf in _named(tree).items() if leaf.size}
 
 
 def _stored_form(leaf: Any) -> jax.ShapeDtypeStruct:
-  """Shape and dtype as they are stored: a typed random key as its bits."""
+  """The shape and dtype in which a leaf is stored; a typed random key is stored as its bits."""
   abstract = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
   is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
   return jax.eval_shape(jax.random.key_data, abstract) if is_key else abstract
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-  """A leaf to restore, with a sharding: without one Orbax wants the devices that saved it."""
+  """A leaf with a sharding: without one, Orbax would need the devices that saved it."""
   sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -325,7 +322,7 @@ def _empty(leaf: Any) -> jax.Array:
 
 
 def _reason(error: BaseException) -> str:
-  """The first cause of an exception, in one line."""
+  """The root cause of an exception, in one line."""
   while error.__cause__ is not None:
     error = error.__cause__
   lines = str(error).strip().splitlines()
@@ -333,12 +330,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _damage(folder: epath.Path, name: str) -> UserError:
-  """A file that is not what was saved, and what to do."""
+  """The error for a file that differs from what was saved."""
   return UserError(f"{folder / name} is damaged or missing; delete {folder} to use the checkpoint before it")
 
 
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-  """The files under a folder, by relative path."""
+  """The relative paths of all files below a folder."""
   for path in sorted(folder.iterdir()):
     if path.is_dir():
       yield from _files(path, f"{prefix}{path.name}/")
@@ -367,13 +364,13 @@ def _write_manifest(folder: epath.Path) -> None:
 
 
 def _remove(folder: epath.Path) -> None:
-  """Removes a checkpoint, the commit file first: a kill halfway leaves nothing that looks complete."""
+  """Removes a checkpoint. The commit file goes first, so that a half-removed checkpoint does not look complete."""
   (folder / COMMIT).unlink(missing_ok=True)
   folder.rmtree()
 
 
 def main(argv: list[str] | None = None) -> int:
-  """`verify`: 0 if all files are as they were saved, 1 if one is damaged, 2 for a mistake of the user."""
+  """The command `verify`: returns 0 if all files are as saved, 1 if one is damaged, 2 for a mistake of the user."""
   parser = argparse.ArgumentParser(prog="python -m tfm_jax.training.checkpoint")
   commands = parser.add_subparsers(dest="command", required=True)
   verify = commands.add_parser("verify", help="compare every file with its checksum")
@@ -386,8 +383,8 @@ def main(argv: list[str] | None = None) -> int:
   status = 0
   for step in steps:
     try:
-      found = "all right" if checkpoints.verify(step) else f"has no {MANIFEST}: not verified"
-      print(f"checkpoint {step}: {found}")
+      result = "all right" if checkpoints.verify(step) else f"has no {MANIFEST}: not verified"
+      print(f"checkpoint {step}: {result}")
     except UserError as error:
       print(f"checkpoint {step}: {error}", file=sys.stderr)
       status = 1

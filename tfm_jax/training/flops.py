@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, counted from its program, whatever the architecture."""
+"""Floating-point operations of a training step, counted from its jaxpr, so that any architecture is counted alike."""
 
 import math
 from collections.abc import Callable
@@ -13,14 +13,17 @@ from tfm_jax.models.config import ModelConfig
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.masks import CAUSAL
 
-CONVENTION = "the products of forward and backward pass, recomputation aside"
+CONVENTION = "the matrix products of forward and backward pass, recomputation not counted"
 
 
 class Flops(NamedTuple):
-  """Of one gradient: every multiplication and addition of a matrix product or convolution counts as one each.
+  """Floating-point operations: each multiplication and each addition of matrix products and convolutions counts as one.
 
-  `full` counts attention as if every query saw every key; `causal` counts half of the products that stand in the name
-  scope `CAUSAL`. Look-ups by index count nothing; T5's table of relative positions is read by a product, which counts.
+  Everything else counts nothing, such as reading a table by index (T5 reads its relative positions by a product).
+
+  Attributes:
+    full: counts attention as if every query saw every key; mfu uses this.
+    causal: counts half of the products in the name scope `ops.masks.CAUSAL`.
   """
 
   full: float
@@ -30,19 +33,19 @@ class Flops(NamedTuple):
     return Flops(self.full + other.full, self.causal + other.causal)
 
   def times(self, n: int) -> "Flops":
-    """Of n executions."""
+    """The operations of n executions."""
     return Flops(self.full * n, self.causal * n)
 
 
 def count(loss: Callable[[Any, Any, None], Any], params: Any, batch: Any) -> Flops:
-  """FLOPs of the gradient of `loss(params, batch, None)` by `params`, from shapes alone.
+  """FLOPs of the gradient of `loss(params, batch, None)` with respect to `params`, from shapes alone.
 
-  What no result needs is not counted, nor is what `jax.checkpoint` would compute twice.
+  Operations whose result is not used are not counted, and neither is the recomputation of `jax.checkpoint`.
 
   Args:
-    loss: of any pytree of results; all of them are differentiated.
-    params: those that are trained, as shapes; others stand in the loss as constants.
-    batch: the whole batch, as shapes.
+    loss: returns any pytree of arrays; all of them are differentiated.
+    params: the trained parameters as shapes; frozen ones belong to `batch`.
+    batch: all other inputs as shapes, of the global batch.
   """
   forward, results = jax.make_jaxpr(lambda p, b: loss(p, b, None), return_shape=True)(params, batch)
   plain = core.jaxpr_as_fun(ClosedJaxpr(_without_remat(forward.jaxpr), forward.consts))
@@ -56,13 +59,13 @@ def count(loss: Callable[[Any, Any, None], Any], params: Any, batch: Any) -> Flo
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
-  """The programs among an equation's parameters."""
+  """The jaxprs among an equation's parameters."""
   parts = [part for value in params.values() for part in (value if isinstance(value, tuple) else (value,))]
   return [getattr(part, "jaxpr", part) for part in parts if hasattr(getattr(part, "jaxpr", part), "eqns")]
 
 
 def _without_remat(jaxpr: Any) -> Any:
-  """The same program with plain calls in the place of `jax.checkpoint`, so that nothing is computed twice."""
+  """The jaxpr with plain calls in place of `jax.checkpoint`, so that nothing is computed twice."""
 
   def plain(value: Any) -> Any:
     if type(value) is tuple:  # the branches of a condition
@@ -82,7 +85,7 @@ def _without_remat(jaxpr: Any) -> Any:
 
 
 def _of_jaxpr(jaxpr: Any, scope: str = "") -> Flops:
-  """Of a program that stands in a name scope."""
+  """The operations of a jaxpr inside a name scope."""
   total = Flops(0.0, 0.0)
   for equation in jaxpr.eqns:
     name = equation.primitive.name
@@ -94,17 +97,18 @@ def _of_jaxpr(jaxpr: Any, scope: str = "") -> Flops:
     inner = [_of_jaxpr(part, inside) for part in _inner(equation.params)]
     if name == "cond":
       total += max(inner)
-    else:  # a while loop counts once, as nobody knows how often it runs
+    else:  # a while loop counts once: how often it runs is not known
       total += sum(inner, Flops(0.0, 0.0)).times(_repetitions(equation))
   return total
 
 
 def _halved(flops: float, scope: str) -> Flops:
+  """Both counts of products in a name scope."""
   return Flops(flops, flops / 2 if CAUSAL in scope.replace("(", "/").replace(")", "/").split("/") else flops)
 
 
 def _repetitions(equation: Any) -> int:
-  """How often a scan, a kernel on its grid, or the devices that share a `shard_map` execute what is inside."""
+  """How often the inner jaxpr runs: steps of a scan, cells of a kernel's grid, devices of a `shard_map`."""
   params = equation.params
   if equation.primitive.name == "shard_map":
     own = params["jaxpr"]
@@ -114,22 +118,23 @@ def _repetitions(equation: Any) -> int:
 
 
 def _dot(equation: Any) -> float:
+  """The operations of a `dot_general`."""
   (summed, _), _ = equation.params["dimension_numbers"]
   shape = equation.invars[0].aval.shape
   return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in summed)
 
 
 def _convolution(equation: Any) -> float:
-  """Each number of the result is a sum over the kernel, but for its axis of output features."""
+  """The operations of a convolution: each result is a sum over all axes of the kernel but that of output features."""
   kernel, axes = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
   return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / kernel[axes[0]]
 
 
 def _splash_products(equation: Any) -> float:
-  """Of one of the three kernels of splash attention, 0 for others: two products each of queries x keys x head.
+  """The operations of one of the three kernels of splash attention, 0 for other kernels.
 
-  Forward has these two. The two backward kernels have four that the gradient needs; what they do beside is to compute
-  again what the forward pass had. Tiles that a mask leaves out are not subtracted.
+  Each counts as two products of queries x keys x head features. The forward kernel has two. The two backward kernels
+  have four that the gradient needs, and recompute others. Tiles that the mask leaves out are counted nevertheless.
   """
   if "splash" not in str(equation.params.get("name_and_src_info", equation.params.get("name", ""))):
     return 0.0
@@ -138,11 +143,13 @@ def _splash_products(equation: Any) -> float:
 
 
 _PRODUCTS: dict[str, Callable[[Any], float]] = {
-  "dot_general": _dot, "conv_general_dilated": _convolution, "pallas_call": _splash_products,
-}  # fmt: skip
+  "dot_general": _dot,
+  "conv_general_dilated": _convolution,
+  "pallas_call": _splash_products,
+}
 
 
 def sequence_lengths(config: ModelConfig, fields: Fields) -> list[int]:
-  """Positions of each stack that one row brings: tokens, or the patches of an image and the class vector."""
+  """Positions of one row in each stack: tokens, or the patches of an image and the class vector."""
   patches = [config.patches + 1 for field in fields.values() if field.kind == "pixels"]
   return patches + [field.shape[0] for field in fields.values() if field.kind == "ids"]

@@ -1,4 +1,4 @@
-"""Runs read back: `load_run` for decoding, evaluation, export and notebooks."""
+"""Reading the models of runs: `load_run` for evaluation, export and notebooks, `initial_params` for other runs."""
 
 import dataclasses
 import logging
@@ -8,29 +8,78 @@ from typing import Any
 import jax
 from etils import epath
 
+from tfm_jax.decode import scoring
 from tfm_jax.errors import UserError
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.model import Model, Params
+from tfm_jax.objectives.table import OBJECTIVES
+from tfm_jax.runtime.devices import all_devices, first_device, use_compilation_cache
+from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.sharding.strategy import ShardingConfig
-from tfm_jax.text.tokenizers import Tokenizer, load_tokenizer
+from tfm_jax.text.tokenizers.table import Tokenizer, load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, from_stored
 from tfm_jax.training.program import build_model
-from tfm_jax.training.run_directory import RunDirectory
-from tfm_jax.training.trees import flat, nested
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A trained model: `model.logits(params, batch)`."""
+  """A trained model, read by `load_run`: `run.model.logits(run.params, batch)`, `run.fill_mask(text)`.
+
+  Attributes:
+    config: the run's configuration.
+    model: its pure functions, on the devices that the parameters lie on.
+    params: nested dict of float32 arrays.
+    tokenizer: None in runs that were imported without one.
+    step: the step of the checkpoint.
+    begin_id: the id of the symbol that the model has learned to begin its texts with; -1: none.
+  """
 
   config: Config
   model: Model
   params: Params
-  tokenizer: Tokenizer | None  # none in runs imported without one
+  tokenizer: Tokenizer | None
   step: int
+  begin_id: int = -1
+
+  def __repr__(self) -> str:
+    """The run in one line."""
+    size = self.tokenizer.vocab_size if self.tokenizer else None
+    parameters = f"{self.model.parameter_count():,} parameters"
+    return f"Run(family={self.config.family}, step={self.step}, {parameters}, vocabulary={size})"
+
+  def fill_mask(self, text: str, top: int = 5) -> list[scoring.Guesses]:
+    """The likeliest pieces for each "[MASK]" of a text, of a masked language model: see `decode.scoring.fill_mask`.
+
+    Returns:
+      One list per mask of (piece, probability), the likeliest first.
+
+    Raises:
+      UserError: not a masked language model, no mask in the text, or more tokens than the model has positions.
+    """
+    return scoring.fill_mask(self.model, self.params, self._its_tokenizer(), text, top)
+
+  def perplexity(self, text: str, window: int | None = None) -> float:
+    """The perplexity of a text per token, of a masked model its pseudo-perplexity: see `decode.scoring.perplexity`.
+
+    Args:
+      text: the text; a causal model reads a long one in windows.
+      window: tokens of a window; None: `data.seq_len`, which the run was trained on.
+
+    Raises:
+      UserError: an encoder-decoder or a model that predicts no tokens, or a text that is too short or too long.
+    """
+    window = window or self.config.data.seq_len
+    return scoring.perplexity(self.model, self.params, self._its_tokenizer(), text, window, self.begin_id)
+
+  def _its_tokenizer(self) -> Tokenizer:
+    """The tokenizer. Raises UserError if there is none."""
+    if self.tokenizer is None:
+      raise UserError("the run has no tokenizer, so it cannot read text: import it from a folder with tokenizer files")
+    return self.tokenizer
 
 
 def load_run(
@@ -39,29 +88,32 @@ def load_run(
   """The model of a run directory at one of its checkpoints.
 
   Args:
-    workdir: the run directory.
-    step: which checkpoint; None: the last.
-    strategy: how to lay out the parameters over all devices; None: on one device.
-    dtype: what to compute in, bfloat16 or float32; None: as the run did.
+    workdir: the run directory, local or gs://.
+    step: the step of the checkpoint; None: the last one.
+    strategy: a name in STRATEGIES that shards the parameters over all devices; None: one device holds them.
+    dtype: the compute dtype, "bfloat16" or "float32"; None: that of the run. Parameters are float32 always.
 
   Raises:
     UserError: there is no such run or checkpoint, or it is damaged.
   """
+  use_compilation_cache()
   run = RunDirectory(workdir)
   config = from_stored(run.read_config())
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype or config.model.dtype))
   folder = run.stored_tokenizer()
   tokenizer = load_tokenizer(folder) if folder else None
   sharding = ShardingConfig(strategy=strategy or "dp")
-  devices = jax.devices() if strategy else jax.local_devices()[:1]
+  devices = all_devices() if strategy else [first_device()]
   config = dataclasses.replace(config, sharding=sharding)
   model = build_model(config, tokenizer.vocab_size if tokenizer else 0, devices)
   step, params = load_params(run, model, step)
-  return Run(config, model, params, tokenizer, step)
+  # Objectives say whether they add the symbol; imported decoders have learned it as well.
+  begins = bool(run.origin()) or OBJECTIVES[config.objective.name].adds_bos
+  return Run(config, model, params, tokenizer, step, tokenizer.bos_id if tokenizer and begins else -1)
 
 
 def load_params(run: RunDirectory, model: Model, step: int | None = None) -> tuple[int, Any]:
-  """(step, parameters) of a run, each array under the model's sharding. Raises UserError."""
+  """(step, parameters) of a checkpoint, by default the last, under the shardings of the model. Raises UserError."""
   with Checkpoints(run.checkpoints) as checkpoints:
     step = checkpoints.latest() if step is None else step
     if step is None:
@@ -70,44 +122,51 @@ def load_params(run: RunDirectory, model: Model, step: int | None = None) -> tup
 
 
 def abstract_params(model: Model) -> Any:
-  """The parameters as shapes with their shardings."""
+  """The parameters of a model as `jax.ShapeDtypeStruct`s with shardings."""
   place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   return jax.tree.map(place, model.shapes(), model.shardings())
 
 
 def initial_params(run: RunDirectory, model: Model, seed: int, frozen: Collection[str] = ()) -> Any:
-  """The parameters of a run's last checkpoint, for another run to start from: its head may be another.
+  """Parameters for a new run, from the last checkpoint of another run, whose head may differ.
 
-  Parameters of the head that the run does not have, or has in another shape, start afresh; what this model has no
-  use for is left behind. Both are said.
+  Parameters of the head that the checkpoint lacks, or has in another shape, are initialised; those of its head that the
+  model lacks are not loaded. Both are logged.
+
+  Args:
+    run: the run to start from.
+    model: the model of the new run.
+    seed: of the parameters that are initialised.
+    frozen: paths of the parameters that the new run does not train.
 
   Raises:
-    UserError: a difference outside the head, or a parameter that stays as it is (`frozen`) would start afresh.
+    UserError: a difference outside the head, or a frozen parameter that the checkpoint does not have.
   """
   with Checkpoints(run.checkpoints) as checkpoints:
     step = checkpoints.latest()
     if step is None:
       raise UserError(f"{run.path} has no checkpoint yet")
-    wanted, stored = flat(abstract_params(model)), checkpoints.shapes(step, "params")
-    fresh = {p for p in wanted if of_head(p) and (p not in stored or stored[p].shape != wanted[p].shape)}
+    expected, stored = flat(abstract_params(model)), checkpoints.shapes(step, "params")
+    fresh = {p for p in expected if of_head(p) and (p not in stored or stored[p].shape != expected[p].shape)}
     if fresh & set(frozen):
       raise UserError(
-        f"optimizer.frozen keeps {', '.join(sorted(fresh & set(frozen)))}, which {run.path} does not have: it would "
+        f"optimizer.frozen matches {', '.join(sorted(fresh & set(frozen)))}, which {run.path} does not have: it would "
         f"never be trained"
       )
-    left = {p for p in stored if of_head(p) and (p not in wanted or p in fresh)}
-    asked = {p: leaf for p, leaf in wanted.items() if p not in fresh} | {p: stored[p] for p in left}
-    log.info("parameters of %s, step %d", run.path, step)
-    restored = flat(checkpoints.restore(step, {"params": nested(asked)})["params"])
-  if left - fresh:
-    log.info("left behind: %s", ", ".join(sorted(left - fresh)))
+    unused = {p for p in stored if of_head(p) and (p not in expected or p in fresh)}
+    # A checkpoint is restored whole: what is not used is read too.
+    targets = {p: leaf for p, leaf in expected.items() if p not in fresh} | {p: stored[p] for p in unused}
+    log.info("starting from the parameters of %s, step %d", run.path, step)
+    restored = flat(checkpoints.restore(step, {"params": nested(targets)})["params"])
+  if unused - fresh:
+    log.info("left behind: %s", ", ".join(sorted(unused - fresh)))
   if fresh:
     log.info("starting afresh: %s", ", ".join(sorted(fresh)))
-  return nested({p: restored[p] for p in wanted if p not in fresh} | fresh_params(model, seed, fresh))
+  return nested({p: restored[p] for p in expected if p not in fresh} | fresh_params(model, seed, fresh))
 
 
 def fresh_params(model: Model, seed: int, paths: Collection[str]) -> dict[str, jax.Array]:
-  """Fresh parameters at some paths alone, each where the strategy puts it."""
+  """Newly initialised parameters at the given paths alone, each created under its sharding."""
   shardings = flat(model.shardings())
   pick = lambda key: {path: leaf for path, leaf in flat(model.init(key)).items() if path in paths}
   return jax.jit(pick, out_shardings={path: shardings[path] for path in paths})(jax.random.key(seed)) if paths else {}

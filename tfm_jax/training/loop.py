@@ -1,4 +1,8 @@
-"""`fit`: from a configuration to a trained model in a run directory, whether it starts, resumes or is finished."""
+"""`fit`: from a configuration to a trained model in a run directory.
+
+The same call starts a run, resumes it, or prints the result of a finished one. What is compiled is in `program.py`, the
+step itself in `step.py`, what is trained on in `task.py`, and the checks before the first step in `start.py`.
+"""
 
 import contextlib
 import logging
@@ -10,19 +14,25 @@ import jax
 from etils import epath
 
 from tfm_jax.cache import cache_dir
+from tfm_jax.runtime.agreement import SHORTLY, exchange, in_turn, together
+from tfm_jax.runtime.chips import peak_flops
+from tfm_jax.runtime.devices import use_compilation_cache
+from tfm_jax.runtime.interruption import Interrupted, Interruption
+from tfm_jax.runtime.reporting.curves import where_curves_are, write_curves
+from tfm_jax.runtime.reporting.logs import show_log_lines
+from tfm_jax.runtime.reporting.meter import Meter, Profiler
+from tfm_jax.runtime.reporting.tracking import Tracker
+from tfm_jax.runtime.reporting.units import human_count
+from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training import flops
-from tfm_jax.training.agreement import SHORTLY, exchange, in_turn, together
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.chips import peak_flops
 from tfm_jax.training.config import Config, resolve, to_dict
-from tfm_jax.training.interruption import Interrupted, Interruption
 from tfm_jax.training.load import initial_params
 from tfm_jax.training.memory import choose_microbatches
-from tfm_jax.training.meter import Meter, Profiler
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.program import build_program
-from tfm_jax.training.run_directory import RunDirectory
 from tfm_jax.training.start import (
+  check_batches,
   check_fingerprints,
   check_resumable,
   check_same_config,
@@ -33,34 +43,35 @@ from tfm_jax.training.start import (
   start_anew,
   start_entry,
   stored_tokenizer,
-  use_compilation_cache,
 )
 from tfm_jax.training.step import TrainState
 from tfm_jax.training.task import EvalStream, Task
-from tfm_jax.training.tracking import Tracker, human_count
 
 log = logging.getLogger(__name__)
 
+REDRAW_SECONDS = 60.0  # the page with the curves is written this often, beside evaluations
+
 
 def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining) -> dict[str, float]:
-  """Trains to `config.train.steps` in `workdir`; goes on where an earlier start ended.
+  """Trains to `config.train.steps` in `workdir`, from scratch or from the last checkpoint there.
 
-  Several processes call it alike. A mistake that one of them meets is raised in all of them, where they can still
-  agree on it; one that comes while devices work together is raised where it is met (`agreement.give_up` ends the rest).
+  With several processes, all of them call it with the same arguments. Up to the first step, an error in one process is
+  raised in all of them; later it is raised where it occurs, and `agreement.give_up` ends the other processes.
 
   Args:
-    config: the configuration; it must agree with that of the run in `workdir`, if that has a checkpoint (`MAY_CHANGE`
-      aside).
+    config: the configuration. If `workdir` has a checkpoint, it must agree with the stored configuration in all keys
+      but those in `training.config.MAY_CHANGE`.
     workdir: the run directory, local or gs://.
-    task: what to train on.
+    task: supplies batches, loss and report.
 
   Returns:
-    The last row of evaluation: loss and what else applies. Empty without held-out data.
+    The metrics of the last evaluation: `loss` and what else applies. Empty without held-out data.
 
   Raises:
     UserError: a mistake in the configuration, the data or the directory.
-    Interrupted: SIGTERM or SIGINT; a checkpoint of the last step is complete.
+    Interrupted: SIGTERM or SIGINT. From the first step on, the checkpoint of the last step is complete.
   """
+  show_log_lines()
   run = RunDirectory(workdir)
   with together():
     config = resolve(task.configure(config))
@@ -69,50 +80,52 @@ def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining)
   with held(run):
     with together():
       start_anew(run)
-    with together():  # nobody writes before all have looked
-      check_resumable(run, config)
+    with together():  # all processes read the directory before any writes to it
+      config = check_resumable(run, config)
       starts, tokenizer = run.starts(), stored_tokenizer(run, config)
     with in_turn(cache_dir()):
-      work = task(config, tokenizer)
+      prepared_task = task(config, tokenizer)
     with together():
-      check_same_data(work)
-      check_fingerprints(starts, work, run)
+      check_same_data(prepared_task)
+      check_fingerprints(starts, prepared_task, run)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
       with together():
-        start = _Start(config, run, work, checkpoints)
+        start = _Start(config, run, prepared_task, checkpoints)
       return start.fit(starts)
 
 
 class _Start:
-  """One start of a run: what is fixed for its whole length, and the loop."""
+  """One start of a run: compiles, restores or initialises the state, trains, and reports."""
 
   def __init__(self, config: Config, run: RunDirectory, task: Task, checkpoints: Checkpoints) -> None:
     self.config, self.run, self.task, self.checkpoints = config, run, task, checkpoints
     vocab_size = task.tokenizer.vocab_size if task.tokenizer else 0
     self.program = build_program(config, vocab_size, task.fields, loss=task.loss)
     self.model = self.program.model
-    self.abstract = self.program.state  # now, as mistakes in what is frozen come up
+    self.abstract = self.program.state  # computed here so that mistakes in optimizer.frozen are raised early
     self.rows = rows_here(self.model.placement.sharding(("batch",)), config.train.batch_size)
-    self.eval_step: Any = None  # made with the number of microbatches, where there is something to train
+    self.eval_step: Any = None  # set once the number of microbatches is known
     self.result: dict[str, float] = {}
 
   def fit(self, starts: list[dict[str, Any]]) -> dict[str, float]:
-    """Compiles, and runs what was compiled; `starts`: the earlier ones."""
+    """Compiles, then trains. `starts`: the entries of run.json of the earlier starts."""
     config = self.config
     latest = self.checkpoints.latest()
     log.info("\n%s", parameter_lines(self.model, self.abstract.params))
     train_step, microbatches = None, 0
     if latest is None or latest < config.train.steps:
-      chosen = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
+      earlier = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
       with together():
-        microbatches, train_step = self._compile(chosen)
+        check_batches(config, self.task, latest or 0, self.rows)
+      with together():
+        microbatches, train_step = self._compile(earlier)
       self.eval_step = self.program.eval_step(microbatches)
     with together(SHORTLY):
       self._run(latest, train_step, microbatches)
     return self.result
 
   def _run(self, latest: int | None, train_step: Any, microbatches: int) -> None:
-    """Restores or initialises, trains, reports."""
+    """Restores or initialises the state, trains, and reports; `train_step` None: the run is finished already."""
     run = self.run
     state = self._state(latest)
     if not run.exists:
@@ -123,32 +136,36 @@ class _Start:
     run.append_start(start_entry(self.model, self.task, latest or 0, microbatches) | {"origin": source.origin()})
     if train_step is None:
       log.info("this run is finished: %d steps are done", latest)
-      rows = [row for row in run.read_metrics() if row.pop("split") == "eval"]
-      self.result = {name: value for name, value in rows[-1].items() if name != "step"} if rows else {}
+      records = [record for record in run.read_metrics() if record.pop("split") == "eval"]
+      self.result = {name: value for name, value in records[-1].items() if name != "step"} if records else {}
     else:
       with Tracker(run, self.config.train.steps, latest) as tracker:
         state = self._train(state, train_step, tracker)
       self.checkpoints.wait()
-    log.info("curves: %s, or tensorboard --logdir %s", run.path / "metrics.jsonl", run.tensorboard)
+    write_curves(run, finished=True)
     for line in self.task.report(self.model, state.params, self.result, run):
       log.info("%s", line)
+    log.info("%s", where_curves_are(run))
 
-  def _compile(self, chosen: int) -> tuple[int, Any]:
-    """(microbatches, compiled train step); a number that an earlier start chose is kept, where it still divides."""
+  def _compile(self, earlier: int) -> tuple[int, Any]:
+    """(number of microbatches, compiled train step); `earlier`: the number that the last start used, 0 for none.
+
+    That number is kept, so that a resumed run repeats the same sums, unless it no longer divides the rows of a shard.
+    """
     config, program = self.config, self.program
     begin = time.monotonic()
     size = config.train.batch_size
-    divides = chosen and size // program.placement.batch_shards % chosen == 0  # else the mesh has changed since
-    asked = config.train.microbatches or (chosen if divides else 0)
-    microbatches, step = choose_microbatches(program.placement, self.abstract, size, asked, program.compile)
+    divides = earlier and size // program.placement.batch_shards % earlier == 0  # not if the mesh has changed
+    requested = config.train.microbatches or (earlier if divides else 0)
+    microbatches, step = choose_microbatches(program.placement, self.abstract, size, requested, program.compile)
     log.info("train step: compiled in %.1f s, microbatches %d", time.monotonic() - begin, microbatches)
     return microbatches, step
 
   def _state(self, latest: int | None) -> TrainState:
-    """The state of the last checkpoint, or a fresh one."""
+    """The state of the checkpoint of step `latest`; None: a state of step 0."""
     config = self.config
     if latest is not None:
-      log.info("going on from the checkpoint of step %d", latest)
+      log.info("resuming from the checkpoint of step %d", latest)
       return TrainState(**self.checkpoints.restore(latest, self.abstract._asdict()))
     params = None
     if config.init_from:
@@ -157,23 +174,20 @@ class _Start:
     return self.program.init(params)
 
   def _meter(self, tracker: Tracker) -> Meter:
-    """The meter of this run; says once what its figures mean."""
+    """The meter of this run; logs what its FLOP counts mean."""
     config, placement = self.config, self.model.placement
-    work = self.program.flops
     peak = peak_flops(placement.mesh.devices.flat[0])
-    step, seen = map(human_count, work)
-    total = peak and peak * placement.mesh.size
-    log.info(
-      "a step takes %sFLOP: %s%s%s", step, flops.CONVENTION,
-      "" if step == seen else f"; {seen}FLOP if only what causal attention sees is counted",
-      f"; mfu = {step}FLOP / seconds / {human_count(total)}FLOP/s" if total else "; no mfu, as the peak is not known",
-    )  # fmt: skip
-    return Meter(
-      tracker, config.train.log_every, config.train.batch_size * self.program.row_tokens, work.full, total,
-    )  # fmt: skip
+    peak = peak and peak * placement.mesh.size
+    full, causal = map(human_count, self.program.flops)
+    line = f"a step takes {_spaced(full)}FLOP: {flops.CONVENTION}"
+    line += "" if full == causal else f"; {_spaced(causal)}FLOP if only what causal attention sees is counted"
+    line += f"; mfu = {_spaced(full)}FLOP / seconds / {_spaced(human_count(peak))}FLOP/s" if peak else ""
+    log.info("%s", line)
+    tokens = config.train.batch_size * self.program.row_tokens
+    return Meter(tracker, config.train.log_every, tokens, self.program.flops.full, peak)
 
   def _train(self, state: TrainState, train_step: Any, tracker: Tracker) -> TrainState:
-    """The loop: each step is handed to the devices before the metrics of the one before it are fetched."""
+    """The training loop. Each step is dispatched before the metrics of the step before it are fetched."""
     config = self.config
     meter = self._meter(tracker)
     profiler = Profiler(self.run.path / "profile", config.train.profile_at if self.run.writes else 0)
@@ -184,45 +198,54 @@ class _Start:
     with Interruption() as interruption, contextlib.ExitStack() as stack:
       stack.callback(profiler.stop)
       meter.resume()
+      draw_at = time.monotonic() + REDRAW_SECONDS
       while step < config.train.steps:
-        asked = time.perf_counter()
-        rows = next(batches)[1]
-        waited = time.perf_counter() - asked
-        batch = self.program.put(rows, self.rows)
+        begin = time.perf_counter()
+        host_batch = next(batches)[1]
+        waited = time.perf_counter() - begin
+        batch = self.program.put(host_batch, self.rows)
         profiler.before(step)
+        if self.model.placement.platform == "cpu":
+          jax.block_until_ready(state)  # steps in flight gain nothing, and each has temporary memory of its own
         state, metrics = train_step(state, batch)
         profiler.after(step, metrics["loss"])
         step += 1
         meter.add(step, metrics, waited)
-        stopped, last = interruption.after_step(), step == config.train.steps
+        if time.monotonic() > draw_at:
+          write_curves(self.run, finished=False)
+          draw_at = time.monotonic() + REDRAW_SECONDS
+        signal, last = interruption.after_step(), step == config.train.steps
         evaluate = last or (config.eval.every > 0 and step % config.eval.every == 0)
-        save = last or stopped is not None or self.checkpoints.due(step)
+        save = last or signal is not None or self.checkpoints.due(step)
         if evaluate or save:
           meter.finish()
           if evaluate:
             self._evaluate(state, tracker, step)
           if save:
-            tracker.sync()  # every row up to this step is on disk before the checkpoint commits
+            tracker.sync()  # every record up to this step is on disk before the checkpoint commits
             self.checkpoints.save(step, state._asdict())
           meter.resume()
-        if stopped is not None and not last:
+        if signal is not None and not last:
           self.checkpoints.wait()
-          exchange()  # process 0 has the checksums to write, and the others would not wait for ever at the end
-          raise Interrupted(stopped, step)
+          exchange()  # the others wait here while process 0 writes the checksums
+          write_curves(self.run, finished=True)
+          raise Interrupted(signal, step)
     return state
 
   def _evaluate(self, state: TrainState, tracker: Tracker, step: int) -> None:
-    """One row of metrics per stream of held-out batches: means over all that it holds."""
+    """Logs one record per stream of held-out batches, and writes the page with the curves."""
     for number, (split, stream) in enumerate(self.task.eval_streams.items()):
-      row = self._evaluate_stream(state, split, stream)
-      if not row:
+      metrics = self._evaluate_stream(state, split, stream)
+      if not metrics:
         continue
-      tracker.log(split, step, row)
+      tracker.log(split, step, metrics)
       if number == 0:
-        self.result = row
+        self.result = metrics
+    tracker.sync()
+    write_curves(self.run, finished=False)
 
   def _evaluate_stream(self, state: TrainState, split: str, stream: EvalStream) -> dict[str, float]:
-    """Empty where nothing is held out, or nothing of it has weight."""
+    """The metrics of a stream, means over all of its batches; empty if there is nothing to predict."""
     sums = [self.eval_step(state.params, self.program.put(batch, self.rows)) for batch in stream(self.rows)]
     if not sums:
       return {}
@@ -230,6 +253,11 @@ class _Start:
     if not all(weight > 0 for _, weight in totals.loss.values()):
       log.warning("%s: nothing to predict in its %d batches: no evaluation", split, len(sums))
       return {}
-    row = totals.means()
-    del row["objective"]  # evaluation is without extras: it is the loss
-    return row | self.task.eval_metrics(split, totals)
+    metrics = totals.means()
+    del metrics["objective"]  # the same as the loss: evaluation has no label smoothing or z-loss
+    return metrics | self.task.eval_metrics(split, totals)
+
+
+def _spaced(count: str) -> str:
+  """A count with its unit's SI prefix, for FLOP: 5.5B -> 5.5 G."""
+  return f"{count.rstrip('kMBT')} {count[-1].replace('B', 'G') if count[-1] in 'kMBT' else ''}"

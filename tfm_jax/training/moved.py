@@ -1,26 +1,40 @@
-"""Keys that have moved since they were written to a `config.json`: what each is called now."""
+"""Renamed keys: how a `config.json` of an earlier version is read."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from tfm_jax.models.config import BIASES
 
-# Old key of `model` -> new key.
+# Old key in the section `model` -> new key.
 _SECTIONS = {
-  "rotary_base": "rotary.base", "local_rotary_base": "rotary.local_base", "rotary_factor": "rotary.factor",
-  "rotary_original": "rotary.original", "rotary_low": "rotary.low", "rotary_high": "rotary.high",
-  "window": "window.size", "global_every": "window.global_every", "head": "head.name",
-  "head_transform": "head.transform", "classifier_transform": "head.classifier_transform",
-  "head_activation": "head.activation", "head_bias": "head.bias", "pooler": "head.pooler", "pooling": "head.pooling",
-  "num_labels": "head.num_labels", "labels": "head.labels", "image_height": "image.height",
-  "image_width": "image.width", "image_channels": "image.channels", "patch_size": "image.patch",
-}  # fmt: skip
+  "rotary_base": "rotary.base",
+  "local_rotary_base": "rotary.local_base",
+  "rotary_factor": "rotary.factor",
+  "rotary_original": "rotary.original",
+  "rotary_low": "rotary.low",
+  "rotary_high": "rotary.high",
+  "window": "window.size",
+  "global_every": "window.global_every",
+  "head": "head.name",
+  "head_transform": "head.transform",
+  "classifier_transform": "head.classifier_transform",
+  "head_activation": "head.activation",
+  "head_bias": "head.bias",
+  "pooler": "head.pooler",
+  "pooling": "head.pooling",
+  "num_labels": "head.num_labels",
+  "labels": "head.labels",
+  "image_height": "image.height",
+  "image_width": "image.width",
+  "image_channels": "image.channels",
+  "patch_size": "image.patch",
+}
 _BIASES = {f"{part}_bias": "model.bias" for part in BIASES}
 MOVED = {f"model.{old}": new for old, new in (_SECTIONS | _BIASES).items()}
 
 
 def translated(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """The sections of a stored `config.json` under today's keys, with today's values."""
+  """A stored `config.json` with the current names and values of its keys."""
   sections = {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
   model = sections.get("model")
   if not isinstance(model, dict):

@@ -1,4 +1,4 @@
-"""Optimizers by name, as Optax chains over stacked parameters, and learning-rate schedules."""
+"""Optimizers, as Optax chains for stacked parameters, and learning-rate schedules."""
 
 import dataclasses
 import math
@@ -20,38 +20,52 @@ from tfm_jax.models.model import Model
 class OptimizerConfig:
   """The optimizer and its schedule."""
 
-  name: str = "adamw"  # adamw, adam, adafactor or sgd
-  learning_rate: float = 1e-4  # the peak, reached at warmup_steps
-  schedule: str = "linear"  # after the warm-up: linear, cosine, rsqrt or constant; rsqrt_flat warms up at the peak
-  warmup_steps: int = 0  # updates of linear warm-up (rsqrt_flat: of the peak)
-  final_fraction: float = 0.0  # of the peak, at the last step of linear and cosine
-  weight_decay: float = 0.0  # decoupled, times the learning rate; matrices only (adamw, sgd)
+  name: str = "adamw"  # update rule
+  learning_rate: float = 1e-4  # peak learning rate, reached at warmup_steps
+  schedule: str = "linear"  # learning rate after the warm-up; rsqrt_flat is at its peak during the warm-up too
+  warmup_steps: int = 0  # steps in which the learning rate rises linearly to its peak (rsqrt_flat: stays there)
+  final_fraction: float = 0.0  # learning rate at the last step of linear and cosine, as a fraction of the peak
+  weight_decay: float = 0.0  # decoupled decay, multiplied by the learning rate; only of matrices (adamw, sgd)
   beta1: float = 0.9  # momentum (adamw, adam, sgd)
-  beta2: float = 0.999  # decay of the squared gradients (adamw, adam)
-  epsilon: float = 1e-8  # added to the root of the squared gradients (adamw, adam)
+  beta2: float = 0.999  # decay rate of the average of squared gradients (adamw, adam)
+  epsilon: float = 1e-8  # added to the root of that average (adamw, adam)
   grad_clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
-  frozen: str = ""  # parameters that stay as they are: a regular expression that their paths start with; empty: none
+  frozen: str = ""  # regular expression; parameters whose path starts with a match are not trained; empty: none
+
+
+# Name -> learning rate after the warm-up, as a fraction of the peak. Arguments: the config; the update n, from 1; and
+# how much of the training after the warm-up is done, from 0 to 1.
+SCHEDULES: dict[str, Callable[[OptimizerConfig, Array, Array], Array]] = {
+  "linear": lambda c, n, done: 1 - (1 - c.final_fraction) * done,
+  "cosine": lambda c, n, done: c.final_fraction + (1 - c.final_fraction) * 0.5 * (1 + jnp.cos(math.pi * done)),
+  "rsqrt": lambda c, n, done: jnp.sqrt(max(c.warmup_steps, 1) / n),
+  # 1 / sqrt(max(n, warmup_steps)), as in T5 (Raffel et al. 2020, 3.1.2).
+  "rsqrt_flat": lambda c, n, done: jnp.sqrt(max(c.warmup_steps, 1) / n),
+  "constant": lambda c, n, done: jnp.ones_like(n),
+}
 
 
 def schedule(config: OptimizerConfig, steps: int) -> Callable[[Array], Array]:
-  """step (from 0) -> learning rate of that step's update, float32. The peak is reached at update `warmup_steps`."""
-  peak, warmup, final = config.learning_rate, config.warmup_steps, config.final_fraction
-  after = {
-    "linear": lambda done, n: 1 - (1 - final) * done,
-    "cosine": lambda done, n: final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * done)),
-    "rsqrt": lambda done, n: jnp.sqrt(max(warmup, 1) / n),
-    # 1 / sqrt(max(n, warmup)), as T5 has it (Raffel et al. 2020, 3.1.2).
-    "rsqrt_flat": lambda done, n: jnp.sqrt(max(warmup, 1) / n),
-    "constant": lambda done, n: jnp.ones_like(n),
-  }
-  if config.schedule not in after:
-    raise UserError(f"optimizer.schedule={config.schedule!r} is not one of {', '.join(after)}")
+  """step (from 0) -> learning rate of that step's update, float32.
+
+  Every schedule reaches its peak at update `warmup_steps`.
+
+  Args:
+    config: the schedule by name, and its numbers.
+    steps: the number of updates of the whole training.
+
+  Raises:
+    UserError: an unknown schedule.
+  """
+  if config.schedule not in SCHEDULES:
+    raise UserError(f"optimizer.schedule={config.schedule!r} is not one of {', '.join(SCHEDULES)}")
+  warmup = config.warmup_steps
 
   def rate(step: Array) -> Array:
     n = jnp.asarray(step, jnp.float32) + 1
     done = jnp.clip((n - warmup) / max(steps - warmup, 1), 0.0, 1.0)
     before = jnp.ones_like(n) if config.schedule == "rsqrt_flat" else n / max(warmup, 1)
-    return peak * jnp.where(n < warmup, before, after[config.schedule](done, n))
+    return config.learning_rate * jnp.where(n < warmup, before, SCHEDULES[config.schedule](config, n, done))
 
   return rate
 
@@ -71,41 +85,46 @@ def _adamw(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
 
 def _sgd(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   momentum = optax.trace(config.beta1) if config.beta1 else optax.identity()
-  # The decay comes last, outside the momentum. The identity keeps the momentum's path in checkpoints made before.
+  # The decay comes last, outside the momentum. The identity keeps the path of the momentum in older checkpoints.
   return optax.chain(optax.identity(), momentum, _decay(config, axes))
 
 
 def _adafactor(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
-  """Shazeer and Stern 2018, without momentum, steps relative to each parameter's scale, as T5 uses it."""
+  """Shazeer and Stern 2018, without momentum, with updates relative to each parameter's scale, as in T5."""
   return per_matrix(
     optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()),
     axes,
   )
 
 
-OPTIMIZERS = {"adamw": _adamw, "adam": _adam, "adafactor": _adafactor, "sgd": _sgd}
+OPTIMIZERS = {
+  "adamw": _adamw,
+  "adam": _adam,
+  "adafactor": _adafactor,
+  "sgd": _sgd,
+}
 
 
 def find_optimizer(name: str) -> Callable[[OptimizerConfig, Any], optax.GradientTransformation]:
-  """The chain of that name; UserError lists the names."""
+  """The optimizer of that name. Raises UserError, which lists the names."""
   if name not in OPTIMIZERS:
     raise UserError(f"optimizer.name={name!r} is not one of {', '.join(OPTIMIZERS)}")
   return OPTIMIZERS[name]
 
 
 def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
-  """The chain that turns gradients into a direction; the step multiplies it by minus the learning rate.
+  """The chain that turns gradients into a direction, which the training step multiplies by minus the learning rate.
 
   Args:
-    config: its name and numbers.
-    axes: a tree like the parameters' with the `Axes` of each.
+    config: the optimizer by name, and its numbers.
+    axes: a tree like the parameters', with the `Axes` of each.
   """
   clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
   return optax.chain(clip, find_optimizer(config.name)(config, axes))
 
 
 def matrix_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
-  """The shape of the true matrices: [layers..., inputs, outputs]; other parameters keep [layers..., the rest]."""
+  """The shape of a parameter as stacked matrices: [layers..., inputs, outputs]. Other parameters keep their shape."""
   if not axes.is_matrix:
     return shape
   middle = axes.layers + axes.inputs
@@ -113,9 +132,9 @@ def matrix_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 
 
 def per_matrix(tx: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
-  """`tx` acting on each true matrix of each layer by itself, though parameters are stacked and heads are axes.
+  """`tx` applied to the matrix of each layer separately, although layers are stacked and attention heads are an axis.
 
-  The state is a tree like the parameters', with tx's state of each in place of the leaf, stacked over layers.
+  The state is a tree like the parameters', in which tx's state, stacked over layers, takes the place of each leaf.
   """
   is_axes = lambda a: isinstance(a, Axes)
   flat_axes = jax.tree.leaves(axes, is_leaf=is_axes)
@@ -145,10 +164,10 @@ def per_matrix(tx: optax.GradientTransformation, axes: Any) -> optax.GradientTra
 
 
 def state_shardings(model: Model, opt_state: Any) -> Any:
-  """Where each array of the optimizer state lives: like its parameter, found by path and shape.
+  """The sharding of each array of the optimizer state: that of its parameter, matched by path and shape.
 
-  A factored moment has lost one axis of its parameter's matrix and follows the others; what matches nothing (counters,
-  placeholders) is replicated.
+  A factored moment lacks one axis of its parameter's matrix and is sharded like the others. Arrays that match no
+  parameter (counters, placeholders) are replicated.
   """
   parameters = {_keys(path): (leaf.shape, model.axes(path)) for path, leaf in jax.tree.leaves_with_path(model.shapes())}
 
@@ -161,16 +180,16 @@ def state_shardings(model: Model, opt_state: Any) -> Any:
       shape = matrix_shape(shape, axes)
       if axes.is_matrix:
         middle = axes.layers + axes.inputs
-        # Of merged axes the first alone is ever split.
+        # Of axes that are merged into one, only the first is ever sharded.
         parts = [*parts[: axes.layers], parts[axes.layers], parts[middle]]
-      for lost in (None, *range(len(shape))):
-        if leaf.shape == tuple(n for i, n in enumerate(shape) if i != lost):
-          return NamedSharding(model.placement.mesh, PartitionSpec(*(p for i, p in enumerate(parts) if i != lost)))
+      for missing in (None, *range(len(shape))):
+        if leaf.shape == tuple(n for i, n in enumerate(shape) if i != missing):
+          return NamedSharding(model.placement.mesh, PartitionSpec(*(p for i, p in enumerate(parts) if i != missing)))
     return model.placement.replicated
 
   return jax.tree.map_with_path(place, opt_state)
 
 
 def _keys(path: tuple) -> tuple:
-  """The parameter's path within the path of a piece of optimizer state: its dictionary keys."""
+  """The path of the parameter that an array of the optimizer state belongs to: the dictionary keys of its path."""
   return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))

@@ -1,4 +1,4 @@
-"""Pre-training: the task of a run that names no other."""
+"""Pre-training on unlabelled text: the task of a run whose configuration names no other."""
 
 import math
 from collections.abc import Mapping
@@ -6,28 +6,33 @@ from typing import Any
 
 from etils import epath
 
+from tfm_jax.data.prepare import nothing_held_out
+from tfm_jax.decode import samples
 from tfm_jax.errors import UserError
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model, heads_of
 from tfm_jax.ops.losses import LossTerms, total
-from tfm_jax.training import samples
+from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training.config import Config
-from tfm_jax.training.run_directory import RunDirectory
-from tfm_jax.training.text_task import TextTask
+from tfm_jax.training.task import TextTask
 
 
 class Pretraining(TextTask):
-  """A `Task` over the corpus, tokenizer and objective of a configuration.
+  """A `Task` over the corpus, tokenizer and objective that the configuration names.
 
   Args:
     config: the resolved configuration.
-    stored_tokenizer: the run's own tokenizer (or that of the run it starts from), which then stands.
+    stored_tokenizer: the folder of the tokenizer of this run, or of the run that it starts from; None: train one, or
+      read `tokenizer.path`.
+
+  Raises:
+    UserError: the head needs labels, or the data cannot be prepared.
   """
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     if not HEADS[config.model.head.name].learns_from_objective:
-      able = "lm" in heads_of(config.family)
-      remedy = ": set head.name=lm (its output layer starts afresh)" if able else ""
+      has_lm_head = "lm" in heads_of(config.family)
+      remedy = ": set head.name=lm (its output layer starts afresh)" if has_lm_head else ""
       raise UserError(f"head.name={config.model.head.name} has nothing to learn from unlabelled text{remedy}")
     super().__init__(config, stored_tokenizer)
     self._unigram = self._prepared.unigram_entropy(self._eval) if self._eval else math.nan
@@ -35,12 +40,15 @@ class Pretraining(TextTask):
 
   @classmethod
   def configure(cls, config: Config) -> Config:
-    """See `Task`."""
+    """The configuration as it is: see `Task`."""
     return config
 
   def eval_metrics(self, split: str, totals: LossTerms) -> dict[str, float]:
-    """Perplexity, the unigram entropy of all held-out targets in nats, and, of objectives that predict a text, bits per
-    byte of the text that was evaluated."""
+    """Perplexity, unigram entropy, and bits per byte of the evaluated text.
+
+    The unigram entropy is that of all held-out targets, in nats. Bits per byte exist for objectives that predict each
+    token of the text once.
+    """
     loss = total(totals.loss)
     metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram}
     if self._evaluated and self._evaluated.text_bytes:
@@ -48,8 +56,8 @@ class Pretraining(TextTask):
     return metrics
 
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
-    """The scores, and what the model makes of some held-out text."""
-    lines = []
+    """The loss beside the unigram entropy, and samples of what the model does with held-out text."""
+    lines = [] if self._eval else [nothing_held_out(self._config.data)]
     batch = None
     if metrics and self._eval is not None and self._evaluated is not None:
       loss, entropy = metrics["loss"], metrics["unigram_entropy"]
@@ -59,5 +67,7 @@ class Pretraining(TextTask):
         f"held-out loss: {loss:.3f} nats, {abs(entropy - loss):.3f} {side} the unigram entropy; on "
         f"{self._evaluated.rows:,} of {self._evaluated.of:,} held-out rows (eval.batches)",
       ]
+      if side == "above":
+        lines.append("the model predicts worse than pieces by their frequency: train longer, or see docs/faq.md")
       batch = self._eval.batch(0)
     return lines + samples.show(model, params, self.tokenizer, batch if batch is not None else self._train.batch(0))

@@ -1,4 +1,7 @@
-"""`Program`: the static parts of a run and the functions compiled from them, one for all who train or measure."""
+"""`Program`: everything static that a training step is compiled from, and the functions compiled from it.
+
+`fit`, `compare`, forecasts and benchmarks all build one, so that what they compile and measure is what a run trains.
+"""
 
 import dataclasses
 import functools
@@ -19,54 +22,62 @@ from tfm_jax.models.config import attention_need
 from tfm_jax.models.model import Model, admits
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.attention import find_kernel
+from tfm_jax.runtime.allocator import keep_freed_memory
+from tfm_jax.runtime.devices import all_devices
+from tfm_jax.runtime.trees import flat, join, partition
 from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.config import Config
 from tfm_jax.training.flops import Flops, count, sequence_lengths
 from tfm_jax.training.loss import LossFunction, make_loss
+from tfm_jax.training.memory import device_limit, peak_bytes
 from tfm_jax.training.optimizer import make_optimizer, schedule, state_shardings
 from tfm_jax.training.step import TrainState, make_eval_step, make_train_step
-from tfm_jax.training.trees import flat, join, partition
 
 log = logging.getLogger(__name__)
 
+# Freed memory is kept if this many times the peak of a step is free: the heap comes to hold several blocks for the
+# temporaries of one step. Up to 3.8 times the peak were seen.
+_KEPT = 4
+
 
 def build_model(config: Config, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Model:
-  """The model of a resolved configuration, on a mesh of all devices or the given ones.
+  """The model of a resolved configuration, on a mesh of devices.
 
   Args:
-    config: the configuration.
-    vocab_size: ids of the tokenizer; `model.vocab_size` may be larger.
-    devices: None: all.
+    config: the resolved configuration; `config.sharding` shapes the mesh.
+    vocab_size: number of ids of the tokenizer. `model.vocab_size` replaces it if it is set, and may be larger.
+    devices: the devices of the mesh; None: all devices of all processes.
 
   Raises:
-    UserError: the model, its strategy and the devices do not go together.
+    UserError: the strategy's mesh does not fit the devices or the model, the attention kernel cannot serve the model,
+      or the tokenizer has more ids than `model.vocab_size`.
   """
-  own = config.model.vocab_size
-  if own and own < vocab_size:
-    raise UserError(f"the tokenizer has {vocab_size} ids, but the model has rows for model.vocab_size={own} alone")
-  vocab_size = own or vocab_size
-  devices = jax.devices() if devices is None else devices
+  model_vocab_size = config.model.vocab_size
+  if model_vocab_size and model_vocab_size < vocab_size:
+    raise UserError(f"the tokenizer has {vocab_size} ids, more than model.vocab_size={model_vocab_size}")
+  vocab_size = model_vocab_size or vocab_size
+  devices = all_devices() if devices is None else devices
   sizes = mesh_sizes(config.sharding, len(devices), admits(config.model, vocab_size), slice_count(devices))
   placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices))
-  cut = placement.parts(("batch", "seq"))[1] > 1
+  cut = placement.parts(("batch", "seq"))[1] > 1  # sequences are cut into parts on different devices
   find_kernel(config.model.attention, attention_need(config.model)._replace(platform=placement.platform, cut=cut))
-  log.info(
-    "mesh: %d x %s, strategy %s: %s", len(devices), devices[0].device_kind, config.sharding.strategy,
-    ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device",
-  )  # fmt: skip
+  mesh = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"
+  log.info("mesh: %d x %s, strategy %s: %s", len(devices), devices[0].device_kind, config.sharding.strategy, mesh)
   return Model(config.family, config.model, placement, vocab_size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-  """A model, what it learns from, and how: everything static that a training step is compiled from.
+  """A model, the form of its batches, its loss and its optimizer: the static part of a run, without any array.
+
+  The arrays are in `TrainState`, which `init` makes. What is expensive to derive is a cached property.
 
   Attributes:
     config: the resolved configuration.
-    model: on its mesh.
-    fields: what the arrays of a batch hold.
-    loss: see `training.loss`.
+    model: the model on its mesh.
+    fields: field name -> shape, dtype and logical axes of the arrays of a batch.
+    loss: (params, batch, noise) -> the named sums of the loss and the metrics, see `training.loss`.
   """
 
   config: Config
@@ -81,7 +92,7 @@ class Program:
 
   @property
   def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of the global batch as shapes with shardings."""
+    """Field name -> shape, dtype and sharding of the array of the global batch."""
     rows = self.config.train.batch_size
     return {
       name: jax.ShapeDtypeStruct((rows, *field.shape), field.dtype, sharding=self.sharding(name))
@@ -89,40 +100,41 @@ class Program:
     }
 
   def sharding(self, name: str) -> NamedSharding:
-    """Where the array of one field lies."""
+    """The sharding of the array of one field."""
     return self.placement.sharding(self.fields[name].axes)
 
   @property
   def row_tokens(self) -> int:
-    """Tokens of one row, those of the encoder and the decoder together."""
+    """Positions of one row, padding included; of an encoder-decoder those of both sides together."""
     return sum(sequence_lengths(self.config.model, self.fields))
 
   @functools.cached_property
   def flops(self) -> Flops:
-    """Of one step on the global batch."""
+    """The floating-point operations of one step on the global batch, all devices together."""
     trained, constant = partition(self.model.shapes(), self.frozen)
     loss = lambda params, others, _: self.loss(join(params, others[0]), others[1], None)
     return count(loss, trained, (constant, self.batch_shapes))
 
   @functools.cached_property
   def named_frozen(self) -> frozenset[str]:
-    """Paths of the parameters that `optimizer.frozen` names. Raises UserError if it names none."""
+    """Paths of the parameters that `optimizer.frozen` matches. Raises UserError if it is set and matches none."""
     paths, pattern = flat(self.model.shapes()).keys(), self.config.optimizer.frozen
     try:
       named = frozenset(path for path in paths if pattern and re.match(pattern, path))
     except re.error as error:
-      raise UserError(f"optimizer.frozen={pattern!r} is no regular expression: {error}") from error
+      raise UserError(f"optimizer.frozen={pattern!r} is not a regular expression: {error}") from error
     if pattern and not named:
       raise UserError(f"optimizer.frozen={pattern!r} matches no parameter; they are {', '.join(sorted(paths))}")
     return named
 
   @functools.cached_property
   def frozen(self) -> frozenset[str]:
-    """Paths of the parameters that stay as they are: those that `optimizer.frozen` names, and those that the loss does
-    not depend on (a head for which the batch has no labels), which weight decay alone would move.
+    """Paths of the parameters that are not trained: those in `named_frozen`, and those that the loss does not use.
+
+    A head for which the batch has no labels is not used by the loss; weight decay alone would change it.
 
     Raises:
-      UserError: see `named_frozen`, or nothing is left to train.
+      UserError: `optimizer.frozen` is not valid, or nothing is left to train.
     """
     paths, named = flat(self.model.shapes()).keys(), self.named_frozen
     objective = lambda params, batch: self.loss(params, batch, None).objective
@@ -135,14 +147,14 @@ class Program:
 
   @functools.cached_property
   def tx(self) -> optax.GradientTransformation:
-    """The Optax chain for the parameters that are trained."""
+    """The Optax chain over the trained parameters. The learning rate is applied by the train step, not by the chain."""
     trained = partition(self.model.shapes(), self.frozen)[0]
     axes = jax.tree.map_with_path(lambda path, _: self.model.axes(path), trained)
     return make_optimizer(self.config.optimizer, axes)
 
   @functools.cached_property
   def state(self) -> TrainState:
-    """The training state as shapes with shardings: what a checkpoint is restored into."""
+    """The training state as `jax.ShapeDtypeStruct`s with shardings: what is compiled for, and restored into."""
     opt_state = jax.eval_shape(self.tx.init, partition(self.model.shapes(), self.frozen)[0])
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.placement.replicated)
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -154,43 +166,57 @@ class Program:
     )
 
   def init(self, params: Any = None) -> TrainState:
-    """A fresh state, each array made where the strategy puts it; `params` replaces the fresh parameters."""
+    """The state of step 0, each array created under its sharding.
+
+    Args:
+      params: the parameters to start from, which are donated; None: fresh ones from `config.seed`.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
     if params is None:
       params = jax.jit(self.model.init, out_shardings=shardings.params)(jax.random.key(self.config.seed))
 
-    def rest(params: Any) -> TrainState:
+    def at_step_zero(params: Any) -> TrainState:
       zero = jnp.zeros((), jnp.int32)
       return TrainState(zero, zero, params, self.tx.init(partition(params, self.frozen)[0]))
 
-    return jax.jit(rest, out_shardings=shardings, donate_argnums=0)(params)
+    return jax.jit(at_step_zero, out_shardings=shardings, donate_argnums=0)(params)
 
   def train_step(self, microbatches: int) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """The pure function (state, batch) -> (state, metrics), see `make_train_step`."""
+    """The pure function (state, batch) -> (state, metrics): see `make_train_step`."""
     rate = schedule(self.config.optimizer, self.config.train.steps)
     return make_train_step(
       self.loss, self.tx, rate, self.placement, self.fields, microbatches, self.config.seed, self.frozen
     )
 
   def compile(self, microbatches: int) -> Any:
-    """The compiled train step. The state is donated and stays where it is; the metrics are on every device."""
+    """The train step, compiled ahead of time. The state is donated and keeps its shardings; metrics are replicated."""
     out = (jax.tree.map(lambda leaf: leaf.sharding, self.state), self.placement.replicated)
     step = jax.jit(self.train_step(microbatches), donate_argnums=0, out_shardings=out)
-    return step.lower(self.state, self.batch_shapes).compile()
+    compiled = step.lower(self.state, self.batch_shapes).compile()
+    if self.placement.platform == "cpu":
+      device = self.placement.mesh.local_devices[0]
+      if _KEPT * peak_bytes(compiled, "cpu") < device_limit(device):
+        keep_freed_memory()
+    return compiled
 
   def eval_step(self, microbatches: int) -> Callable[[Any, Any], Any]:
-    """The jitted function (params, batch) -> `LossTerms` over the batch, without dropout; each process has them all."""
+    """The jitted function (params, batch) -> `LossTerms`: sums over the global batch, without dropout, replicated."""
     step = make_eval_step(self.loss, self.placement, self.fields, microbatches)
     return jax.jit(step, out_shardings=self.placement.replicated)
 
   def put(self, batch: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> dict[str, Array]:
-    """A batch on the devices. `rows`: the global rows, ascending, that this process brings; None: all."""
+    """Puts a batch on the devices.
+
+    Args:
+      batch: field name -> numpy array of the rows that this process has.
+      rows: the indices of these rows in the global batch, ascending; None: the process has all of them.
+    """
     if rows is None:
       return jax.device_put(dict(batch), {name: self.sharding(name) for name in batch})
     size = self.config.train.batch_size
 
     def place(name: str, x: np.ndarray) -> Array:
-      """Whatever rows a device wants are among ours, in order."""
+      """The global array of one field. The rows of each local device are among those of this process, in order."""
       part = lambda index: x[(np.searchsorted(rows, np.arange(size)[index[0]]), *index[1:])]
       return jax.make_array_from_callback((size, *x.shape[1:]), self.sharding(name), part)
 
@@ -207,14 +233,14 @@ def build_program(
   """The program of a resolved configuration.
 
   Args:
-    config: the configuration.
-    vocab_size: ids of the tokenizer, 0 without one.
-    fields: what the arrays of a batch hold.
-    devices: None: all.
-    loss: model -> its loss; None: that of its head.
+    config: the resolved configuration.
+    vocab_size: number of ids of the tokenizer; 0 if there is none.
+    fields: field name -> shape, dtype and logical axes of the arrays of a batch.
+    devices: the devices of the mesh; None: all devices of all processes.
+    loss: model -> its loss; None: the loss of its head.
 
   Raises:
-    UserError: model, batch, strategy and devices do not go together.
+    UserError: see `build_model`; or the batch does not divide by the number of its shards.
   """
   model = build_model(config, vocab_size, devices)
   shards = model.placement.batch_shards
@@ -227,7 +253,7 @@ def build_program(
 
 
 def _unused(function: Callable[[Any, Any], Any], params: Any, batch: Any) -> set[str]:
-  """Paths of the parameters that no result of function(params, batch) depends on."""
+  """Paths of the parameters on which no result of function(params, batch) depends, found in its jaxpr."""
   jaxpr = jax.make_jaxpr(function)(params, batch).jaxpr
   needed = {id(variable) for variable in jaxpr.outvars}
   for equation in reversed(jaxpr.eqns):

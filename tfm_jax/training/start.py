@@ -1,7 +1,9 @@
-"""What happens around the loop at each start of a run: checks against earlier starts, and what is noted of this one."""
+"""The start of a run: checks against earlier starts and the other processes, and the record of this start."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
+import itertools
 import logging
 import math
 import subprocess
@@ -15,33 +17,27 @@ import numpy as np
 from etils import epath
 from jax.sharding import Sharding
 
-from tfm_jax.cache import cache_dir
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
-from tfm_jax.training.agreement import differing, together
+from tfm_jax.objectives.objective import check_arrays
+from tfm_jax.runtime.agreement import differing, together
+from tfm_jax.runtime.interruption import Interrupted, ended_at_once
+from tfm_jax.runtime.reporting.parameter_table import ParameterRow, parameter_table
+from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.config import Config, changed_keys, from_stored, to_dict
-from tfm_jax.training.run_directory import RunDirectory
-from tfm_jax.training.task import Task
-from tfm_jax.training.tracking import ParameterRow, parameter_table
+from tfm_jax.training.config import Config, changed_keys, flat, from_stored, to_dict
+from tfm_jax.training.task import Task, TextTask
 
 log = logging.getLogger(__name__)
 
 
-def use_compilation_cache() -> None:
-  """Compiled programs are kept under `cache_dir()`, unless JAX was told of another place."""
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
 @contextlib.contextmanager
-def leaving_nothing_half_made(run: RunDirectory) -> Iterator[None]:
-  """A mistake that is found before the run exists leaves no new work directory behind."""
+def cleanup_on_error(run: RunDirectory) -> Iterator[None]:
+  """Removes a new work directory if a UserError or a signal ends the block before it holds a run."""
   new = run.writes and not run.path.exists()
   try:
     yield
-  except UserError:
+  except (UserError, Interrupted):
     if new and not run.exists and run.path.exists():
       run.path.rmtree()
     raise
@@ -49,38 +45,48 @@ def leaving_nothing_half_made(run: RunDirectory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(run: RunDirectory) -> Iterator[None]:
-  """The run directory, made and locked by process 0, and seen by all of them. Raises UserError."""
-  with leaving_nothing_half_made(run), contextlib.ExitStack() as stack:
+  """The run directory, created and locked by process 0, and checked to be visible to all. Raises UserError.
+
+  Until training begins, a signal ends the block at once: see `ended_at_once`.
+  """
+  with cleanup_on_error(run), contextlib.ExitStack() as stack:
     with together():
       stack.enter_context(run.locked())
     with together():
       run.check_shared()
-    yield
+    with ended_at_once(lambda: last_checkpoint(run)):
+      yield
+
+
+def last_checkpoint(run: RunDirectory) -> int | None:
+  """The step of the last complete checkpoint; None if there is none."""
+  if not run.checkpoints.exists():
+    return None
+  with Checkpoints(run.checkpoints) as checkpoints:
+    return checkpoints.latest()
 
 
 def check_same_config(config: Config) -> None:
-  """UserError if process 0 runs something else: another configuration, or other releases; called by all processes."""
-  told = {"the version of jax": jax.__version__, "the version of tfm_jax": _version("tfm_jax")}
-  for name, section in to_dict(config).items():
-    told |= {f"{name}.{key}": value for key, value in section.items()} if isinstance(section, dict) else {name: section}
-  other = differing(told)
-  if other:
-    raise UserError(f"not as on process 0: {', '.join(other)}; start all processes alike")
+  """UserError if process 0 has another configuration or other versions. All processes must call it."""
+  versions = {"the version of jax": jax.__version__, "the version of tfm_jax": _version("tfm_jax")}
+  names = differing(versions | flat(to_dict(config)))
+  if names:
+    raise UserError(f"not as on process 0: {', '.join(names)}; start all processes with the same command")
 
 
 def check_same_data(task: Task) -> None:
-  """UserError if process 0 has other data or another tokenizer; called by all processes."""
-  other = differing(task.fingerprints)
-  if other:
+  """UserError if process 0 has other data or another tokenizer. All processes must call it."""
+  names = differing(task.fingerprints)
+  if names:
     raise UserError(
-      f"not as on process 0: the {' and the '.join(other)}; all hosts need the same files at data.path and "
+      f"not as on process 0: the {' and the '.join(names)}; all hosts need the same files at data.path and "
       f"tokenizer.path, and the same installed packages"
     )
 
 
 def start_anew(run: RunDirectory) -> None:
-  """Forgets a start that ended before its first checkpoint: there is nothing to go on with, and what was wrong with
-  its settings or its data may have been corrected since."""
+  """Removes a run that ended before its first checkpoint: there is nothing to resume, and its settings or its data may
+  have been corrected since."""
   if run.writes and run.exists and not imported(run):
     with Checkpoints(run.checkpoints) as checkpoints:
       if not checkpoints.steps():
@@ -93,62 +99,79 @@ def imported(run: RunDirectory) -> bool:
   return any("imported" in entry for entry in run.starts())
 
 
-def check_resumable(run: RunDirectory, config: Config) -> None:
-  """UserError if the run that stands here was started with another configuration, naming what differs."""
+def check_resumable(run: RunDirectory, config: Config) -> Config:
+  """The configuration to resume with. Raises UserError, which names the keys, if the stored one differs."""
   if run.exists:
     if imported(run):
       raise UserError(
-        f"{run.path} holds imported parameters, which are no run to go on with: choose another --workdir, and start "
-        f"from them by --config.init_from={run.path}"
+        f"{run.path} holds imported parameters, not a run to resume: choose another --workdir, and start from them "
+        f"with --config.init_from={run.path}"
       )
-    # Keys that are newer than the run have the values that it was made with.
-    stored, asked = to_dict(from_stored(run.read_config())), to_dict(config)
-    changed = changed_keys(stored, asked)
+    # Keys newer than the run have their defaults.
+    stored, requested = to_dict(from_stored(run.read_config())), to_dict(config)
+    changed = changed_keys(stored, requested)
+    if changed == ["data.source"] and stored["data"]["source"] == "embedded" and config.data.path:
+      # Earlier releases did not read data.path with data.source=embedded.
+      log.warning("this run was started on the embedded corpus and resumes on it: data.path is ignored")
+      return dataclasses.replace(config, data=dataclasses.replace(config.data, source="embedded"))
     if changed:
       raise UserError(
         f"{run.path} holds a run with other settings of {', '.join(changed)}: set them back, or choose --workdir"
       )
+  return config
 
 
 def check_fingerprints(starts: list[dict[str, Any]], task: Task, run: RunDirectory) -> None:
-  """UserError if the data or the tokenizer is not what the run was started with.
+  """Raises UserError if the data or the tokenizer has changed since the run was started.
 
-  A run that was started up to version 0.1 knows its files by path, size and time: `former_fingerprints` of the task.
-  Each start that was let through has noted the fingerprint of its own time.
+  Up to version 0.1, runs identified their files by path, size and time: the task's `former_fingerprints`. Each start
+  has stored the fingerprint as it was computed at the time.
   """
   former = getattr(task, "former_fingerprints", {})
   for name, value in task.fingerprints.items():
-    noted = {entry["fingerprints"].get(name) for entry in starts}
-    if starts and noted.isdisjoint({value, former.get(name, value)}):
-      remedy = ", its files' path and time of change too if an earlier release started it" if name == "data" else ""
+    stored = {entry["fingerprints"].get(name) for entry in starts}
+    if starts and stored.isdisjoint({value, former.get(name, value)}):
       raise UserError(
         f"the {name} of the run in {run.path} has changed since it was started, so it cannot be resumed: "
-        f"restore it{remedy}, or choose another --workdir"
+        f"restore it, or choose another --workdir"
       )
 
 
 def stored_tokenizer(run: RunDirectory, config: Config) -> epath.Path | None:
-  """The directory of the tokenizer that stands: the run's own, or that of the run it starts from; None: a new one."""
+  """The directory of the tokenizer to use: the run's own, or that of the run it starts from; None: train a new one."""
   if run.exists:
     return run.stored_tokenizer()
   if config.init_from and not config.tokenizer.path:
     source = RunDirectory(config.init_from)
     if not source.exists:
-      raise UserError(f"init_from={config.init_from} is no run directory: it has no config.json")
+      raise UserError(f"init_from={config.init_from} is not a run directory: it has no config.json")
     return source.stored_tokenizer()
   return None
 
 
 def rows_here(sharding: Sharding, batch_size: int) -> np.ndarray | None:
-  """The rows of the global batch that this process's devices hold, ascending; None: all."""
+  """The indices of the rows of the global batch that the devices of this process hold, ascending; None: all."""
   if jax.process_count() == 1:
     return None
   indices = sharding.addressable_devices_indices_map((batch_size,)).values()
   return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices if index is not None]))
 
 
+def check_batches(config: Config, task: Task, step: int, rows: np.ndarray | None) -> None:
+  """Raises UserError if the next batch, or the first of a held-out stream, is not as the task declares it."""
+  culprit = f"task.name={config.task.name}" if config.task.name else f"objective.name={config.objective.name}"
+  if not config.task.name and not isinstance(task, TextTask):
+    culprit = type(task).__name__  # `fit` was called from Python
+  count = config.train.batch_size if rows is None else len(rows)
+  _, batch = next(task.train_batches(step, step + 1, rows))
+  check_arrays(batch, task.fields, count, culprit)
+  for split, stream in task.eval_streams.items():
+    for batch in itertools.islice(stream(rows), 1):
+      check_arrays(batch, task.fields, None, f"{culprit}, {split}")
+
+
 def parameter_lines(model: Model, params: Any) -> str:
-  """The start-up table: parameter, shape, axes, shard, bytes; and the exact count."""
+  """The table of parameters that a run logs when it starts, and their exact number."""
 
   def row(path: tuple, leaf: jax.ShapeDtypeStruct) -> ParameterRow:
     assert leaf.sharding is not None
@@ -157,11 +180,11 @@ def parameter_lines(model: Model, params: Any) -> str:
     return ParameterRow(name, leaf.shape, model.axes(path).names, shard, math.prod(shard) * leaf.dtype.itemsize)
 
   rows = [row(path, leaf) for path, leaf in jax.tree.leaves_with_path(params)]
-  return f"{parameter_table(rows)}\n{model.parameter_count():,} parameters, the padding of the vocabulary not counted"
+  return f"{parameter_table(rows)}\n{model.parameter_count():,} parameters, without the padding of the vocabulary"
 
 
 def start_entry(model: Model, task: Task, step: int, microbatches: int) -> dict[str, Any]:
-  """One entry of run.json."""
+  """The entry of run.json that describes this start."""
   packages = ("tfm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   mesh = model.placement.mesh
   return {
@@ -185,7 +208,7 @@ def _version(package: str) -> str:
 
 
 def _git_revision() -> str:
-  """The revision of the code, with a mark if it was changed; "unknown" outside a checkout."""
+  """The git revision of the code, "-dirty" if it has changes; "unknown" outside a checkout."""
   folder = Path(__file__).parent
   command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
   try:

@@ -1,4 +1,4 @@
-"""The train step and the evaluation step as pure functions; `training.program` compiles them."""
+"""The train step and the evaluation step as pure functions; `Program` compiles them."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -11,22 +11,22 @@ from jax import Array
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossTerms, total
+from tfm_jax.runtime.trees import join, partition
 from tfm_jax.sharding.placement import Placement
 from tfm_jax.training.loss import LossFunction
-from tfm_jax.training.trees import join, partition
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-  """Everything that a step changes: pure arrays.
+  """Everything that a train step changes, as arrays; a checkpoint stores exactly this.
 
   Attributes:
-    step: int32 scalar, number of steps taken.
-    skipped: int32 scalar, number of steps in a row, up to now, that were left out because they were not finite.
-    params: nested dict of float32 arrays, frozen ones too.
-    opt_state: Optax state of the parameters that are not frozen.
+    step: int32 scalar, the number of steps taken.
+    skipped: int32 scalar, the number of consecutive steps, up to the last one, whose update was not finite.
+    params: nested dict of float32 arrays, frozen parameters included.
+    opt_state: the Optax state of the trained parameters.
   """
 
   step: Any
@@ -47,18 +47,32 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
-  It minimises the sum of the means of the loss's terms over the whole batch, however many microbatches it is cut
-  into. A step whose loss or gradient is not finite leaves parameters and optimizer as they are, bit for bit, and is
-  counted in `skipped`. Where values of the new parameters or moments are not finite, the old ones stay; a step that
-  makes a whole parameter so is counted too. Parameters at the paths in `frozen` have no gradient.
+  It minimises the sum of the means of the loss's terms over the global batch, whatever the number of microbatches.
+  A step whose loss or gradient is not finite keeps parameters and optimizer state as they are, bit for bit, and is
+  counted in `skipped`. If only the update is not finite, the affected values stay as they are, and the step is counted
+  if the smallest parameter is affected, which it is whenever all parameters are.
+
+  Args:
+    loss: (params, batch, noise) -> named (sum, weight) pairs, see `training.loss`.
+    tx: the Optax chain over the trained parameters, without the learning rate.
+    learning_rate: step, counted from 0 -> float32 scalar.
+    placement: the strategy on its mesh.
+    fields: field name -> logical axes of the arrays of a batch.
+    microbatches: number of parts of the batch, whose gradients are summed one after the other.
+    seed: of the dropout masks.
+    frozen: paths of the parameters that have no gradient and no optimizer state.
+
+  Returns:
+    The new state, and the metrics as float32 scalars: those of the loss, `grad_norm` (before clipping),
+    `learning_rate` and `skipped`.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     trainable, constant = partition(state.params, frozen)
     noise_of = lambda part: Noise(jnp.uint32(seed % 2**32), state.step, part["rows"])
-    # A term is divided by its weight in the whole batch. With one term that can wait until the gradients are summed,
-    # which saves a pass over the batch's weights. With several their ratio is needed beforehand: what computes the
-    # rest of the terms for the whole batch is dropped by the compiler, as weights do not depend on it.
+    # Each term is divided by its weight in the whole batch. With one term that is done after the gradients are summed,
+    # which saves a pass over the weights of the batch. With several terms their ratio is needed before. Calling the
+    # whole loss for its weights is not expensive: the compiler drops everything that the weights do not depend on.
     names = jax.eval_shape(lambda b: loss(state.params, b, noise_of(b)), dict(batch)).objective
     factors: dict[str, Any] = dict.fromkeys(names, 1.0)
     if len(names) > 1:
@@ -72,8 +86,9 @@ def make_train_step(
     gradient = jax.grad(minimised, has_aux=True)
     grads, terms = _sum_over_parts(lambda part: gradient(trainable, part), batch, microbatches, placement, fields)
     if len(names) == 1:
-      # Divided here, where XLA joins the sum of the weights to others. Beforehand it would be a collective that waits
-      # for nothing: of emulated CPU devices some take it first and others the first gathered weight, for ever.
+      # Dividing here lets XLA merge the sum of the weights with other collectives. Done earlier, it would be a
+      # collective that depends on nothing: some emulated CPU devices would start it first, others the gathering of the
+      # first weight, and they would wait for each other forever.
       ((_, weight),) = terms.objective.values()
       grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
     grad_norm = optax.tree.norm(grads)
@@ -81,9 +96,10 @@ def make_train_step(
     direction, opt_state = tx.update(grads, state.opt_state, trainable)
     updated = jax.tree.map(lambda p, d: p - rate * d, trainable, direction)
     good = jnp.isfinite(total(terms.objective)) & jnp.isfinite(grad_norm)
-    # Of finite gradients an optimizer can still make what is not finite: everywhere, as the smallest parameter shows,
-    # or where it divides 0 by 0. There the old values stay. To look at all values before any is taken is another pass
-    # over them, and even waiting for the smallest parameter costs XLA:CPU 9 % of a step of BERT-base on 8 rows.
+    # An optimizer can turn finite gradients into an update that is not finite: everywhere, which the smallest parameter
+    # shows, or in single values, where it divides 0 by 0. Those keep their old values. Checking all values before any
+    # is used would be another pass over them; making all of them wait for the smallest parameter alone costs 9 % of a
+    # step of BERT-base with 8 rows on XLA:CPU.
     smallest = min(jax.tree.leaves(updated), key=lambda leaf: leaf.size)
     keep = lambda new, old: jnp.where(good & jnp.isfinite(new), new, old)
     new = TrainState(
@@ -100,9 +116,9 @@ def make_train_step(
 def _sum_over_parts(
   function: Callable[[Batch], Any], batch: Batch, parts: int, placement: Placement, fields: Fields
 ) -> Any:
-  """function(batch), summed over parts of the batch, one after the other; part j has the rows j::parts.
+  """The sum of function(part) over the parts of a batch, computed one after the other; part j is rows j::parts.
 
-  These rows are spread over devices like the batch is, so nothing moves.
+  Each device holds equally many rows of each part, so no row moves to another device.
   """
   if parts == 1:
     return function(batch)
@@ -122,7 +138,7 @@ def _sum_over_parts(
 def make_eval_step(
   loss: LossFunction, placement: Placement, fields: Fields, microbatches: int
 ) -> Callable[[Any, Batch], LossTerms]:
-  """The function (params, batch) -> sums over the batch, without dropout, in as many parts as the train step."""
+  """The function (params, batch) -> `LossTerms`, summed over the batch without dropout, in `microbatches` parts."""
 
   def eval_step(params: Any, batch: Batch) -> LossTerms:
     return _sum_over_parts(lambda part: loss(params, part, None), batch, microbatches, placement, fields)

@@ -1,4 +1,4 @@
-"""What a run trains on: a task supplies batches, a loss, metrics and a report; the loop does the rest."""
+"""`Task`: what a run trains on. A task supplies batches, a loss, metrics and a report; the loop does the rest."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -6,63 +6,103 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
+from tfm_jax.data.dataset import batches
+from tfm_jax.data.prepare import prepare
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.losses import LossTerms
-from tfm_jax.text.tokenizers import Tokenizer
+from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
-from tfm_jax.training.loss import LossFunction
-from tfm_jax.training.run_directory import RunDirectory
+from tfm_jax.training.loss import LossFunction, make_loss
 
 Batch = Mapping[str, np.ndarray]
 EvalStream = Callable[[np.ndarray | None], Iterator[Batch]]
-"""rows -> the held-out batches, always the same; `rows` as in `Task.train_batches`."""
+"""rows -> the held-out batches, the same at each call; `rows` as in `Task.train_batches`."""
 
 
 class Task(Protocol):
-  """What a run learns. A class with this form is all that `fit` wants.
+  """What a run learns: the interface between `fit` and a task.
 
   Args:
     config: the resolved configuration, after `configure`.
-    stored_tokenizer: the folder of the tokenizer that stands (of the run, or of that it starts from); None: a new one.
+    stored_tokenizer: the folder of the tokenizer of this run, or of the run that it starts from; None: there is none
+      yet, and the task reads or trains one.
   """
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None: ...
 
   @classmethod
   def configure(cls, config: Config) -> Config:
-    """The configuration with what the task knows better: its head, and the classes that its data has."""
+    """The configuration with the keys that follow from the task, such as its head and the classes of its data."""
 
   @property
   def tokenizer(self) -> Tokenizer | None:
-    """Text <-> ids, stored with the run; None where the data has no text."""
+    """Text <-> ids, stored with the run; None if the data has no text."""
 
   @property
   def fields(self) -> Fields:
-    """What the arrays of a batch hold."""
+    """Field name -> shape, dtype, kind and logical axes of the arrays of a batch."""
 
   @property
   def fingerprints(self) -> Mapping[str, str]:
-    """Of what decides the batches: a run is not resumed on others."""
+    """Hashes of everything that decides the batches, by name: a run with other hashes is not resumed."""
 
   def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) for the steps from start to stop - 1: a pure function of the step.
+    """Yields (step, batch) for the steps start to stop - 1; each batch is a pure function of its step.
 
-    `rows`: indices of the rows of the global batch that are wanted; None: all.
+    Args:
+      start: the first step, from 0.
+      stop: the step after the last one.
+      rows: indices of the rows of the global batch that this process needs, ascending; None: all.
     """
 
   @property
   def eval_streams(self) -> Mapping[str, EvalStream]:
-    """Held-out data by the name that its rows of metrics have as `split`; the first is the one that `fit` returns."""
+    """Held-out data by the `split` of its records in metrics.jsonl. `fit` returns the metrics of the first."""
 
   def loss(self, model: Model) -> LossFunction:
-    """The loss, see `tfm_jax.training.loss`; it may add metrics of its own."""
+    """The loss of a model, see `training.loss`; it may add metrics of its own."""
 
   def eval_metrics(self, split: str, totals: LossTerms) -> dict[str, float]:
-    """What else belongs into a row of evaluation, from the sums over a stream."""
+    """More metrics for a record of evaluation, computed from the sums over a stream."""
 
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
-    """Lines to print at the end of a run, whose files it may add to. All processes call it.
+    """Lines to print at the end of a run; it may also write files of the run. All processes call it.
 
-    `metrics`: the last row of evaluation, empty without held-out data.
+    Args:
+      model: the model on its mesh.
+      params: the trained parameters, which may be sharded over several processes.
+      metrics: those of the last evaluation; empty without held-out data.
+      run: the run directory.
     """
+
+
+class TextTask:
+  """Base class of tasks on text: everything of `Task` but `configure`, `eval_metrics` and `report`."""
+
+  def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
+    prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer, task=config.task)
+    self._config, self._prepared = config, prepared
+    self._train = prepared.train(config.train.batch_size)
+    self._eval = prepared.evaluation(config.train.batch_size)
+    self.tokenizer = prepared.tokenizer
+    self.fields = self._train.fields
+    self.fingerprints, self.former_fingerprints = prepared.fingerprints, prepared.former_fingerprints
+
+  def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
+    """See `Task`."""
+    return batches(self._train, start, stop, rows, self._config.data.prefetch)
+
+  @property
+  def eval_streams(self) -> dict[str, EvalStream]:
+    """See `Task`."""
+    held_out = self._eval
+    if held_out is None:
+      return {}
+    steps = range(held_out.num_batches(self._config.eval.batches))
+    return {"eval": lambda rows: (held_out.batch(step, rows) for step in steps)}
+
+  def loss(self, model: Model) -> LossFunction:
+    """See `Task`."""
+    return make_loss(model, self._config.loss)

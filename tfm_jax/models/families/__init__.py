@@ -1,1 +1,1 @@
-"""One file per family, each with its row of `models.families.table.FAMILIES`."""
+"""One file per family, each with its entry of `models.families.table.FAMILIES`."""

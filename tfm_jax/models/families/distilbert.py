@@ -7,9 +7,14 @@ from tfm_jax.models.towers import Single
 FAMILY = Family(
   module=Single,
   preset=ModelConfig(
-    max_positions=512, dropout=0.1, attention_dropout=0.1, norm_order="post", norm_epsilon=1e-12, embed_norm=True,
+    max_positions=512,
+    dropout=0.1,
+    attention_dropout=0.1,
+    norm_order="post",
+    norm_epsilon=1e-12,
+    embed_norm=True,
     head=HeadConfig(transform=True, bias=True, pooler="relu"),
   ),
   heads=EVERY_HEAD,
   objectives=("mlm",),
-)  # fmt: skip
+)

@@ -7,9 +7,15 @@ from tfm_jax.models.towers import Single
 FAMILY = Family(
   module=Single,
   preset=ModelConfig(
-    max_positions=512, dropout=0.1, attention_dropout=0.1, norm_order="post", norm_epsilon=1e-12, token_types=2,
-    embed_norm=True, head=HeadConfig(transform=True, activation="gelu", bias=True),
+    max_positions=512,
+    dropout=0.1,
+    attention_dropout=0.1,
+    norm_order="post",
+    norm_epsilon=1e-12,
+    token_types=2,
+    embed_norm=True,
+    head=HeadConfig(transform=True, activation="gelu", bias=True),
   ),
   heads=EVERY_HEAD,
   objectives=("mlm",),
-)  # fmt: skip
+)

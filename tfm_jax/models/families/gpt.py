@@ -10,4 +10,4 @@ FAMILY = Family(
   causal=True,
   heads=DECODER_HEADS,
   objectives=("causal",),
-)  # fmt: skip
+)

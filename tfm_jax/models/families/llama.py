@@ -7,10 +7,17 @@ from tfm_jax.models.towers import Single
 FAMILY = Family(
   module=Single,
   preset=ModelConfig(
-    max_positions=2048, positions="rotary", norm="rms", norm_epsilon=1e-6, activation="silu", gated=True, bias="none",
-    tied=False, init="gpt",
+    max_positions=2048,
+    positions="rotary",
+    norm="rms",
+    norm_epsilon=1e-6,
+    activation="silu",
+    gated=True,
+    bias="none",
+    tied=False,
+    init="gpt",
   ),
   causal=True,
   heads=DECODER_HEADS,
   objectives=("causal",),
-)  # fmt: skip
+)

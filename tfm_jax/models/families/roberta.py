@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): BERT without token types; its positions start behind two rows kept for padding."""
+"""RoBERTa (Liu et al. 2019): BERT without token types; its position table begins with two rows for padding."""
 
 from tfm_jax.models.config import HeadConfig, ModelConfig
 from tfm_jax.models.family import EVERY_HEAD, Family
@@ -7,9 +7,15 @@ from tfm_jax.models.towers import Single
 FAMILY = Family(
   module=Single,
   preset=ModelConfig(
-    max_positions=514, position_offset=2, dropout=0.1, attention_dropout=0.1, norm_order="post", token_types=1,
-    embed_norm=True, head=HeadConfig(transform=True, activation="gelu", bias=True, pooler="tanh"),
+    max_positions=514,
+    position_offset=2,
+    dropout=0.1,
+    attention_dropout=0.1,
+    norm_order="post",
+    token_types=1,
+    embed_norm=True,
+    head=HeadConfig(transform=True, activation="gelu", bias=True, pooler="tanh"),
   ),
   heads=EVERY_HEAD,
   objectives=("mlm",),
-)  # fmt: skip
+)

@@ -10,9 +10,18 @@ from tfm_jax.models.towers import EncoderDecoder
 FAMILY = Family(
   module=EncoderDecoder,
   preset=ModelConfig(
-    dropout=0.1, attention_dropout=0.1, positions="relative", norm="rms", norm_epsilon=1e-6, activation="relu",
-    bias="none", scale_attention=False, scale_output="tied", inner_dropout=True, init="t5",
+    dropout=0.1,
+    attention_dropout=0.1,
+    positions="relative",
+    norm="rms",
+    norm_epsilon=1e-6,
+    activation="relu",
+    bias="none",
+    scale_attention=False,
+    scale_output="tied",
+    inner_dropout=True,
+    init="t5",
   ),
   heads=("lm",),
   objectives=("span_corruption", "seq2seq"),
-)  # fmt: skip
+)

@@ -1,4 +1,4 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021): a pre-norm encoder of the patches of an image."""
+"""The Vision Transformer (Dosovitskiy et al. 2021): a pre-norm encoder of image patches."""
 
 from tfm_jax.models.config import HeadConfig, ImageConfig, ModelConfig
 from tfm_jax.models.family import Family
@@ -7,9 +7,11 @@ from tfm_jax.models.towers import Vision
 FAMILY = Family(
   module=Vision,
   preset=ModelConfig(
-    norm_epsilon=1e-12, tied=False, head=HeadConfig(name="sequence_classification"),
+    norm_epsilon=1e-12,
+    tied=False,
+    head=HeadConfig(name="sequence_classification"),
     image=ImageConfig(height=224, width=224, patch=16),
   ),
   heads=("sequence_classification", "pooled", "none"),
   objectives=(),
-)  # fmt: skip
+)

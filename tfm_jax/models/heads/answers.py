@@ -1,4 +1,4 @@
-"""Where in a row the answer to a question starts and ends (Rajpurkar et al. 2016)."""
+"""Question answering: where in a row the answer starts and ends (Rajpurkar et al. 2016)."""
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +14,27 @@ from tfm_jax.sharding.placement import Placement
 
 
 def apply(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
-  """Whether the answer starts, and whether it ends, at each token."""
+  """Logits of the answer starting and of it ending at each token."""
   return {"logits": classify(c, st, h_BTD, 2)}
 
 
-def loss(c: ModelConfig, st: Placement, made: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
-  """Mean of the cross-entropies of start and end over all places of a row, padding too (as everybody trains it)."""
-  log_p = jax.nn.log_softmax(result(st, made["logits"]), axis=1)  # [B, T, 2]
+def loss(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
+  """Mean of the cross-entropies of start and end, over all positions of a row including padding, as is usual."""
+  log_p = jax.nn.log_softmax(result(st, outputs["logits"]), axis=1)  # [B, T, 2]
   hit = jnp.arange(log_p.shape[1])[None, :, None] == batch["targets"][:, None, :]
   nll = -jnp.where(hit, log_p, 0.0).sum(1).mean(1)
   return weighted_terms(nll, (log_p.argmax(1) == batch["targets"]).all(1), batch["weights"])
 
 
 def fields(c: ModelConfig, length: int) -> Fields:
-  """The places of start and end."""
+  """The positions of start and end."""
   targets = Field((2,), INT, "labels", ("batch", None), length)
   return {"targets": targets, "weights": Field((), FLOAT, "weights", ("batch",))}
 
 
-def predict(c: ModelConfig, made: Arrays, batch: Batch) -> dict[str, Array]:
-  """The likeliest span outside the padding that does not end before it starts, and its share of all probability."""
-  y = made["logits"]
+def predict(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
+  """The most likely span outside padding with start <= end, and its probability."""
+  y = outputs["logits"]
   if "segment_ids" in batch:
     y = jnp.where(batch["segment_ids"][:, :, None] != 0, y, -1e30)
   log_p = jax.nn.log_softmax(y, axis=1)

@@ -1,4 +1,4 @@
-"""Heads that predict nothing: the hidden states, for others to use."""
+"""Heads that return the hidden states."""
 
 from jax import Array
 
@@ -18,9 +18,9 @@ def apply_pooled(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Out
   return {"hidden": Output(h_BTD), "pooled": Output(pooled(c, st, h_BTD, seen))}
 
 
-def predict(c: ModelConfig, made: Arrays, batch: Batch) -> dict[str, Array]:
-  """The outputs as they are."""
-  return dict(made)
+def predict(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
+  """The outputs unchanged."""
+  return dict(outputs)
 
 
 NONE = Head(apply_none, predict)

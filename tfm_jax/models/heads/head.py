@@ -1,4 +1,4 @@
-"""`Head`: what a model predicts, from the hidden states to what a person reads, in one row."""
+"""`Head`: what a model predicts from its last hidden states, with loss, labels and readable predictions."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -15,13 +15,13 @@ Arrays = Mapping[str, Array]
 
 
 class Output(NamedTuple):
-  """One thing that a model predicts.
+  """One output of a head, before its last linear.
 
   Attributes:
-    h: hidden states [B, T, D], or of whole rows [B, D], in the compute dtype.
-    out: the last linear; None: the hidden states themselves are the result.
-    classes: how many rows of `out` count: it may be padded.
-    squeezed: the result has no axis of classes, of which there is one.
+    h: hidden states of tokens [B, T, D] or of rows [B, D], in the compute dtype.
+    out: the last linear; None: the hidden states are the result.
+    classes: number of classes, without the padding of `out`.
+    squeezed: there is a single class, and the result has no axis of classes.
   """
 
   h: Array
@@ -34,23 +34,23 @@ Outputs = dict[str, Output]
 
 
 class Seen(NamedTuple):
-  """What a head sees beside the hidden states."""
+  """What a head reads in addition to the hidden states."""
 
   vocab_size: int
-  table_VE: Array | None = None  # the embedding table, where it is the output layer too
+  table_VE: Array | None = None  # the embedding table, if it is also the output layer
   segments_BT: Array | None = None
-  picked_BP: Array | None = None  # the positions that go through the head; None: all
+  picked_BP: Array | None = None  # positions at which a language model's head is applied; None: all
 
 
 class Head(NamedTuple):
-  """One head: a row of `models.heads.table.HEADS`.
+  """One head: an entry of `models.heads.table.HEADS`.
 
   Attributes:
-    apply: (config, placement, last hidden states, what else it sees) -> what it predicts, by name. It is part of the
-      compact module that calls it: its parameters belong to that module.
-    predict: (config, outputs as `Model.outputs` has them, batch) -> what a person wants to know of each row.
-    loss: (config, placement, outputs, batch, extras) -> the terms of the loss; None: there is nothing to learn.
-    fields: (config, tokens of a row) -> the labels in a batch; None: they are those of the objective.
+    apply: (config, placement, last hidden states, further inputs) -> outputs by name. It is called in a compact module,
+      to which its parameters belong.
+    predict: (config, outputs of `Model.outputs`, batch) -> readable predictions for each row.
+    loss: (config, placement, outputs, batch, extras) -> the terms of the loss; None: the head is not trained.
+    fields: (config, tokens per row) -> the labels in a batch; None: the objective declares them.
   """
 
   apply: Callable[[ModelConfig, Placement, Array, Seen], Outputs]
@@ -60,14 +60,14 @@ class Head(NamedTuple):
 
   @property
   def learns_from_objective(self) -> bool:
-    """Whether the labels are those of an objective, made from unlabelled text."""
+    """Whether an objective provides the labels, from unlabelled text."""
     return self.loss is not None and self.fields is None
 
 
-# First names of the parameters that are not a head's: a model that starts from another's parameters must find these.
+# First part of the paths of all parameters that do not belong to a head.
 BODY = ("embed", "blocks", "final_norm", "relative", "encoder", "decoder")
 
 
 def of_head(path: str) -> bool:
-  """Whether the parameter at a path belongs to a head: a run that starts from another may lack it."""
+  """Whether a parameter belongs to the head. A run that starts from another run's parameters may initialise it."""
   return path.split("/")[0] not in BODY

@@ -1,4 +1,4 @@
-"""Language models: the tokens at all positions or some, and whether the second text of a row follows the first."""
+"""Language modelling: the tokens at all or some positions, and next-sentence prediction."""
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +13,21 @@ from tfm_jax.sharding.placement import Placement
 
 
 def apply_lm(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
-  """Tokens, at all positions or the picked ones."""
+  """Tokens at all positions or the picked ones."""
   if seen.picked_BP is not None:
     h_BTD = pick(h_BTD, seen.picked_BP)
   return {"logits": OutputLayer(c, st, seen.vocab_size, name="head")(h_BTD, seen.table_VE)}
 
 
-def loss_lm(c: ModelConfig, st: Placement, made: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
+def loss_lm(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
   """Cross-entropy of the tokens."""
   side = "" if "targets" in batch else "decoder_"
-  return class_terms(st, "labels", made["logits"], batch[f"{side}targets"], batch[f"{side}weights"], extras)
+  return class_terms(st, "labels", outputs["logits"], batch[f"{side}targets"], batch[f"{side}weights"], extras)
 
 
-def predict_lm(c: ModelConfig, made: Arrays, batch: Batch) -> dict[str, Array]:
-  """The likeliest token at each position, and how likely it is."""
-  log_p = jax.nn.log_softmax(made["logits"])
+def predict_lm(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
+  """The most likely token at each position, and its probability."""
+  log_p = jax.nn.log_softmax(outputs["logits"])
   return {"tokens": log_p.argmax(-1), "probabilities": jnp.exp(log_p.max(-1))}
 
 
@@ -37,25 +37,25 @@ def apply_pretraining(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -
   return apply_lm(c, st, h_BTD, seen) | {"next_sentence": following}
 
 
-def loss_pretraining(c: ModelConfig, st: Placement, made: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
-  """Cross-entropy of the tokens, and of the next sentence if the batch has the field: their means are added.
+def loss_pretraining(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
+  """Cross-entropy of the tokens plus, if the batch has the field, that of the next sentence.
 
   Without it the parameters `pooler` and `next_sentence` are not trained.
   """
-  tokens = loss_lm(c, st, made, batch, extras)
+  tokens = loss_lm(c, st, outputs, batch, extras)
   if "next_sentence" not in batch:
     return tokens
   labels = batch["next_sentence"]
-  # Rows that only fill up a batch count nothing.
+  # Rows of padding, which fill up a batch, do not count.
   real = (batch["segment_ids"] != 0).any(1) if "segment_ids" in batch else jnp.ones(labels.shape, bool)
   weights = real.astype(jnp.float32)
   name = "next_sentence"
-  return tokens | class_terms(st, name, made[name], labels, weights, LossConfig(), accuracy=f"{name}_accuracy")
+  return tokens | class_terms(st, name, outputs[name], labels, weights, LossConfig(), accuracy=f"{name}_accuracy")
 
 
-def predict_pretraining(c: ModelConfig, made: Arrays, batch: Batch) -> dict[str, Array]:
-  """The likeliest tokens, and how likely the second text follows the first."""
-  return predict_lm(c, made, batch) | {"follows": jax.nn.softmax(made["next_sentence"])[..., 0]}
+def predict_pretraining(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
+  """The most likely tokens, and the probability that the second text follows the first."""
+  return predict_lm(c, outputs, batch) | {"follows": jax.nn.softmax(outputs["next_sentence"])[..., 0]}
 
 
 LM = Head(apply_lm, predict_lm, loss_lm)

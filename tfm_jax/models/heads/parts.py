@@ -1,4 +1,4 @@
-"""Parts that several heads are made of: the output layer of language models, poolers, classifiers."""
+"""Parts shared by heads: the output layer of language models, poolers, classifiers."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from tfm_jax.sharding.placement import Placement
 
 
 class OutputLayer(Layer):
-  """The output layer of a language model: a table of its own, or the embedding table."""
+  """The output layer of a language model, with a table of its own or with the embedding table."""
 
   vocab_size: int = 0
 
@@ -31,13 +31,13 @@ class OutputLayer(Layer):
 
 
 def transformed(c: ModelConfig, st: Placement, h: Array, features: int) -> Array:
-  """A dense layer, its activation and a norm, as part of the compact module that calls it."""
+  """A dense layer, an activation and a norm, in the compact module that calls it."""
   h = Dense(c, st, features, c.head.activation, use_bias=c.has_bias("transform"), name="dense")(h)
   return Norm(c, st, name="norm")(h)
 
 
 class Transform(Layer):
-  """`transformed` before a classifier, under the name that it has before an output layer."""
+  """`transformed` as a module: the transform before a classifier."""
 
   @nn.compact
   def __call__(self, h: Array) -> Array:
@@ -45,7 +45,7 @@ class Transform(Layer):
 
 
 class Classifier(Layer):
-  """A linear to a few classes, with a bias."""
+  """A linear to classes, with a bias."""
 
   classes: int = 0
 
@@ -56,7 +56,7 @@ class Classifier(Layer):
 
 
 def pooled(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Array:
-  """One vector a row, [B, D]: the first token's or the mean of all, through the pooler if there is one."""
+  """One vector per row, [B, D]: the first token's or the mean of all tokens, then the pooler if there is one."""
   if c.head.pooling == "first":
     h_BD = h_BTD[:, 0]
   else:
@@ -69,12 +69,12 @@ def pooled(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Array:
 
 
 def classify(c: ModelConfig, st: Placement, h: Array, classes: int, name: str = "classifier") -> Output:
-  """Classes of each vector of h; behind the transform in families whose heads all have it (ModernBERT)."""
+  """Classes of each vector of h, after the transform in families whose classifiers have it (ModernBERT)."""
   if c.head.classifier_transform:
     h = Transform(c, st, name="head")(h)
   return Classifier(c, st, classes, name=name)(h)
 
 
 def pick(h_BTD: Array, positions_BP: Array) -> Array:
-  """h at some positions of each row: [B, P, D]."""
+  """h at the given positions of each row: [B, P, D]."""
   return jnp.take_along_axis(h_BTD, positions_BP[:, :, None], axis=1, mode="promise_in_bounds")

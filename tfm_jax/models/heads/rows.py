@@ -1,4 +1,4 @@
-"""A class of each row, or a number."""
+"""Classification of rows, or regression."""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,15 @@ from tfm_jax.sharding.placement import Placement
 
 
 def apply(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
-  """Classes of the row's vector; one number, if `num_labels` is 1."""
+  """Logits of the classes of each row; a number if `num_labels` is 1."""
   return {"logits": classify(c, st, pooled(c, st, h_BTD, seen), c.head.num_labels)}
 
 
-def loss(c: ModelConfig, st: Placement, made: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
+def loss(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
   """Cross-entropy of the classes, or the squared error of the number."""
   if c.head.num_labels > 1:
-    return class_terms(st, "labels", made["logits"], batch["targets"], batch["weights"], extras)
-  error = jnp.square(result(st, made["logits"])[:, 0] - batch["targets"].astype(jnp.float32))
+    return class_terms(st, "labels", outputs["logits"], batch["targets"], batch["weights"], extras)
+  error = jnp.square(result(st, outputs["logits"])[:, 0] - batch["targets"].astype(jnp.float32))
   pairs = {"labels": ((batch["weights"] * error).sum(), batch["weights"].sum())}
   return LossTerms(pairs, pairs, {})
 
@@ -34,9 +34,9 @@ def fields(c: ModelConfig, length: int) -> Fields:
   return {"targets": targets, "weights": Field((), FLOAT, "weights", ("batch",))}
 
 
-def predict(c: ModelConfig, made: Arrays, batch: Batch) -> dict[str, Array]:
+def predict(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
   """The class and the probabilities of all classes [B, C]; or the number."""
-  y = made["logits"]
+  y = outputs["logits"]
   if c.head.num_labels == 1:
     return {"value": y[:, 0]}
   return {"class": y.argmax(-1), "probabilities": jax.nn.softmax(y)}

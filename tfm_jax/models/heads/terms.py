@@ -1,14 +1,15 @@
-"""Losses that several heads share."""
+"""Losses shared by heads."""
 
 import jax.numpy as jnp
 from jax import Array
 
 from tfm_jax.models.heads.head import Output
 from tfm_jax.ops import losses
-from tfm_jax.ops.losses import LossConfig, LossTerms, cross_entropy, one_term
+from tfm_jax.ops.cross_entropy import cross_entropy
+from tfm_jax.ops.losses import LossConfig, LossTerms, one_term
 from tfm_jax.sharding.placement import Placement
 
-# Float32 logits of one tile on one device. Larger tiles gain nothing.
+# Bytes of the float32 logits of one tile on one device. Larger tiles are not faster.
 _TILE_BYTES = 256 * 2**20
 
 
@@ -21,30 +22,34 @@ def class_terms(
   extras: LossConfig,
   accuracy: str = "accuracy",
 ) -> LossTerms:
-  """Cross-entropy of tokens, or of classes of tokens or rows, as a loss of that name."""
+  """Cross-entropy of tokens, or of classes of tokens or rows, under the given name."""
   h, weight = output.h, weights.sum()
   if h.ndim == 2:  # rows: one position each
     h, targets, weights = h[:, None], targets[:, None], weights[:, None]
   assert output.out is not None
   objective, nll, correct = cross_entropy(
-    h, output.out, targets, weights,
+    h,
+    output.out,
+    targets,
+    weights,
     vocab_size=output.classes,
     label_smoothing=extras.label_smoothing,
     z_loss=extras.z_loss,
+    form="chunks" if st.lone_cpu else "tiles",
     tiles=_tiles(st, output.classes, *targets.shape),
     platform=st.platform,
-  )  # fmt: skip
+  )
   return one_term(name, objective, nll, correct, weight, accuracy)
 
 
 def weighted_terms(nll: Array, correct: Array, weights: Array) -> LossTerms:
-  """The terms of the loss `labels` from its values."""
+  """The terms of the loss `labels` from the loss and correctness of each prediction."""
   total = (weights * nll).sum()
   return one_term("labels", total, total, (weights * correct.astype(jnp.float32)).sum(), weights.sum())
 
 
 def result(st: Placement, output: Output) -> Array:
-  """What is predicted, float32: logits, or the hidden states where there is no last linear."""
+  """An output in float32: logits, or the hidden states if there is no last linear."""
   if output.out is None:
     return output.h.astype(jnp.float32)
   y = losses.logits(output.h, output.out, output.classes, st.platform)[..., : output.classes]
@@ -52,6 +57,6 @@ def result(st: Placement, output: Output) -> Array:
 
 
 def _tiles(st: Placement, width: int, batch: int, length: int) -> int:
-  """The fewest tiles, a divisor of the length, of which one fits `_TILE_BYTES` on a device."""
+  """The smallest divisor of the length for which one tile fits `_TILE_BYTES` on a device."""
   total = 4 * batch * length * width // (st.batch_shards * st.mesh.shape["model"])
   return next(n for n in range(1, length + 1) if length % n == 0 and (total <= n * _TILE_BYTES or n == length))

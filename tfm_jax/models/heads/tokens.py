@@ -1,4 +1,4 @@
-"""A class of each token, and whether each token was replaced."""
+"""Classification of tokens, and replaced-token detection."""
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ def apply_classes(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Ou
   return {"logits": classify(c, st, h_BTD, c.head.num_labels)}
 
 
-def loss_classes(c: ModelConfig, st: Placement, made: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
+def loss_classes(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
   """Cross-entropy of the classes."""
-  return class_terms(st, "labels", made["logits"], batch["targets"], batch["weights"], extras)
+  return class_terms(st, "labels", outputs["logits"], batch["targets"], batch["weights"], extras)
 
 
 def fields_classes(c: ModelConfig, length: int) -> Fields:
@@ -29,9 +29,9 @@ def fields_classes(c: ModelConfig, length: int) -> Fields:
   return {"targets": along_row(length, "labels", c.head.num_labels), "weights": along_row(length, "weights")}
 
 
-def predict_classes(c: ModelConfig, made: Arrays, batch: Batch) -> dict[str, Array]:
+def predict_classes(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
   """Each token's class [B, T], and the probabilities of all classes [B, T, C]."""
-  return {"classes": made["logits"].argmax(-1), "probabilities": jax.nn.softmax(made["logits"])}
+  return {"classes": outputs["logits"].argmax(-1), "probabilities": jax.nn.softmax(outputs["logits"])}
 
 
 def apply_replaced(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
@@ -40,9 +40,9 @@ def apply_replaced(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> O
   return {"logits": Classifier(c, st, 1, name="classifier")(h_BTD)._replace(squeezed=True)}
 
 
-def loss_replaced(c: ModelConfig, st: Placement, made: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
+def loss_replaced(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
   """Binary cross-entropy of each token."""
-  y, target = result(st, made["logits"]), batch["targets"] > 0
+  y, target = result(st, outputs["logits"]), batch["targets"] > 0
   return weighted_terms(jnp.logaddexp(0.0, jnp.where(target, -y, y)), (y > 0) == target, batch["weights"])
 
 
@@ -51,9 +51,9 @@ def fields_replaced(c: ModelConfig, length: int) -> Fields:
   return {"targets": along_row(length, "labels", 2), "weights": along_row(length, "weights")}
 
 
-def predict_replaced(c: ModelConfig, made: Arrays, batch: Batch) -> dict[str, Array]:
+def predict_replaced(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
   """Whether each token was replaced [B, T], and how probably."""
-  return {"replaced": made["logits"] > 0, "probabilities": jax.nn.sigmoid(made["logits"])}
+  return {"replaced": outputs["logits"] > 0, "probabilities": jax.nn.sigmoid(outputs["logits"])}
 
 
 TOKEN_CLASSIFICATION = Head(apply_classes, predict_classes, loss_classes, fields_classes)

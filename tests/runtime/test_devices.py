@@ -1,0 +1,84 @@
+"""JAX's backends: without TPU chips, the TPU library, which forecasts need, is not started and prints nothing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.launching import ROOT
+from tfm_jax.runtime import devices
+
+CODE = """
+from tfm_jax.runtime.devices import all_devices
+print(all_devices()[0].platform, "libtpu.so" in open("/proc/self/maps").read())
+"""
+
+
+def test_the_tpu_library_prints_nothing():
+  hidden = ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY")  # JAX sets the second itself, in each process
+  env = {name: value for name, value in os.environ.items() if name not in hidden}
+  env["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it is silent where another process has its lock
+  done = subprocess.run([sys.executable, "-c", CODE], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  assert done.returncode == 0, done.stderr
+  assert not [line for line in done.stderr.splitlines() if "tpu" in line.lower()], done.stderr
+  platform, loaded = done.stdout.split()
+  assert loaded == str(platform == "tpu")
+
+
+@pytest.mark.parametrize(
+  ("variables", "files", "replaced"),
+  [
+    ({"TPU_SKIP_MDS_QUERY": "1"}, [], True),
+    ({}, [], False),  # JAX saw chips
+    ({"TPU_SKIP_MDS_QUERY": "1"}, ["/dev/accel0"], False),
+    ({"TPU_SKIP_MDS_QUERY": "1"}, ["/dev/vfio/0"], False),
+    ({"TPU_SKIP_MDS_QUERY": "1", "JAX_FORCE_TPU_INIT": "1"}, [], False),
+  ],
+)
+def test_the_backend_is_replaced_only_on_a_machine_without_chips(variables, files, replaced, monkeypatch):
+  for name in ("TPU_SKIP_MDS_QUERY", "JAX_FORCE_TPU_INIT"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  registered = []
+  monkeypatch.setattr(devices.glob, "glob", lambda pattern: [f for f in files if f.startswith(pattern.rstrip("*"))])
+  monkeypatch.setattr(devices, "register_backend_factory", lambda name, *_, **__: registered.append(name))
+  devices._leave_the_tpu_library_alone()
+  assert registered == ["tpu"] * replaced
+
+
+def test_a_tpu_that_is_requested_explicitly_and_missing_is_named():
+  code = "from tfm_jax.runtime.devices import all_devices; all_devices()"
+  env = os.environ | {"JAX_PLATFORMS": "tpu"}
+  done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  if done.returncode:  # this machine has none
+    assert "this machine has no TPU chips" in done.stderr.splitlines()[-1]
+
+
+PAIR = """
+from tfm_jax.runtime.devices import prepare_backends
+prepare_backends()
+import jax, jax.numpy as jnp
+ones = jnp.ones(1000)
+text = jax.jit(lambda x, y: (x * y + 1, x - y)).lower(ones, ones).compile().as_text()
+print("(f32[1000]{0}, f32[1000]{0}) fusion(" in text)
+"""
+
+
+@pytest.mark.parametrize(("setting", "together"), [("1", True), ("0", False)])
+def test_results_of_the_same_inputs_are_computed_in_one_pass_unless_switched_off(setting, together):
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TFM_TUNE_XLA": setting}
+  done = subprocess.run([sys.executable, "-c", PAIR], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.strip() == str(together)
+
+
+def test_options_that_the_user_has_set_stay(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=128")
+  monkeypatch.delenv("TFM_TUNE_XLA", raising=False)
+  for _ in range(2):  # it may be called again
+    devices._tune_cpu_programs()
+  first, *others = os.environ["XLA_FLAGS"].split()
+  assert first == "--xla_cpu_prefer_vector_width=128"
+  assert others == ["--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"]

@@ -1,0 +1,15 @@
+"""XLA's flags for tests."""
+
+import os
+
+# LLVM's optimizations are half of the time that tiny programs take to compile, and gain them nothing. XLA's own stay.
+CHEAP = {"--xla_backend_optimization_level": "0", "--xla_llvm_disable_expensive_passes": "true"}
+
+
+def xla_flags(devices: int) -> str:
+  """XLA_FLAGS for a process with this many CPU devices: those of the environment, and where it sets none, `CHEAP`."""
+  count = "--xla_force_host_platform_device_count"
+  flags = dict(flag.partition("=")[::2] for flag in os.environ.get("XLA_FLAGS", "").split())
+  return " ".join(
+    f"{name}={value}" if value else name for name, value in (CHEAP | flags | {count: str(devices)}).items()
+  )

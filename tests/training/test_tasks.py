@@ -1,0 +1,142 @@
+"""Tasks end to end: classification of texts from a table, from scratch and on a frozen encoder, resumed and sharded."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.launching import exact_rows, quick_fit, tiny, write_experiment
+from tfm_jax.errors import UserError
+from tfm_jax.runtime.trees import flat
+from tfm_jax.tasks.table import find_task
+from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.config import load
+from tfm_jax.training.load import load_run
+from tfm_jax.training.loop import fit
+
+GOOD, BAD = ("fine", "lovely", "bright", "warm"), ("dull", "awful", "grey", "cold")
+OTHER = ("film", "plot", "scene", "actor", "music", "the", "a", "of")
+TASK = find_task("sequence_classification")
+
+
+def write_table(path, count, seed):
+  """A table with named labels; each text has two words of its class among neutral ones."""
+  draw = random.Random(seed)
+  lines = ["sentence\tlabel"]
+  for _ in range(count):
+    name = draw.choice(("good", "bad"))
+    words = draw.choices(OTHER, k=draw.randint(1, 4)) + draw.choices(GOOD if name == "good" else BAD, k=2)
+    draw.shuffle(words)
+    lines.append(f"{' '.join(words)}\t{name}")
+  path.write_text("\n".join(lines) + "\n")
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tables")
+  return {
+    "data__path": write_table(folder / "train.tsv", 400, 0),
+    "data__eval_path": write_table(folder / "dev.tsv", 45, 1),
+  }
+
+
+def config_of(experiment, tables, **overrides):
+  common = {"task__name": "sequence_classification", "data__source": "tsv", "data__seq_len": 48, "eval__batches": 0}
+  return tiny(experiment, "bert", **(tables | common | {"train__log_every": 1} | overrides))
+
+
+@pytest.fixture(scope="module")
+def finished(experiment, tables, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("finished") / "run"
+  result = fit(config_of(experiment, tables, train__steps=120, eval__every=60, checkpoint__every=60), workdir, TASK)
+  return result, workdir
+
+
+def test_a_class_is_learned_and_every_held_out_row_is_predicted_in_order(finished, tables):
+  result, workdir = finished
+  assert result["accuracy"] > 0.9
+  predictions = [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()]
+  labels = [line.split("\t")[1] for line in Path(tables["data__eval_path"]).read_text().splitlines()[1:]]
+  assert [row["label"] for row in predictions] == labels
+  assert result["accuracy"] == pytest.approx(
+    np.mean([row["prediction"] == row["label"] for row in predictions]), abs=1e-6
+  )
+  for row in predictions:
+    assert set(row["probabilities"]) == {"good", "bad"} and sum(row["probabilities"].values()) == pytest.approx(
+      1, abs=1e-5
+    )
+    assert row["probabilities"][row["prediction"]] == max(row["probabilities"].values())
+
+
+def test_the_run_knows_its_classes(finished):
+  run = load_run(finished[1])
+  assert run.config.model.head.labels == "bad|good" and run.config.model.head.num_labels == 2
+  assert run.tokenizer is not None
+
+
+def test_a_finished_run_says_its_result_again(finished, experiment, tables):
+  result, workdir = finished
+  assert fit(config_of(experiment, tables, train__steps=120), workdir, TASK) == pytest.approx(result)
+
+
+def test_a_head_on_a_frozen_encoder_under_fsdp_resumes_bit_for_bit(experiment, tables, tmp_path):
+  """The frozen encoder keeps its parameters and has no moments, and a resumed run equals an uninterrupted one."""
+  pretrained = tmp_path / "pretrained"
+  quick_fit(tiny(experiment, "bert", train__steps=2, data__seq_len=48), pretrained)
+  overrides = {"init_from": str(pretrained), "optimizer__frozen": "embed|blocks", "sharding__strategy": "fsdp"}
+  overrides |= {"eval__every": 2, "checkpoint__every": 2}
+  for workdir, stops in ((tmp_path / "whole", (4,)), (tmp_path / "parts", (2, 4))):
+    for steps in stops:
+      # A schedule that does not depend on the number of steps: the run is lengthened.
+      fit(config_of(experiment, tables, train__steps=steps, optimizer__schedule="constant", **overrides), workdir, TASK)
+  assert exact_rows(tmp_path / "whole") == exact_rows(tmp_path / "parts")
+  source, run = load_run(pretrained), load_run(tmp_path / "parts")
+  before, after = flat(source.params), flat(run.params)
+  for path in after:
+    if path.startswith(("embed", "blocks")):
+      np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+  assert not np.array_equal(after["classifier/w"], 0 * np.asarray(after["classifier/w"]))
+  with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
+    stored = checkpoints.shapes(4, "opt_state")
+  assert any("classifier/w" in path for path in stored)
+  assert not any("blocks" in path or "embed" in path for path in stored)
+
+
+def test_what_is_frozen_must_come_from_somewhere(experiment, tables, tmp_path):
+  pretrained = tmp_path / "pretrained"
+  quick_fit(tiny(experiment, "bert", train__steps=1, data__seq_len=48), pretrained)
+  config = config_of(experiment, tables, init_from=str(pretrained), optimizer__frozen="classifier", train__steps=1)
+  with pytest.raises(UserError, match=r"optimizer\.frozen matches classifier/b, classifier/w, which .* does not have"):
+    fit(config, tmp_path / "run", TASK)
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "message"),
+  [
+    ("bar", "sentence\tlabel\nx\ta|b\ny\tc\n", "must not contain"),
+    ("one", "sentence\tlabel\nx\ta\ny\ta\n", "two classes"),
+  ],
+)
+def test_labels_that_cannot_be(experiment, tables, tmp_path, name, text, message):
+  (tmp_path / "train.tsv").write_text(text)
+  overrides = {"data__path": str(tmp_path / "train.tsv"), "data__eval_path": "", "data__eval_fraction": 0.0}
+  with pytest.raises(UserError, match=message):
+    fit(config_of(experiment, tables, **overrides), tmp_path / "run", TASK)
+  assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_task_is_named():
+  with pytest.raises(UserError, match=r"task\.name='sst' is not one of sequence_classification"):
+    find_task("sst")
+
+
+def test_the_config_of_sst2_is_one_of_this_task():
+  assert load("configs/sst2.py").task.name == "sequence_classification"

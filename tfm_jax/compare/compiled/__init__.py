@@ -1,0 +1,1 @@
+"""Reads compiled programs: operations, collectives, memory, and the analytic minimum they are compared with."""

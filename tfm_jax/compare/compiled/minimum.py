@@ -1,0 +1,62 @@
+"""The analytic minimum: the fewest bytes that one device has to send per step under a strategy."""
+
+import math
+from typing import Any
+
+import jax
+
+from tfm_jax.sharding.strategy import BATCH_AXES
+from tfm_jax.training.flops import sequence_lengths
+from tfm_jax.training.program import Program
+
+
+def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
+  """Mesh axes -> bytes that one device sends per step in the compute dtype, with ring algorithms.
+
+  Over the axes that split the batch, for each weight that they split too (fsdp): two all-gathers per microbatch
+  (forward and backward) and one reduce-scatter of its gradient; embedding tables and the output layer need only one
+  all-gather and one reduce-scatter per step. For each weight that they do not split: one all-reduce of its gradient.
+
+  Over `model`: four all-reduces of the residual stream [B, T, D] per block (six with cross-attention), one more for
+  each attention that remat computes again, one for the embeddings and one for the output layer.
+  """
+  model = program.model
+  shape = model.placement.mesh.shape
+  item = model.config.compute_dtype.itemsize
+  total: dict[str, float] = {}
+
+  def add(axes: tuple[str, ...], times: float, size: float) -> None:
+    n = math.prod(shape[axis] for axis in axes)
+    if n > 1:
+      key = ",".join(axis for axis in axes if shape[axis] > 1)
+      total[key] = total.get(key, 0.0) + times * size * (n - 1) / n
+
+  def add_weight(path: tuple, leaf: jax.ShapeDtypeStruct) -> None:
+    axes = model.axes(path)
+    used = {name for part in model.placement.spec(axes.names) for name in _names(part)}
+    size = math.prod(leaf.shape) * item / math.prod(shape[name] for name in used if name not in BATCH_AXES)
+    scattered = tuple(name for name in BATCH_AXES if name in used and shape[name] > 1)
+    name = "/".join(str(key.key) for key in path)
+    once = name.startswith("embed/") or name == "head/w"
+    add(scattered, 2 if once else 3 * microbatches, size)
+    reduced = tuple(name for name in BATCH_AXES if name not in used)
+    add(reduced, 2, size / math.prod(shape[name] for name in scattered))
+
+  jax.tree.map_with_path(add_weight, model.shapes())
+  c, rows = model.config, program.config.train.batch_size / model.placement.batch_shards
+  if dict(model.placement.strategy.rules).get("heads") and shape["model"] > 1:
+    again = 1 if c.remat == "full" else 0
+    lengths = sequence_lengths(c, program.fields)
+    if model.encoder_decoder:
+      S, T = lengths
+      positions = c.num_layers * (4 + again) * S + c.decoder_depth * (6 + 2 * again) * T + S + 2 * T
+    else:
+      (T,), predicted = lengths, (*program.fields["targets"].shape, 1)[0]
+      positions = c.num_layers * (4 + again) * T + T + predicted
+    add(("model",), 2, rows * positions * c.embed_dim * item)
+  return total
+
+
+def _names(part: Any) -> tuple[str, ...]:
+  """The mesh axes in one entry of a PartitionSpec."""
+  return (part,) if isinstance(part, str) else part or ()

@@ -1,0 +1,69 @@
+"""The result of a strategy, as far as its compiled program tells it."""
+
+from typing import Any
+
+from tfm_jax.compare.compiled import hlo
+from tfm_jax.compare.compiled.collectives import collectives
+from tfm_jax.compare.compiled.products import executed_flops
+from tfm_jax.compare.compiled.shard_map import shard_map_of
+from tfm_jax.compare.results import OK, OUT_OF_MEMORY, REFUSED, Memory, StrategyResult
+from tfm_jax.errors import UserError
+from tfm_jax.training.memory import DoesNotFit, bytes_per_device, choose_microbatches, peak_bytes
+from tfm_jax.training.program import Program
+
+
+def compile_step(program: Program, limit: float | None = None) -> tuple[int, Any]:
+  """(number of microbatches, compiled train step), chosen as for training; `limit` as in `choose_microbatches`."""
+  train = program.config.train
+  return choose_microbatches(
+    program.model.placement, program.state, train.batch_size, train.microbatches, program.compile, limit
+  )
+
+
+def result_of(
+  program: Program, strategy: str, compiled: Any, microbatches: int, seconds: float, parameter: str
+) -> StrategyResult:
+  """What a compiled train step tells of itself.
+
+  Args:
+    program: the program that was compiled.
+    strategy: its name, as requested.
+    compiled: the compiled train step.
+    microbatches: number of parts of the batch.
+    seconds: that compilation took.
+    parameter: the parameter whose shard map is recorded; empty: the largest of the blocks.
+  """
+  mesh = program.model.placement.mesh
+  module = hlo.parse(compiled.as_text())
+  return StrategyResult(
+    strategy,
+    dict(mesh.shape),
+    OK,
+    microbatches=microbatches,
+    compile_seconds=seconds,
+    memory_bytes=memory_of(program, compiled, module),
+    flops=executed_flops(module),
+    model_flops=program.flops.full / mesh.size,
+    collectives=collectives(module, mesh),
+    shard_map=shard_map_of(program, parameter),
+  )
+
+
+def memory_of(program: Program, compiled: Any, module: hlo.Module) -> Memory:
+  """The compiler's peak, divided into state, gradients, what loops store for later loops, and the rest."""
+  peak = round(peak_bytes(compiled, program.model.placement.platform))
+  parameters, optimizer = bytes_per_device(program.state.params), bytes_per_device(program.state.opt_state)
+  rest = max(peak - parameters - optimizer, 0)
+  gradients = min(parameters, rest)
+  activations = min(hlo.stored_bytes(module), rest - gradients)
+  return Memory(parameters, optimizer, gradients, activations, rest - gradients - activations, peak)
+
+
+def refusal(strategy: str, error: UserError) -> StrategyResult:
+  """The result of a strategy that does not go with the model, the batch or the memory."""
+  return StrategyResult(strategy, {}, OUT_OF_MEMORY if isinstance(error, DoesNotFit) else REFUSED, one_line(error))
+
+
+def one_line(error: UserError) -> str:
+  """The message without line breaks."""
+  return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""Forecasts step times of programs compiled for TPUs that are not here."""

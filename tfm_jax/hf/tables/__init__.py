@@ -1,0 +1,1 @@
+"""One table per architecture: the paths of our parameters beside the names of theirs."""

@@ -1,0 +1,79 @@
+"""Embeddings: of tokens, with positions and token types, and of the patches of an image."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from tfm_jax.models.config import pad_vocab
+from tfm_jax.models.layers import EMBED, STREAM, Dense, Layer, Norm
+from tfm_jax.ops import positions
+from tfm_jax.ops.broadcast import spread
+from tfm_jax.ops.dropout import Noise, dropout
+from tfm_jax.ops.linear import embed
+
+
+class Embed(Layer):
+  """Token embeddings plus those of positions and token types, with norm, dropout and projection, as configured."""
+
+  vocab_size: int = 0
+
+  @nn.compact
+  def __call__(
+    self,
+    ids_BT: Array,
+    positions_BT: Array,
+    segments_BT: Array | None,
+    types_BT: Array | None,
+    noise: Noise | None,
+    layer: int,
+  ) -> tuple[Array, Array]:
+    """The embeddings [B, T, D] and the table [V, E], both in the compute dtype."""
+    c = self.cfg
+    E = c.embed_features
+    stored_VE = self.stored("token", (pad_vocab(self.vocab_size), E), kind="token")
+    table_VE = self.st.weight(stored_VE, self.axes("token").names, c.compute_dtype, looked_up=True)
+    # One device reads the stored table: XLA then adds the gradients of the rows into that of the head, in place.
+    # Several devices read the cast one, which is half as many bytes to gather.
+    x_BTE = embed(stored_VE if self.st.mesh.size == 1 else table_VE, ids_BT).astype(table_VE.dtype)
+    if c.scale_embed:
+      x_BTE = x_BTE * np.asarray(E**0.5, x_BTE.dtype)
+    if c.positions == "learned":
+      table = self.matrix("position", (c.max_positions, E), kind="position")
+      x_BTE = x_BTE + spread(embed(table, self.rows_of(positions_BT, segments_BT)), x_BTE.shape)
+    elif c.positions == "sinusoidal":
+      x_BTE = x_BTE + positions.sinusoids(positions_BT, E).astype(x_BTE.dtype)
+    if c.token_types:
+      table = self.matrix("type", (c.token_types, E), kind="type")
+      x_BTE = x_BTE + (spread(table[None, :1], x_BTE.shape) if types_BT is None else embed(table, types_BT))
+    x_BTE = self.st.constrain(x_BTE, STREAM)
+    if c.embed_norm:
+      x_BTE = Norm(c, self.st, name="norm")(x_BTE)
+    x_BTE = dropout(x_BTE, c.dropout, noise, layer, EMBED)
+    if c.embed_dim != E:
+      x_BTE = self.st.constrain(Dense(c, self.st, c.embed_dim, name="project")(x_BTE), STREAM)
+    return x_BTE, table_VE
+
+  def rows_of(self, positions_BT: Array, segments_BT: Array | None) -> Array:
+    """Rows of the position table. With an offset (RoBERTa), padding has a row of its own."""
+    offset = self.cfg.position_offset
+    rows = positions_BT + offset
+    return jnp.where(segments_BT == 0, offset - 1, rows) if offset and segments_BT is not None else rows
+
+
+class Patches(Layer):
+  """Embeddings of an image: a linear per patch, the class vector in front of them, positions and dropout."""
+
+  @nn.compact
+  def __call__(self, images: Array, noise: Noise | None) -> Array:
+    c, st = self.cfg, self.st
+    P, D = c.image.patch, c.embed_dim
+    B, height, width, channels = images.shape
+    x = images.astype(c.compute_dtype).reshape(B, height // P, P, width // P, P, channels)
+    x_BTP = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, c.patches, P * P * channels)
+    x_BTD = Dense(c, st, D, name="patch")(x_BTP)
+    first = self.param("class", nn.initializers.zeros, (D,)).astype(x_BTD.dtype)
+    x_BTD = jnp.concatenate([spread(first[None, None], (B, 1, D)), x_BTD], axis=1)
+    table_TD = self.matrix("position", (c.patches + 1, D), kind="position")
+    x_BTD = st.constrain(x_BTD + spread(table_TD[None], x_BTD.shape), STREAM)
+    return dropout(x_BTD, c.dropout, noise, c.num_layers, EMBED)

@@ -1,0 +1,1 @@
+"""What every command stands on: run directory, tracking, processes, command line, devices. It knows no models."""

@@ -1,0 +1,1 @@
+"""What a run shows: log lines, metrics, tables and pages with curves."""

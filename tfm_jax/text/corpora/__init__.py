@@ -1,0 +1,1 @@
+"""Documents from the sources that `data.source` names."""
