@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from tests.support.launching import ROOT
@@ -71,14 +72,15 @@ def test_results_of_the_same_inputs_are_computed_in_one_pass_unless_switched_off
   env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TFM_TUNE_XLA": setting}
   done = subprocess.run([sys.executable, "-c", PAIR], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
   assert done.returncode == 0, done.stderr
-  assert done.stdout.strip() == str(together)
+  assert done.stdout.strip() == str(together and jax.__version_info__ >= (0, 12))
 
 
 def test_options_that_the_user_has_set_stay(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=128")
   monkeypatch.delenv("TFM_TUNE_XLA", raising=False)
+  monkeypatch.setitem(devices._CPU_FLAGS, "xla_other", "1")
   for _ in range(2):  # it may be called again
     devices._tune_cpu_programs()
-  first, *others = os.environ["XLA_FLAGS"].split()
-  assert first == "--xla_cpu_prefer_vector_width=128"
-  assert others == ["--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"]
+  flags = os.environ["XLA_FLAGS"].split()
+  assert flags[0] == "--xla_cpu_prefer_vector_width=128" and flags[-1] == "--xla_other=1"
+  assert len(flags) == len(devices._CPU_FLAGS)

@@ -38,12 +38,12 @@ def first_device() -> jax.Device:
   return jax.local_devices()[0]
 
 
-# XLA:CPU writes several results in one pass over what they share, such as a parameter and its moments: XLA has this
-# fusion and leaves it off. Vectors are as wide as the processor has them, where it has 512 bits.
-_CPU_FLAGS = {
-  "xla_backend_extra_options": "xla_cpu_use_multi_output_fusion=true",
-  "xla_cpu_prefer_vector_width": "512",
-}
+# Vectors are as wide as the processor has them, where it has 512 bits.
+_CPU_FLAGS = {"xla_cpu_prefer_vector_width": "512"}
+if jax.__version_info__ >= (0, 12):
+  # XLA:CPU writes several results in one pass over what they share, such as a parameter and its moments: XLA has this
+  # fusion and leaves it off. The compiler of jax 0.9.2 ends the process on some programs with it, such as our head's.
+  _CPU_FLAGS["xla_backend_extra_options"] = "xla_cpu_use_multi_output_fusion=true"
 
 
 def _tune_cpu_programs() -> None:
