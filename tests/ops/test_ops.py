@@ -106,6 +106,23 @@ def test_activations_and_their_gradients(name):
   assert ACTIVATIONS[name](x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_compiled_step_keeps_only_the_input_of_an_activation(name):
+  """And its output, for the gradient of the next weight. XLA would keep what both passes compute."""
+  x = jax.ShapeDtypeStruct((512, 64), jnp.float32)
+
+  def temporaries(layers):
+    def loss(weights, x):
+      for w in weights:
+        x = ACTIVATIONS[name](x @ w)
+      return x.sum()
+
+    weights = [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * layers
+    return jax.jit(jax.grad(loss)).lower(weights, x).compile().memory_analysis().temp_size_in_bytes
+
+  assert (temporaries(8) - temporaries(4)) / 4 < 2.5 * x.size * x.dtype.itemsize
+
+
 def test_exact_gelu_is_the_normal_distribution():
   x = np.linspace(-4, 4, 41, dtype=np.float32)
   expected = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]

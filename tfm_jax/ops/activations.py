@@ -41,11 +41,12 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def _plain(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-  return from_inputs(lambda x: function(x.astype(jnp.float32)).astype(x.dtype))
+  return from_inputs(lambda x: function(x.astype(jnp.float32)).astype(x.dtype), barrier=True)
 
 
 def _gated(function: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
-  return from_inputs(lambda x, gate: (function(x.astype(jnp.float32)) * gate.astype(jnp.float32)).astype(x.dtype))
+  gated = lambda x, gate: (function(x.astype(jnp.float32)) * gate.astype(jnp.float32)).astype(x.dtype)
+  return from_inputs(gated, barrier=True)
 
 
 # name -> x -> act(x)
