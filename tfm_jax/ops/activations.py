@@ -40,16 +40,22 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _plain(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-  return from_inputs(lambda x: function(x.astype(jnp.float32)).astype(x.dtype), barrier=True)
+# Those that are several operations, of which XLA would keep each. The others need one array for the backward pass.
+_COMPOSED = ("gelu", "gelu_tanh", "silu")
 
 
-def _gated(function: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
+def _plain(name: str) -> Callable[[Array], Array]:
+  function = FUNCTIONS[name]
+  return from_inputs(lambda x: function(x.astype(jnp.float32)).astype(x.dtype), barrier=name in _COMPOSED)
+
+
+def _gated(name: str) -> Callable[[Array, Array], Array]:
+  function = FUNCTIONS[name]
   gated = lambda x, gate: (function(x.astype(jnp.float32)) * gate.astype(jnp.float32)).astype(x.dtype)
-  return from_inputs(gated, barrier=True)
+  return from_inputs(gated, barrier=name in _COMPOSED)
 
 
 # name -> x -> act(x)
-ACTIVATIONS = {name: _plain(function) for name, function in FUNCTIONS.items()}
+ACTIVATIONS = {name: _plain(name) for name in FUNCTIONS}
 # name -> (x, gate) -> act(x) * gate (Shazeer 2020)
-GATED = {name: _gated(function) for name, function in FUNCTIONS.items()}
+GATED = {name: _gated(name) for name in FUNCTIONS}
