@@ -75,8 +75,7 @@ class Ours:
     clock = Clock()
     for _ in range(steps):
       batch = self.program.put(self.batches[self.step % len(self.batches)])
-      if self.program.placement.platform == "cpu":  # as the loop does
-        jax.block_until_ready(self.state)
+      self.program.settle(self.state)  # as the loop does
       self.state, metrics = self.train_step(self.state, batch)
       self.step += 1
       clock.dispatched(metrics["loss"])

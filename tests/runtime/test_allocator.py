@@ -71,6 +71,26 @@ print(kept - before, kept - resident())
   assert kept > 90 and returned > 90
 
 
+def test_what_the_heap_has_grown_by_goes_back_after_a_step_and_what_is_used_again_stays():
+  steps = """
+heap = allocator.Heap()
+use()  # the first step makes the heap grow
+grown = resident()
+heap.settle()
+settled = resident()
+use()  # the second finds its block where the first had it
+again = resident()
+heap.settle()
+print(grown - before, settled - before, again - before, resident() - before)
+"""
+  code = CODE[: CODE.index("thread = ")] + steps
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "TFM_KEEP_MEMORY": "1"}
+  done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  assert done.returncode == 0, done.stderr
+  grown, settled, again, after = map(int, done.stdout.split())
+  assert grown > 90 and settled < 10 and again > 90 and after > 90
+
+
 @pytest.mark.parametrize(
   ("platforms", "files", "arenas"), [("cpu", ["/dev/nvidia0"], 1), ("", [], 1), ("", ["/dev/nvidia0"], 0)]
 )

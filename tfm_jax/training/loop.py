@@ -205,8 +205,7 @@ class _Start:
         waited = time.perf_counter() - begin
         batch = self.program.put(host_batch, self.rows)
         profiler.before(step)
-        if self.model.placement.platform == "cpu":
-          jax.block_until_ready(state)  # steps in flight gain nothing, and each has temporary memory of its own
+        self.program.settle(state)
         state, metrics = train_step(state, batch)
         profiler.after(step, metrics["loss"])
         step += 1

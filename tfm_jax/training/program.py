@@ -22,7 +22,7 @@ from tfm_jax.models.config import attention_need
 from tfm_jax.models.model import Model, admits
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.attention import find_kernel
-from tfm_jax.runtime.allocator import keep_freed_memory
+from tfm_jax.runtime.allocator import Heap, keep_freed_memory
 from tfm_jax.runtime.devices import all_devices
 from tfm_jax.runtime.trees import flat, join, partition
 from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
@@ -36,9 +36,9 @@ from tfm_jax.training.step import TrainState, make_eval_step, make_train_step
 
 log = logging.getLogger(__name__)
 
-# Freed memory is kept if this many times the peak of a step is free: the heap comes to hold several blocks for the
-# temporaries of one step. Up to 3.8 times the peak were seen.
-_KEPT = 4
+# Freed memory is kept if this many times the peak of a step is free: for a while, the heap may hold a second block for the
+# temporaries of one step.
+_KEPT = 3
 
 
 def build_model(config: Config, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Model:
@@ -198,6 +198,16 @@ class Program:
       if _KEPT * peak_bytes(compiled, "cpu") < device_limit(device):
         keep_freed_memory()
     return compiled
+
+  @functools.cached_property
+  def _heap(self) -> Heap:
+    return Heap()
+
+  def settle(self, state: TrainState) -> None:
+    """On CPUs, waits for the step that computes `state`: steps in flight gain nothing there, and each needs memory."""
+    if self.placement.platform == "cpu":
+      jax.block_until_ready(state)
+      self._heap.settle()
 
   def eval_step(self, microbatches: int) -> Callable[[Any, Any], Any]:
     """The jitted function (params, batch) -> `LossTerms`: sums over the global batch, without dropout, replicated."""
