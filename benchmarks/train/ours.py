@@ -70,7 +70,6 @@ class Ours:
 
   def run(self, steps: int) -> dict[str, Any]:
     """Takes steps as the loop does. Returns the loss and the seconds of each."""
-    import jax
 
     clock = Clock()
     for _ in range(steps):

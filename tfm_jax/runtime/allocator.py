@@ -50,11 +50,10 @@ def keep_freed_memory() -> None:
 
 
 class Heap:
-  """The heap of a process that takes steps. A step's temporaries are one block; this keeps the heap from holding several.
+  """The heap of a process that takes steps, kept from holding several blocks for the temporaries of one.
 
-  The block of the first step of GPT-2 is followed by up to four more: a step that begins before the one before it has
-  freed its block needs another, and a hole of just its size is not reused, since an aligned block is cut out of a larger
-  one. The process then has twice to three times the memory that a step needs.
+  It comes to hold up to five: a step that begins before the last one has freed its block needs another, and a hole of
+  just its size is not used again, since an aligned block is cut out of a larger one. See benchmarks/README.md.
   """
 
   def __init__(self) -> None:

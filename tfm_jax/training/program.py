@@ -36,8 +36,8 @@ from tfm_jax.training.step import TrainState, make_eval_step, make_train_step
 
 log = logging.getLogger(__name__)
 
-# Freed memory is kept if this many times the peak of a step is free: for a while, the heap may hold a second block for the
-# temporaries of one step.
+# Freed memory is kept if this many times the peak of a step is free: for a while the heap may hold several blocks for
+# the temporaries of one step.
 _KEPT = 3
 
 
