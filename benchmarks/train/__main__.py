@@ -7,7 +7,8 @@ side runs blocks of steps in turns, in the dtype in which it is faster. A block 
 --against=transformers   groups of peers, separated by commas: transformers, pytorch (a minimal GPT), ours (this
                          package again: what equal sides differ by), or none
 --peers=transformers-tuned
-                         only these of their sides: transformers (as documented), transformers-tuned, pytorch
+                         only these of their sides: transformers (as documented), transformers-tuned, pytorch,
+                         pytorch-eager
 --cases=bert,gpt2,t5     shapes, see benchmarks/train/cases.py; default: the small ones on a CPU, else the base models
 --blocks=5               blocks of each side
 --steps=0                steps of a block; 0: as many as take 10 seconds

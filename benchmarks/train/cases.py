@@ -53,6 +53,21 @@ CASES: dict[str, Case] = {
     "configs/t5_small.py",
     _SMALL | _T5 | {"model.vocab_size": 32_128, "data.seq_len": 256, "data.target_len": 64, "train.batch_size": 8},
   ),
+  "characters": Case(
+    "GPT-2, 4 layers of 128, 64 bytes, 12 rows: the size of configs/shakespeare_char.py",
+    "configs/gpt2_small.py",
+    _SHARED
+    | {
+      "model.num_layers": 4,
+      "model.embed_dim": 128,
+      "model.num_heads": 4,
+      "model.mlp_dim": 512,
+      "model.vocab_size": 300,
+      "tokenizer.kind": "byte",
+      "data.seq_len": 64,
+      "train.batch_size": 12,
+    },
+  ),
   "bert_base_128": Case(
     "BERT-base, 128 tokens, 256 rows",
     "configs/bert_base.py",

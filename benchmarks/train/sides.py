@@ -64,6 +64,14 @@ SIDES: dict[str, Side] = {
     {"model": "minimal", "tuned": True},
     families=("gpt",),
   ),
+  "pytorch-eager": Side(
+    "the same minimal GPT in eager PyTorch with plain AdamW",
+    "pytorch",
+    "benchmarks.train.peer",
+    {"model": "minimal", "tuned": False},
+    families=("gpt",),
+    dtypes=("float32",),
+  ),
 }
 
 

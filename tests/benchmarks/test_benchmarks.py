@@ -211,5 +211,5 @@ def test_losses_of_the_peers_agree_with_ours(name, tmp_path):
   arguments = ("--against=transformers,pytorch", f"--cases={name}", "--check=20", "--dtype=float32", *QUICK)
   done = train(out, *arguments, *model, *data, *TINY[name], env=python)
   assert done.returncode == 0, done.stderr
-  names = ["ours", "transformers", "transformers-tuned", *(["pytorch"] if name == "gpt2" else [])]
+  names = ["ours", "transformers", "transformers-tuned", *(["pytorch", "pytorch-eager"] if name == "gpt2" else [])]
   check_case(only_case(out), names, blocks=2, steps=3)
