@@ -57,7 +57,7 @@ def _measure(case: str, rounds: int, seconds: int, changes: dict[str, str], out:
   from benchmarks.train.load import others_share, snapshot
   from benchmarks.train.results import block_json, ratio, summary
   from benchmarks.train.rounds import run_rounds
-  from benchmarks.train.worker import Worker
+  from benchmarks.train.worker import SHARED_DEVICE, Worker
 
   forms = {"packed": True, "padded": False}
   config, base = CASES[case].config, {**CASES[case].overrides, **changes}
@@ -73,7 +73,8 @@ def _measure(case: str, rounds: int, seconds: int, changes: dict[str, str], out:
           data[form] = inputs.ask(
             "write_batches", config=config, overrides=overrides, count=BATCHES, folder=str(place), joined=False
           )
-        workers[form] = Worker("benchmarks.train.ours", out / "logs" / f"{case}-{form}.log")
+        log = out / "logs" / f"{case}-{form}.log"
+        workers[form] = Worker("benchmarks.train.ours", log, environment=SHARED_DEVICE)
         batches = str(place / "batches.npz")
         workers[form].ask("prepare", config=config, overrides=overrides, dtype="", batches=batches)
       first = max(min(worker.ask("run", steps=2)["seconds"]) for worker in workers.values())

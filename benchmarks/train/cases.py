@@ -34,7 +34,16 @@ _SHARED: dict[str, Any] = {
   "sharding.strategy": "dp",
   "tokenizer.vocab_size": 8192,
 }
-_SMALL = _SHARED | {"model.num_layers": 4, "model.embed_dim": 512, "model.num_heads": 8, "model.mlp_dim": 2048}
+
+
+def _sized(layers: int, width: int, heads: int) -> dict[str, Any]:
+  """The shared keys, and the keys of a model's size."""
+  size = {"num_layers": layers, "embed_dim": width, "num_heads": heads, "mlp_dim": 4 * width}
+  return _SHARED | {f"model.{name}": value for name, value in size.items()}
+
+
+_SMALL = _sized(4, 512, 8)
+_BYTES = {"model.vocab_size": 300, "tokenizer.kind": "byte"}
 _T5 = {"optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 0.01}
 
 CASES: dict[str, Case] = {
@@ -56,17 +65,7 @@ CASES: dict[str, Case] = {
   "characters": Case(
     "GPT-2, 4 layers of 128, 64 bytes, 12 rows: the size of configs/shakespeare_char.py",
     "configs/gpt2_small.py",
-    _SHARED
-    | {
-      "model.num_layers": 4,
-      "model.embed_dim": 128,
-      "model.num_heads": 4,
-      "model.mlp_dim": 512,
-      "model.vocab_size": 300,
-      "tokenizer.kind": "byte",
-      "data.seq_len": 64,
-      "train.batch_size": 12,
-    },
+    _sized(4, 128, 4) | _BYTES | {"data.seq_len": 64, "train.batch_size": 12},
   ),
   "bert_base_128": Case(
     "BERT-base, 128 tokens, 256 rows",
@@ -95,15 +94,7 @@ CASES: dict[str, Case] = {
   "tiny": Case(
     "GPT-2, 2 layers of 32, 16 tokens, 8 rows: to try the command, too small to compare anything",
     "configs/gpt2_small.py",
-    _SHARED
-    | {
-      "model.num_layers": 2,
-      "model.embed_dim": 32,
-      "model.num_heads": 4,
-      "model.mlp_dim": 64,
-      "tokenizer.kind": "byte",
-    }
-    | {"model.vocab_size": 300, "data.seq_len": 16, "train.batch_size": 8},
+    _sized(2, 32, 4) | _BYTES | {"data.seq_len": 16, "train.batch_size": 8},
   ),
 }
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import shutil
 import statistics
 import tempfile
@@ -16,12 +15,10 @@ from benchmarks.train.load import LIMIT, others_share, snapshot, wait_for_quiet
 from benchmarks.train.results import TOLERANCE, agreement, block_json, ratio, summary
 from benchmarks.train.rounds import Block, run_rounds
 from benchmarks.train.sides import SIDES, peer_python
-from benchmarks.train.worker import Worker
+from benchmarks.train.worker import SHARED_DEVICE, Worker
 
 BLOCK_SECONDS = 10.0
 TRIAL_STEPS = 4  # of a dtype that the check does not run
-# JAX takes three quarters of an accelerator's memory when it starts; here several processes share it.
-SHARED_DEVICE = {"XLA_PYTHON_CLIENT_MEM_FRACTION": os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.3")}
 
 
 @dataclasses.dataclass(frozen=True)

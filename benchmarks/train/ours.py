@@ -70,7 +70,6 @@ class Ours:
 
   def run(self, steps: int) -> dict[str, Any]:
     """Takes steps as the loop does. Returns the loss and the seconds of each."""
-
     clock = Clock()
     for _ in range(steps):
       batch = self.program.put(self.batches[self.step % len(self.batches)])

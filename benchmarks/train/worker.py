@@ -13,6 +13,8 @@ from typing import Any
 from benchmarks.train.sides import ROOT
 from tfm_jax.errors import UserError
 
+# JAX takes three quarters of an accelerator's memory when it starts; here several processes share it.
+SHARED_DEVICE = {"XLA_PYTHON_CLIENT_MEM_FRACTION": os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.3")}
 QUIT_SECONDS = 20.0  # a worker that does not end by itself is killed after this time
 
 

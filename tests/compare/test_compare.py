@@ -19,6 +19,7 @@ from tfm_jax.compare import compare as comparing
 from tfm_jax.compare.compiled.minimum import minimum_bytes
 from tfm_jax.compare.compiled.result import result_of
 from tfm_jax.compare.compiled.shard_map import shard_map_of
+from tfm_jax.compare.measure import COMPARED, measure_reference
 from tfm_jax.compare.program import build_program, random_batch, vocabulary_size, with_strategy
 from tfm_jax.compare.results import COMPILER_CRASH, REFUSED
 from tfm_jax.compare.worker import WorkerCrash, run_worker
@@ -132,6 +133,11 @@ def test_batches_are_the_same_on_every_mesh(experiment):
   for other in batches[1:]:
     jax.tree.map(np.testing.assert_array_equal, batches[0], other)
   assert not np.array_equal(batches[0]["inputs"], random_batch(programs(experiment, "dp").fields, 8, 2)["inputs"])
+
+
+def test_the_reference_is_one_device_whatever_mesh_the_config_has(experiment):
+  reference = measure_reference(tiny(experiment, sharding__strategy="dp", sharding__data=8, train__batch_size=8))
+  assert all(len(reference[name]) == COMPARED for name in ("losses", "grad_norms"))
 
 
 # --- the least that must be sent

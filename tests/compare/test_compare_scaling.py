@@ -1,8 +1,12 @@
 """Weak scaling beyond what is compiled: labelled, never faster than the last compiled slice, from its own curve."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from tfm_jax.compare import scaling
 from tfm_jax.compare.report.curve import curve_page
+from tfm_jax.compare.results import StrategyResult
 from tfm_jax.compare.scaling import Point, _extrapolated, weak_scaling
 from tfm_jax.errors import UserError
 from tfm_jax.training.config import from_dict
@@ -28,6 +32,14 @@ def test_it_is_never_faster_than_what_is_compiled_and_needs_three_points():
 def test_slices_of_several_generations_are_refused():
   with pytest.raises(UserError, match="one generation"):
     weak_scaling(from_dict({}), ["fsdp"], ["v5e:4x4", "v5p:2x2x4"], 4, 64)
+
+
+@pytest.mark.parametrize(("topology", "devices"), [("v5p:2x2x1", 4), ("tpu7x:2x2x1", 8)])
+def test_tokens_are_those_of_a_chip_which_may_be_several_devices(topology, devices, monkeypatch):
+  result = StrategyResult("fsdp", {}, "ok", tokens_per_second_per_device=800.0 / devices)
+  monkeypatch.setattr(scaling, "compare", lambda *_, **__: SimpleNamespace(strategies=[result]))
+  (point,) = weak_scaling(from_dict({}), ["fsdp"], [topology], 4, 4)
+  assert point.chips == 4 and point.tokens_per_second_per_chip == 200.0
 
 
 def test_the_page_draws_every_point_and_marks_those_beyond():

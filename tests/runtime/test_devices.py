@@ -1,5 +1,6 @@
 """JAX's backends: without TPU chips, the TPU library, which forecasts need, is not started and prints nothing."""
 
+import fnmatch
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from tests.support.launching import ROOT
+from tests.support.launching import ROOT, environment, write_experiment
 from tfm_jax.runtime import devices
 
 CODE = """
@@ -34,6 +35,7 @@ def test_the_tpu_library_prints_nothing():
     ({}, [], False),  # JAX saw chips
     ({"TPU_SKIP_MDS_QUERY": "1"}, ["/dev/accel0"], False),
     ({"TPU_SKIP_MDS_QUERY": "1"}, ["/dev/vfio/0"], False),
+    ({"TPU_SKIP_MDS_QUERY": "1"}, ["/dev/vfio/vfio"], True),  # the module is loaded, and no device has it
     ({"TPU_SKIP_MDS_QUERY": "1", "JAX_FORCE_TPU_INIT": "1"}, [], False),
   ],
 )
@@ -43,7 +45,7 @@ def test_the_backend_is_replaced_only_on_a_machine_without_chips(variables, file
   for name, value in variables.items():
     monkeypatch.setenv(name, value)
   registered = []
-  monkeypatch.setattr(devices.glob, "glob", lambda pattern: [f for f in files if f.startswith(pattern.rstrip("*"))])
+  monkeypatch.setattr(devices.glob, "glob", lambda pattern: fnmatch.filter(files, pattern))
   monkeypatch.setattr(devices, "register_backend_factory", lambda name, *_, **__: registered.append(name))
   devices._leave_the_tpu_library_alone()
   assert registered == ["tpu"] * replaced
@@ -73,6 +75,25 @@ def test_results_of_the_same_inputs_are_computed_in_one_pass_unless_switched_off
   done = subprocess.run([sys.executable, "-c", PAIR], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip() == str(together and jax.__version_info__ >= (0, 12))
+
+
+def test_training_from_python_configures_backends_before_they_start(tmp_path):
+  """As train.py does. Asking which process this is starts them."""
+  experiment = write_experiment(tmp_path / "experiment")
+  code = f"""
+from jax._src import xla_bridge
+from tfm_jax.runtime import devices
+prepare = devices.prepare_backends
+def observed():
+  print("started" if xla_bridge.backends_are_initialized() else "not started")
+  prepare()
+devices.prepare_backends = observed
+import tfm_jax
+tfm_jax.fit(tfm_jax.load({str(experiment)!r}, {{"train.steps": 1}}), {str(tmp_path / "run")!r})
+"""
+  done = subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[0] == "not started"
 
 
 def test_options_that_the_user_has_set_stay(monkeypatch):

@@ -1,5 +1,6 @@
 """Corpora and the cache: which documents are read, where text is cut, what is refused; cached work is complete."""
 
+import argparse
 import ast
 import gzip
 import hashlib
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.launching import ROOT, environment
 from tfm_jax.cache import atomic_directory, cache_dir
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpora import embedded, files
@@ -338,6 +340,25 @@ def test_the_embedded_corpus_is_split_deduplicated_and_cached(sources, monkeypat
   assert "--config.data.path=FILES" in corpus.description
   monkeypatch.setattr(embedded, "_build", lambda: pytest.fail("the cache was not used"))
   assert texts(embedded_corpus().train()) == train
+
+
+def test_a_script_without_a_main_guard_builds_the_embedded_corpus_on_one_core(tmp_path):
+  """Workers run the script again, and die of it."""
+  script = tmp_path / "script.py"
+  script.write_text(f"""
+import logging, pathlib
+from tfm_jax.text.corpora import embedded
+logging.basicConfig()
+embedded._source_files = lambda: [pathlib.Path({argparse.__file__!r})]
+embedded._topics = lambda: []
+parts = embedded._build()
+print(len(parts["train"]) + len(parts["evaluation"]))
+""")
+  done = subprocess.run(
+    [sys.executable, script], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0 and int(done.stdout) > 3, done.stderr
+  assert "reading on one core" in done.stderr
 
 
 def test_a_damaged_embedded_cache_is_made_again(sources, caplog):

@@ -128,7 +128,11 @@ def test_a_sharded_model_says_the_same():
     ("bert", lambda run: run.fill_mask("the cat"), r"no mask: write \[MASK\]"),
     ("bert", lambda run: run.fill_mask("[MASK]" + " the cat" * 30), "tokens, but the model has 32 positions"),
     ("bert", lambda run: run.perplexity("the cat " * 30), "tokens, but the model has 32 positions"),
-    ("gpt", lambda run: run.perplexity("the cat " * 30, window=64), "tokens, but the model has 32 positions"),
+    (
+      "gpt",
+      lambda run: run.perplexity("the cat " * 30, window=64),
+      "window=64 is longer than the model's 32 positions",
+    ),
     ("bert", lambda run: run.fill_mask("a [MASK]", top=0), "top=0 is not between 1 and"),
     ("bert", lambda run: run.perplexity(""), "the text is empty"),
     ("gpt", lambda run: run.perplexity(""), "too short"),

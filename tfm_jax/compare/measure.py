@@ -11,6 +11,8 @@ import jax
 from tfm_jax.compare.compiled.result import compile_step, result_of
 from tfm_jax.compare.program import build_program, random_batch, with_strategy
 from tfm_jax.compare.results import StrategyResult
+from tfm_jax.runtime.devices import first_device
+from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.training.config import Config
 
 COMPARED = 3  # number of steps whose losses and gradient norms are compared with one device in float32
@@ -44,6 +46,7 @@ def measure(
   for step in range(steps + 1):
     batch = program.put(random_batch(program.fields, config.train.batch_size, step))
     jax.block_until_ready(batch)
+    program.settle(state)  # as the loop does
     start = time.perf_counter()
     state, metrics = compiled(state, batch)
     jax.block_until_ready((state, metrics))
@@ -66,6 +69,7 @@ def measure(
 
 def measure_reference(config: Config) -> dict[str, Any]:
   """`losses` and `grad_norms` of the first `COMPARED` steps on one device in float32."""
-  config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
-  _, losses, grad_norms = measure(config, "dp", jax.devices()[:1], COMPARED - 1)
+  model = dataclasses.replace(config.model, dtype="float32")
+  alone = dataclasses.replace(config, model=model, sharding=ShardingConfig("dp"))  # without sizes of the config's mesh
+  _, losses, grad_norms = measure(alone, "dp", [first_device()], COMPARED - 1)
   return {"losses": losses, "grad_norms": grad_norms}

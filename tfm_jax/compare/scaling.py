@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from tfm_jax.compare.compare import compare
-from tfm_jax.compare.forecast.topology import parse_topology
+from tfm_jax.compare.forecast.topology import chip_count, parse_topology
 from tfm_jax.compare.report.curve import curve_page
 from tfm_jax.errors import UserError
+from tfm_jax.runtime.chips import TPUS
 from tfm_jax.runtime.command import Flags, run_command
 from tfm_jax.training.config import Config
 from tfm_jax.training.help import config_keys
@@ -72,26 +73,22 @@ def weak_scaling(
   generations = {parse_topology(topology)[0] for topology in topologies}
   if len(generations) != 1:
     raise UserError(f"--topologies are of {', '.join(sorted(generations)) or 'none'}: name slices of one generation")
+  (generation,) = generations
   points: list[Point] = []
   for topology in topologies:
-    chips = _chips(topology)
+    chips = chip_count(topology)
     train = dataclasses.replace(config.train, batch_size=rows * chips)
     comparison = compare(dataclasses.replace(config, train=train), strategies, topology=topology)
     for result in comparison.strategies:
       seconds = result.forecast_step_seconds.total if result.forecast_step_seconds else None
-      tokens = result.tokens_per_second_per_device
+      per_device = result.tokens_per_second_per_device
+      tokens = None if per_device is None else per_device * TPUS[generation].per_chip
       points.append(Point(result.strategy, chips, seconds, tokens, False, result.reason))
   dimensions = len(parse_topology(topologies[-1])[1].split("x"))
   for strategy in strategies:
     compiled = [point for point in points if point.strategy == strategy and point.seconds is not None]
     points += _extrapolated(compiled, to, dimensions)
   return points
-
-
-def _chips(topology: str) -> int:
-  """The number of chips of a topology."""
-  _, shape, slices = parse_topology(topology)
-  return slices * int(np.prod([int(n) for n in shape.split("x")]))
 
 
 def _extrapolated(points: list[Point], to: int, dimensions: int) -> list[Point]:
@@ -122,6 +119,8 @@ def main(flags: Flags) -> None:
   rows, to = flags.values.get("rows", "4"), flags.values.get("to", "4096")
   if not (rows.isdigit() and to.isdigit() and int(rows)):
     raise UserError(f"--rows={rows} --to={to}: both must be whole numbers")
+  if out.exists() and not out.is_dir():
+    raise UserError(f"--out={out} is a file, not a folder")
   points = weak_scaling(load(path, flags.overrides), strategies, topologies, int(rows), int(to))
   out.mkdir(parents=True, exist_ok=True)
   record = {

@@ -93,7 +93,11 @@ def perplexity(model: Model, params: Any, tokenizer: Tokenizer, text: str, windo
   ids = np.concatenate([[begin_id], ids]) if begin_id >= 0 else ids
   if len(ids) < 2:
     raise UserError("the text is too short for a perplexity: nothing is left to predict")
-  width = min(_length(model, min(len(ids) - 1, window)), window)
+  positions = _positions(model)
+  width = min(len(ids) - 1, window)
+  if positions and width > positions:
+    raise UserError(f"window={window} is longer than the model's {positions} positions: choose {positions} or less")
+  width = min(_length(model, width), window)
   # Each window reads `width` ids, and scores the targets that no earlier window has scored.
   stride = max(width // 2, 1)
   starts = range(0, max(len(ids) - 1 - width, 0) + stride, stride)
@@ -189,10 +193,15 @@ def _with_symbols(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
   return np.concatenate([symbol(tokenizer.bos_id), ids, symbol(tokenizer.eos_id)])
 
 
+def _positions(model: Model) -> int:
+  """The number of positions that have an embedding; 0: any."""
+  c = model.config
+  return c.max_positions - c.position_offset if c.positions == "learned" else 0
+
+
 def _length(model: Model, tokens: int) -> int:
   """The length of rows that hold so many tokens. Raises UserError if the model has fewer positions."""
-  c = model.config
-  positions = c.max_positions - c.position_offset if c.positions == "learned" else 0
+  positions = _positions(model)
   if positions and tokens > positions:
     raise UserError(f"the text has {tokens} tokens, but the model has {positions} positions: shorten the text")
   length = max(_power_of_two(tokens), _SHORTEST)

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 # Parameters of glibc's mallopt.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
-_GROWN = 32 * 2**20  # bytes by which the heap has to grow before it is looked at
-_REST, _RESTED = 1e-3, 0.2  # seconds
+_GROWN = 32 * 2**20  # bytes of growth after which a heap is trimmed
+_PAUSE, _PAUSE_EVERY = 1e-3, 0.2  # seconds
 
 _COMPILATION = "/jax/core/compile/backend_compile_duration"  # of JAX's monitoring
 
@@ -52,13 +52,13 @@ def keep_freed_memory() -> None:
 class Heap:
   """The heap of a process that takes steps, kept from holding several blocks for the temporaries of one.
 
-  It comes to hold up to five: a step that begins before the last one has freed its block needs another, and a hole of
-  just its size is not used again, since an aligned block is cut out of a larger one. See benchmarks/README.md.
+  It came to hold up to five: a step that begins before the last one has freed its block needs another, and a hole that
+  is a little too small is not used again. See benchmarks/README.md.
   """
 
   def __init__(self) -> None:
     self._end = _end_of_heap()
-    self._at = 0.0
+    self._paused_at = 0.0
 
   def settle(self) -> None:
     """To be called after each step, when its results are ready and before the next one begins.
@@ -66,13 +66,11 @@ class Heap:
     What a step holds is freed shortly after its results are ready: that is waited for, for at most 0.5 % of the time.
     If the heap has grown all the same, its holes are returned to the system; those that are used again come back.
     """
-    if time.monotonic() > self._at + _RESTED:
-      time.sleep(_REST)
-    self._at = time.monotonic()
-    end = _end_of_heap()
-    if end > self._end + _GROWN:
-      if self._end and keep_freed_memory.cache_info().currsize:
-        _give_back()
+    if time.monotonic() > self._paused_at + _PAUSE_EVERY:
+      time.sleep(_PAUSE)
+      self._paused_at = time.monotonic()
+    if _enabled() and (end := _end_of_heap()) > self._end + _GROWN:
+      _give_back()
       self._end = end
 
 
@@ -81,8 +79,8 @@ def _end_of_heap() -> int:
   sbrk = getattr(ctypes.CDLL(None), "sbrk", None) if sys.platform == "linux" else None
   if sbrk is None:
     return 0
-  sbrk.restype = ctypes.c_void_p
-  return sbrk(ctypes.c_long(0)) or 0
+  sbrk.argtypes, sbrk.restype = [ctypes.c_long], ctypes.c_void_p
+  return sbrk(0) or 0
 
 
 def _after(event: str, duration_secs: float, **_: Any) -> None:
@@ -92,8 +90,9 @@ def _after(event: str, duration_secs: float, **_: Any) -> None:
 
 
 def _give_back() -> None:
-  """Returns all free pages of the heap."""
-  ctypes.CDLL(None).malloc_trim(0)
+  """Returns all free pages of the heap, where the C library can: glibc can, musl cannot."""
+  if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+    trim(0)
 
 
 def _enabled() -> bool:

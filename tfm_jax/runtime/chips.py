@@ -24,6 +24,7 @@ class Chip:
       of size 32,768. Others: large products with nothing fused into them take between 0.88 and 0.97, by the compiler's
       cycles. When the default was set, two runs of the calibration were known (v5e, one slice), whose best fits are
       0.88 and 0.96.
+    per_chip: devices of a chip.
   """
 
   kinds: tuple[str, ...]
@@ -36,6 +37,7 @@ class Chip:
   ring: int = 0
   network: float = 0.0
   matrix: float = 0.92
+  per_chip: int = 1
 
 
 _GIB = 2**30
@@ -44,7 +46,7 @@ TPUS = {
   "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 0.81e12, int(15.75 * _GIB), 1.5e9, 128, 50e9, 16, 3.125e9),
   "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 2.77e12, int(95.73 * _GIB), 1.75e9, 128, 100e9, 4, 6.25e9),
   "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 1.64e12, int(31.24 * _GIB), 1.75e9, 256, 100e9, 16, 12.5e9),
-  "tpu7x": Chip(("TPU7x",), 1153.5e12, 3.7e12, int(94.74 * _GIB), 2.2e9, 256, 100e9, 4, 12.5e9, 956 / 1153.5),
+  "tpu7x": Chip(("TPU7x",), 1153.5e12, 3.7e12, int(94.74 * _GIB), 2.2e9, 256, 100e9, 4, 12.5e9, 956 / 1153.5, 2),
 }
 # NVIDIA's data sheets, dense (half of the figures with sparsity): the H100 has 989 as SXM, 835 as NVL, 756 as PCIe.
 GPUS = (

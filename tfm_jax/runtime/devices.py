@@ -77,7 +77,7 @@ def _leave_the_tpu_library_alone() -> None:
   """
   # On import, JAX looks for chips on the PCI bus and sets this variable if it finds none. Chips of a generation that
   # is newer than this JAX are recognised by their device files.
-  chips = "TPU_SKIP_MDS_QUERY" not in os.environ or glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
+  chips = "TPU_SKIP_MDS_QUERY" not in os.environ or glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
   if not chips and "JAX_FORCE_TPU_INIT" not in os.environ:
     register_backend_factory("tpu", _no_chips, priority=300, fail_quietly=True)  # JAX's own priority
 

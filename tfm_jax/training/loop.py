@@ -16,7 +16,7 @@ from etils import epath
 from tfm_jax.cache import cache_dir
 from tfm_jax.runtime.agreement import SHORTLY, exchange, in_turn, together
 from tfm_jax.runtime.chips import peak_flops
-from tfm_jax.runtime.devices import use_compilation_cache
+from tfm_jax.runtime.devices import prepare_backends, use_compilation_cache
 from tfm_jax.runtime.interruption import Interrupted, Interruption
 from tfm_jax.runtime.reporting.curves import where_curves_are, write_curves
 from tfm_jax.runtime.reporting.logs import show_log_lines
@@ -76,6 +76,7 @@ def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining)
   with together():
     config = resolve(task.configure(config))
     check_same_config(config)
+  prepare_backends()  # before anything asks JAX which process this is, which starts them
   use_compilation_cache()
   with held(run):
     with together():
@@ -245,7 +246,10 @@ class _Start:
 
   def _evaluate_stream(self, state: TrainState, split: str, stream: EvalStream) -> dict[str, float]:
     """The metrics of a stream, means over all of its batches; empty if there is nothing to predict."""
-    sums = [self.eval_step(state.params, self.program.put(batch, self.rows)) for batch in stream(self.rows)]
+    sums = []
+    for batch in stream(self.rows):
+      sums.append(self.eval_step(state.params, self.program.put(batch, self.rows)))
+      self.program.settle(sums[-1])
     if not sums:
       return {}
     totals = jax.tree.map(lambda *parts: math.fsum(map(float, parts)), *jax.device_get(sums))

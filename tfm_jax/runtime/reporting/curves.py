@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from tfm_jax.errors import UserError
 from tfm_jax.runtime.reporting import page
 from tfm_jax.runtime.reporting.chart import Line, Point, line_chart
 from tfm_jax.runtime.reporting.units import human_count
@@ -51,7 +52,7 @@ def write_curves(run: RunDirectory, finished: bool) -> None:
     return
   try:
     run.write_curves(curves_page({run.path.name: run.read_metrics()}, head="" if finished else REFRESH))
-  except OSError as error:
+  except (OSError, UserError) as error:
     log.warning("cannot write %s: %s", run.curves, error)
 
 

@@ -20,7 +20,7 @@ PROFILED_STEPS = 3  # in one trace
 class Meter:
   """Turns the metrics of training steps into records, with timings.
 
-  It waits for a step only after the next one has been dispatched, so that the devices never wait for the host.
+  It waits for a step only after the next one has been dispatched, so that accelerators never wait for the host.
 
   Args:
     tracker: takes the records.

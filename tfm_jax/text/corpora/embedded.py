@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import itertools
 import json
 import logging
 import multiprocessing
@@ -21,6 +22,7 @@ import sysconfig
 import warnings
 import zlib
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +121,13 @@ def _build() -> dict[str, Any]:
   try:
     with deaf_to_interrupts():
       docstrings = pool.map(_docstrings, files, chunksize=16)
-    for of_file in tqdm(docstrings, "embedded corpus", len(files), unit=" files", disable=None):
-      texts.extend(of_file)
+    of_files = list(tqdm(docstrings, "embedded corpus", len(files), unit=" files", disable=None))
+  except BrokenProcessPool:
+    log.warning("a worker process died (a script without `if __name__ == '__main__'`?): reading on one core")
+    of_files = [_docstrings(file) for file in files]
   finally:
     pool.shutdown(cancel_futures=True)
+  texts.extend(itertools.chain.from_iterable(of_files))
   return _split(texts, len(files))
 
 
