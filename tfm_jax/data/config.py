@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 class DataConfig:
   """Where text is read from, and how it is divided into rows."""
 
-  # embedded (prose of the installation), text, jsonl (one object per line), parallel (pairs of files), tsv (labelled).
-  # embedded with a path: text
+  # embedded (prose of the installation), text, jsonl (one object per line), parallel (pairs of files). embedded with a
+  # path: text. Tasks read files, whatever this says
   source: str = "embedded"
   # all but embedded: file, folder, glob or a list with commas, UTF-8; plain, .gz, .bz2, .xz or .zst. Of text,
   # files that end in .jsonl or .ndjson are read as by jsonl
@@ -30,6 +30,7 @@ class DataConfig:
   seq_len: int = 128  # tokens per row; of its encoder side where there are two
   target_len: int = 0  # tokens of the decoder side; 0: the objective's natural length
   packing: bool = True  # a row may hold several documents; false: one document, or one piece of it, per row
+  buckets: int = 1  # tasks: lengths that batches may have: seq_len, its half, and so on; rows come by length
   prefetch: int = 8  # batches that a background thread prepares ahead; 0: none
 
 
@@ -37,12 +38,14 @@ class DataConfig:
 class TaskConfig:
   """A task other than pre-training, and the columns of the data that it reads."""
 
-  name: str = ""  # sequence_classification; empty: pre-training
-  # Columns of a table, by name or number (from 1); empty: guessed from a header that says label, and sentence or text,
-  # or sentence1 and sentence2.
-  text: str = ""  # the text
+  name: str = ""  # one of tasks/table.py, such as sequence_classification or sst2; empty: pre-training
+  # Columns of a file, by name or number (from 1); empty: guessed from a plain header, such as label and sentence.
+  text: str = ""  # the text (of token_classification: the words, by number)
   pair: str = ""  # the second text, if there is one
-  label: str = ""  # the class
+  label: str = ""  # the class, number or tag
+  class_weights: str = ""  # of the training loss: balanced (all classes weigh the same), or numbers with commas
+  stride: int = 128  # question_answering: tokens that two windows of a long context share
+  answer_tokens: int = 30  # question_answering: most tokens of a predicted answer
 
 
 def resolve_data(data: DataConfig) -> DataConfig:

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from tfm_jax.cache import atomic_directory, cache_dir, recall, remember
-from tfm_jax.data.config import DataConfig, TaskConfig, check_data
+from tfm_jax.data.config import DataConfig, check_data
 from tfm_jax.data.dataset import Dataset, unigram_entropy
 from tfm_jax.data.encode import Encoder
 from tfm_jax.data.summary import corpus_block
@@ -24,12 +24,9 @@ from tfm_jax.objectives.objective import Documents, Fields, Objective, Objective
 from tfm_jax.objectives.plan import Split
 from tfm_jax.objectives.table import make_objective
 from tfm_jax.text.corpora.table import (
-  Columns,
   Corpus,
   embedded_corpus,
   parallel_corpus,
-  table_classes,
-  table_corpus,
   text_corpus,
 )
 from tfm_jax.text.tokenizers.table import (
@@ -47,19 +44,17 @@ log = logging.getLogger(__name__)
 
 _EVAL_SEED = 0  # held-out masks are the same in every run
 _SLOW = 5  # seconds: counting that takes longer is remembered
-_PRETRAINING = TaskConfig()
 _COMPLETE = Vocabulary(1 << 16, sentinel_ids=tuple(range(1 << 15, 1 << 16)))  # has every special token
 
-SOURCES: dict[str, Callable[[DataConfig, TaskConfig], Corpus]] = {
-  "embedded": lambda c, task: embedded_corpus(),
-  "text": lambda c, task: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.text_key),
-  "jsonl": lambda c, task: text_corpus(
+SOURCES: dict[str, Callable[[DataConfig], Corpus]] = {
+  "embedded": lambda c: embedded_corpus(),
+  "text": lambda c: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.text_key),
+  "jsonl": lambda c: text_corpus(
     c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.text_key, json_lines=True
   ),
-  "parallel": lambda c, task: parallel_corpus(
+  "parallel": lambda c: parallel_corpus(
     c.path, c.target_path, c.eval_path, c.eval_target_path, c.eval_fraction, c.errors
   ),
-  "tsv": lambda c, task: table_corpus(c.path, c.eval_path, c.eval_fraction, _columns(task), c.errors),
 }
 
 
@@ -77,11 +72,6 @@ class Prepared:
   counts: dict[str, int]  # what the corpus read, skipped and replaced
   seed: int
   packing: bool
-
-  @property
-  def classes(self) -> tuple[str, ...]:
-    """The names of the labels, in the order of their numbers; none where documents have no labels."""
-    return self.corpus.classes
 
   def train(self, batch_size: int) -> Dataset:
     """The training rows, shuffled anew in each epoch."""
@@ -130,13 +120,11 @@ def prepare(
   seed: int,
   stored_tokenizer: epath.PathLike | None = None,
   workers: int | None = None,
-  task: TaskConfig = _PRETRAINING,
 ) -> Prepared:
   """Reads the corpus, trains or loads the tokenizer, writes the token file: once, later calls open them.
 
   stored_tokenizer: the directory of a run's own tokenizer, which is used whatever the config says.
   workers: processes that tokenise (None: the cores). The result does not depend on it.
-  task: which columns of a table hold what.
 
   Raises:
     UserError: an unknown source or objective, a corpus that is missing, empty or undecodable, an impossible
@@ -149,17 +137,12 @@ def prepare(
   if stored_tokenizer is None:
     check_tokenizer(tokenizer)
   make_objective(objective, _COMPLETE, data.seq_len, data.target_len)
-  corpus = SOURCES[data.source](data, task)
-  documents = Documents(corpus.sides, len(corpus.classes))
+  corpus = SOURCES[data.source](data)
+  documents = Documents(corpus.sides)
   make_objective(objective, _COMPLETE, data.seq_len, data.target_len, documents).check()
   log.info("reading data.source=%s: %s", data.source, data.path or "the documentation of this installation")
 
-  if stored_tokenizer is not None:
-    loaded = load_tokenizer(stored_tokenizer)
-  elif tokenizer.path:
-    loaded = from_path(tokenizer)
-  else:
-    loaded = _cached_tokenizer(tokenizer, corpus)
+  loaded = find_tokenizer(tokenizer, corpus, stored_tokenizer)
   vocabulary = vocabulary_of(loaded)
   built = make_objective(objective, vocabulary, data.seq_len, data.target_len, documents)
   built.check()
@@ -191,15 +174,21 @@ def prepare(
   )
 
 
-def classes_of(data: DataConfig, task: TaskConfig) -> tuple[str, ...]:
-  """The names of the labels as `Prepared.classes` has them: only the table at `data.path` is read. Raises UserError."""
-  if data.source != "tsv":
-    raise UserError(f"data.source={data.source} has no labels: set data.source=tsv")
-  return table_classes(data.path, _columns(task), data.errors)
+def find_tokenizer(config: TokenizerConfig, corpus: Corpus, stored: epath.PathLike | None = None) -> Tokenizer:
+  """The tokenizer of a run: the stored one, or that at `tokenizer.path`, or one trained on the corpus, which is cached.
 
+  Args:
+    config: what is read or trained.
+    corpus: the text to train on.
+    stored: the directory of a run's own tokenizer, which is used whatever the config says.
 
-def _columns(task: TaskConfig) -> Columns:
-  return Columns(task.text, task.pair, task.label)
+  Raises:
+    UserError: there is no such tokenizer, or an impossible vocabulary.
+  """
+  if stored is not None:
+    return load_tokenizer(stored)
+  check_tokenizer(config)
+  return from_path(config) if config.path else _cached_tokenizer(config, corpus)
 
 
 def _cached_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:

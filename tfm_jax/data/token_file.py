@@ -7,7 +7,6 @@ A directory that contains
   SPLIT.SIDE.tokens    uint16 or uint32
   SPLIT.SIDE.offsets   int64 [documents + 1], where documents begin among the tokens
   SPLIT.SIDE.bytes     int64 [documents + 1], where documents begin among the bytes of their text
-  SPLIT.labels         int32 [documents], if documents are labelled
 
 It is written under a temporary name and renamed when it is complete.
 """
@@ -27,7 +26,6 @@ from tqdm import tqdm
 
 from tfm_jax.cache import atomic_directory
 from tfm_jax.data.encode import Encoded, Encoder, encode_documents
-from tfm_jax.errors import UserError
 from tfm_jax.objectives.plan import Side, Split
 from tfm_jax.text.corpora.table import Corpus
 
@@ -75,8 +73,6 @@ def build_token_file(directory: Path, corpus: Corpus, encoder: Encoder, workers:
       "counts": dict(corpus.counts),
       "splits": splits,
     }
-    if corpus.classes:
-      manifest["labels"] = {name: _write_labels(temporary, corpus, name, splits[name]) for name in SPLITS}
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
   return open_token_file(directory)
 
@@ -88,10 +84,7 @@ def open_token_file(directory: Path) -> TokenFile:
     if manifest["format"] != FORMAT:
       raise Damaged(f"{directory}: format {manifest['format']}, not {FORMAT}")
     dtype = np.dtype(manifest["dtype"])
-    labels = manifest.get("labels", {})
-    splits = {
-      name: _open_split(directory, name, sides, dtype, labels.get(name)) for name, sides in manifest["splits"].items()
-    }
+    splits = {name: _open_split(directory, name, sides, dtype) for name, sides in manifest["splits"].items()}
     return TokenFile(directory, manifest, splits["train"], splits["evaluation"])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise Damaged(f"{directory}: {error}") from error
@@ -161,20 +154,7 @@ class _SideWriter:
     return {**files, "text_bytes": self._text_bytes, "unknown_tokens": self._unknown}
 
 
-def _write_labels(directory: Path, corpus: Corpus, split: str, sides: list[dict[str, Any]]) -> dict[str, Any]:
-  """Writes the labels of a split and returns their entry in the manifest."""
-  labels = np.fromiter(corpus.labels(split), np.int32)
-  documents = sides[0]["offsets"]["length"] - 1
-  if len(labels) != documents:
-    raise UserError(f"{corpus.description}: it changed while it was read; start again")
-  with contextlib.closing(_File(directory / f"{split}.labels")) as file:
-    file.write(labels)
-  return file.manifest()
-
-
-def _open_split(
-  directory: Path, name: str, sides: list[dict[str, Any]], dtype: np.dtype, labels: dict[str, Any] | None
-) -> Split:
+def _open_split(directory: Path, name: str, sides: list[dict[str, Any]], dtype: np.dtype) -> Split:
   opened = []
   for side in sides:
     tokens = _map(directory, side["tokens"], dtype)
@@ -182,7 +162,7 @@ def _open_split(
     if offsets[0] != 0 or offsets[-1] != len(tokens) or len(byte_offsets) != len(offsets):
       raise Damaged(f"{directory}: the offsets of {name} do not end with its tokens")
     opened.append(Side(tokens, offsets, byte_offsets))
-  return Split(name, tuple(opened), None if labels is None else _map(directory, labels, np.dtype(np.int32)))
+  return Split(name, tuple(opened))
 
 
 def _map(directory: Path, entry: dict[str, Any], dtype: np.dtype) -> np.ndarray:

@@ -86,10 +86,9 @@ class Documents:
   """What objectives need to know of the documents of a corpus."""
 
   sides: int = 1  # texts per document: 1, or 2 (a pair)
-  classes: int = 0  # number of classes of the labels; 0: documents have no labels
 
 
-PLAIN = Documents()  # one text, no label
+PLAIN = Documents()
 
 
 class Objective:

@@ -24,11 +24,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Split:
-  """The training or the held-out part of a corpus: one side, or two (source and target, text and pair)."""
+  """The training or the held-out part of a corpus: one side, or two (source and target)."""
 
   name: str
   sides: tuple[Side, ...]
-  labels: np.ndarray | None = None  # int32 [documents]: the class of each document, if they are labelled
 
   @property
   def documents(self) -> int:
@@ -51,7 +50,7 @@ class Rows:
   segment_ids: np.ndarray  # 1, 2, .. for the documents in a row, 0 for padding
   positions: np.ndarray  # from 0 in each segment
   first: np.ndarray | None = None  # [R]: the document of segment 1; segments 2, 3, .. are the documents after it
-  labels: np.ndarray | None = None  # int32 [R]: the label of the row's only document; -1 in blank rows
+  labels: np.ndarray | None = None  # int32 [R]: a label that the row plan gives each row; -1 in blank rows
 
   def documents(self) -> np.ndarray:
     """The document of each token, int32 [R, L]; meaningless where segment_ids is 0."""
@@ -117,7 +116,7 @@ class WholePlan:
   """Whole documents of one or two sides: one per row, or if packed as many as fit, in order.
 
   Args:
-    split: the documents. Rows that hold one document have its label.
+    split: the documents.
     keep: for each side, the number of tokens that are kept of each text, [documents]; the rest is cut and counted.
     widths: row length of each side.
     packing: whether a row may hold several documents.
@@ -126,7 +125,6 @@ class WholePlan:
 
   def __init__(self, split: Split, keep: Sequence[np.ndarray], widths: Sequence[int], packing: bool, pad: int):
     self._sides, self._widths, self._pad = split.sides, widths, pad
-    self._labels = None if packing else split.labels
     self.truncated = int(
       sum(np.sum(np.diff(side.offsets) > kept) for side, kept in zip(split.sides, keep, strict=True))
     )
@@ -151,7 +149,6 @@ class WholePlan:
     real = np.minimum(rows, self.num_rows - 1)
     begin = self._first_document[real]
     end = np.where(rows < self.num_rows, self._first_document[real + 1], begin)
-    labels = None if self._labels is None else np.where(rows < self.num_rows, self._labels[begin], np.int32(-1))
     out = []
     for side, offsets, width in zip(self._sides, self._offsets, self._widths, strict=True):
       starts, lengths = offsets[begin], offsets[end] - offsets[begin]
@@ -159,7 +156,7 @@ class WholePlan:
       document = np.maximum(begin[:, None] + segment_ids - 1, 0)
       tokens = _take(side, side.offsets[document] + positions)
       tokens[segment_ids == 0] = self._pad
-      out.append(Rows(tokens, segment_ids, positions, begin, labels))
+      out.append(Rows(tokens, segment_ids, positions, begin))
     return tuple(out)
 
 

@@ -5,7 +5,6 @@ from tfm_jax.objectives.causal import CausalLanguageModel
 from tfm_jax.objectives.mlm import MaskedLanguageModel
 from tfm_jax.objectives.objective import PLAIN, Documents, Objective, ObjectiveConfig, Vocabulary
 from tfm_jax.objectives.seq2seq import SequenceToSequence
-from tfm_jax.objectives.sequence_classification import SequenceClassification
 from tfm_jax.objectives.span_corruption import SpanCorruption
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -13,7 +12,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "causal": CausalLanguageModel,
   "span_corruption": SpanCorruption,
   "seq2seq": SequenceToSequence,
-  "sequence_classification": SequenceClassification,
 }
 
 

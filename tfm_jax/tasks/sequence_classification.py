@@ -1,64 +1,152 @@
-"""Classification of texts or pairs of texts, from a table such as that of SST-2."""
+"""Classification of texts or pairs of texts, and regression: SST-2, MRPC, STS-B and any table."""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
-import jax
+import numpy as np
 
-from tfm_jax.data.prepare import classes_of
 from tfm_jax.errors import UserError
-from tfm_jax.models.config import replaced
-from tfm_jax.models.model import Model
-from tfm_jax.ops.losses import LossTerms
-from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.tasks.glue import GLUE
+from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
+from tfm_jax.tasks.rows import Rows
+from tfm_jax.tasks.texts import LABEL, PAIR, TEXT, TextExample, check_labels, classes_of, read_texts, text_rows
+from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.training.config import Config
-from tfm_jax.training.task import TextTask
 
 
-class SequenceClassification(TextTask):
-  """A `Task` that predicts the class of each row of a table.
+class SequenceClassification(LabelledTask[TextExample]):
+  """A class for each text, or pair of texts, of a table.
 
-  At the end of a run, `predictions.jsonl` has one object per held-out row, in the order of the file: `prediction` and
-  `label` (names of classes), and `probabilities` (class name -> probability).
+  Columns are guessed from a plain header, or by the names in GLUE's files where `task.name` is one of its tasks.
   """
 
+  form: ClassVar[str] = "classes"
+
   @classmethod
-  def configure(cls, config: Config) -> Config:
-    """Sets the head, with the classes of the table at `data.path`, and the objective. Raises UserError."""
-    data = dataclasses.replace(config.data, source="tsv")
-    classes = classes_of(data, config.task)
-    if any("|" in name for name in classes):
-      raise UserError(f"{data.path}: a label must not contain '|', which separates the labels in head.labels")
-    head = {"head.name": "sequence_classification", "head.num_labels": len(classes), "head.labels": "|".join(classes)}
-    objective = dataclasses.replace(config.objective, name="sequence_classification")
-    return dataclasses.replace(config, data=data, objective=objective, model=replaced(config.model, head))
+  def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[TextExample]:
+    """See `LabelledTask`."""
+    glue = GLUE.get(config.task.name)
+    names = {"text": glue.text, "pair": glue.pair, "label": glue.label} if glue else {}
+    return read_texts(config, files, labelled, counts, {"text": TEXT, "pair": PAIR, "label": LABEL} | names)
 
-  def eval_metrics(self, split: str, totals: LossTerms) -> dict[str, float]:
-    """No metrics besides loss and accuracy."""
-    return {}
+  @classmethod
+  def head(cls, config: Config, examples: Sequence[TextExample]) -> dict[str, Any]:
+    """See `LabelledTask`."""
+    classes = classes_of(config, examples)
+    return {"head.name": "sequence_classification", "head.num_labels": len(classes), "head.labels": "|".join(classes)}
 
-  def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
-    """Writes the predictions for all held-out rows; the line has their accuracy."""
-    if self._eval is None:
-      return []
-    predictions = self._predictions(model, params)
-    run.write_predictions(predictions)
-    correct = sum(row["prediction"] == row["label"] for row in predictions)
-    score = f"{correct:,} of {len(predictions):,} ({correct / len(predictions):.2%})"
-    return [f"held-out accuracy: {score}; every prediction: {run.predictions}"]
+  @classmethod
+  def texts(cls, example: TextExample) -> Sequence[str]:
+    """See `LabelledTask`."""
+    return example.texts
 
-  def _predictions(self, model: Model, params: Any) -> list[dict[str, Any]]:
-    """One object per held-out row, in the order of the file."""
-    assert self._eval is not None
-    names = model.config.head.labels.split("|")
-    predict = jax.jit(model.predict, out_shardings=model.placement.replicated)
-    rows = {}
-    for step in range(self._eval.num_batches()):
-      batch = self._eval.batch(step)
-      outputs = jax.device_get(predict(params, batch))
-      for i in batch["weights"].nonzero()[0]:
-        probabilities = {name: round(float(p), 6) for name, p in zip(names, outputs["probabilities"][i], strict=True)}
-        prediction, label = names[int(outputs["class"][i])], names[int(batch["targets"][i])]
-        rows[int(batch["rows"][i])] = {"prediction": prediction, "label": label, "probabilities": probabilities}
-    return [rows[row] for row in sorted(rows)]
+  @property
+  def classes(self) -> list[str]:
+    """The names of the classes, in the order of their numbers."""
+    return self.config.model.head.labels.split("|")
+
+  def rows(self, examples: Sequence[TextExample]) -> Rows:
+    """See `LabelledTask`."""
+    check_labels(self.config, self.classes, examples)
+    numbers = {name: number for number, name in enumerate(self.classes)}
+    labels = np.array([numbers.get(example.label or "", -1) for example in examples], np.int32)
+    arrays = {"targets": np.maximum(labels, 0), "weights": (labels >= 0).astype(np.float32)}
+    return self._text_rows(examples, arrays)
+
+  def _text_rows(self, examples: Sequence[TextExample], labels: Mapping[str, np.ndarray]) -> Rows:
+    texts = [example.texts for example in examples]
+    token_types = self.config.model.token_types > 1
+    return text_rows(texts, labels, self.tokenizer, self.vocabulary, self.config.data.seq_len, token_types)
+
+  def training_rows(self, rows: Rows) -> Rows:
+    """Weights by class (`task.class_weights`); their mean over the examples is 1."""
+    setting = self.config.task.class_weights
+    if not setting:
+      return rows
+    counts = np.bincount(rows.labels["targets"], minlength=len(self.classes))
+    if setting == "balanced":
+      weights = len(rows) / (len(counts) * np.maximum(counts, 1))
+    else:
+      weights = _numbers(setting, len(self.classes))
+    per_row = weights[rows.labels["targets"]]
+    return rows.with_labels({"weights": (per_row / per_row.mean()).astype(np.float32)})
+
+  def predictions(
+    self, examples: Sequence[TextExample], rows: Rows, outputs: Mapping[int, Outputs]
+  ) -> list[Prediction]:
+    """See `LabelledTask`."""
+    found = []
+    for row, output in sorted(outputs.items()):
+      example = examples[rows.examples[row]]
+      probabilities = dict(zip(self.classes, map(_rounded, output["probabilities"]), strict=True))
+      prediction = {"prediction": self.classes[int(output["class"])], "label": example.label}
+      found.append({**prediction, "probabilities": probabilities, **shown(example)})
+    return found
+
+
+class SequenceRegression(SequenceClassification):
+  """A number for each text, or pair of texts, of a table, by the mean squared error."""
+
+  form: ClassVar[str] = "numbers"
+
+  @classmethod
+  def head(cls, config: Config, examples: Sequence[TextExample]) -> dict[str, Any]:
+    """See `LabelledTask`."""
+    return {"head.name": "sequence_classification", "head.num_labels": 1, "head.labels": ""}
+
+  def rows(self, examples: Sequence[TextExample]) -> Rows:
+    """See `LabelledTask`."""
+    labels = np.array([_number(example) for example in examples], np.float32)
+    known = ~np.isnan(labels)
+    return self._text_rows(examples, {"targets": np.where(known, labels, 0), "weights": known.astype(np.float32)})
+
+  def training_rows(self, rows: Rows) -> Rows:
+    """The rows as they are. Raises UserError for class weights, as there are no classes."""
+    if self.config.task.class_weights:
+      raise UserError(f"task.class_weights is for classes, and task.name={self.config.task.name} predicts numbers")
+    return rows
+
+  def predictions(
+    self, examples: Sequence[TextExample], rows: Rows, outputs: Mapping[int, Outputs]
+  ) -> list[Prediction]:
+    """See `LabelledTask`."""
+    found = []
+    for row, output in sorted(outputs.items()):
+      example = examples[rows.examples[row]]
+      label = None if example.label is None else _number(example)
+      found.append({"prediction": _rounded(output["value"]), "label": label, **shown(example)})
+    return found
+
+
+def shown(example: TextExample) -> dict[str, str]:
+  """The texts of an example, as predictions.jsonl has them."""
+  return dict(zip(("text", "pair"), example.texts, strict=False))
+
+
+def _number(example: TextExample) -> float:
+  """The label; NaN if there is none. Raises UserError, which names file and line."""
+  if example.label is None:
+    return float("nan")
+  try:
+    value = float(example.label)
+  except ValueError:
+    value = float("nan")
+  if not np.isfinite(value):
+    raise UserError(f"{example.place}: the label {example.label!r} is not a number: set task.label")
+  return value
+
+
+def _numbers(setting: str, classes: int) -> np.ndarray:
+  """The weights that `task.class_weights` lists. Raises UserError."""
+  try:
+    weights = np.array([float(part) for part in setting.split(",")])
+  except ValueError:
+    weights = np.zeros(0)
+  if len(weights) != classes or not (weights > 0).all():
+    raise UserError(f"task.class_weights={setting}: expected balanced, or {classes} numbers above 0, one per class")
+  return weights
+
+
+def _rounded(value: Any) -> float:
+  return round(float(value), 6)

@@ -1,13 +1,20 @@
 """The tasks by the name that `task.name` has in a configuration."""
 
 from tfm_jax.errors import UserError
-from tfm_jax.tasks.sequence_classification import SequenceClassification
+from tfm_jax.tasks.glue import GLUE
+from tfm_jax.tasks.question_answering import QuestionAnswering
+from tfm_jax.tasks.sequence_classification import SequenceClassification, SequenceRegression
+from tfm_jax.tasks.token_classification import TokenClassification
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.task import Task
 
 TASKS: dict[str, type[Task]] = {
   "": Pretraining,
   "sequence_classification": SequenceClassification,
+  "sequence_regression": SequenceRegression,
+  "token_classification": TokenClassification,
+  "question_answering": QuestionAnswering,
+  **{name: SequenceRegression if glue.numbers else SequenceClassification for name, glue in GLUE.items()},
 }
 
 

@@ -94,7 +94,7 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
   "head.name": lambda: HEADS,
   "tokenizer.kind": lambda: KINDS,
   "tokenizer.algorithm": lambda: ALGORITHMS,
-  "data.source": lambda: SOURCES,
+  "data.source": lambda: (*SOURCES, "files"),  # files: set by tasks
   "data.document": lambda: DOCUMENTS,
   "data.errors": lambda: ERRORS,
   "objective.name": lambda: OBJECTIVES,

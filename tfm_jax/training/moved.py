@@ -36,6 +36,9 @@ MOVED = {f"model.{old}": new for old, new in (_SECTIONS | _BIASES).items()}
 def translated(stored: Mapping[str, Any]) -> dict[str, Any]:
   """A stored `config.json` with the current names and values of its keys."""
   sections = {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
+  objective = sections.get("objective")
+  if isinstance(objective, dict) and objective.get("name") == "sequence_classification":
+    del objective["name"]  # since then, tasks make their own rows
   model = sections.get("model")
   if not isinstance(model, dict):
     return sections

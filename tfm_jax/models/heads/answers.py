@@ -33,7 +33,8 @@ def fields(c: ModelConfig, length: int) -> Fields:
 
 
 def predict(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
-  """The most likely span outside padding with start <= end, and its probability."""
+  """The most likely span outside padding with start <= end, its probability, and the log-probability of each token being
+  the start or the end [B, T, 2]."""
   y = outputs["logits"]
   if "segment_ids" in batch:
     y = jnp.where(batch["segment_ids"][:, :, None] != 0, y, -1e30)
@@ -42,7 +43,8 @@ def predict(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
   T = y.shape[1]
   ordered = jnp.where(jnp.triu(jnp.ones((T, T), bool)), spans_BTT, -jnp.inf).reshape(-1, T * T)
   best = ordered.argmax(-1)
-  return {"start": best // T, "end": best % T, "probability": jnp.exp(ordered.max(-1))}
+  span = {"start": best // T, "end": best % T, "probability": jnp.exp(ordered.max(-1))}
+  return {**span, "log_probabilities": log_p}
 
 
 QUESTION_ANSWERING = Head(apply, predict, loss, fields)

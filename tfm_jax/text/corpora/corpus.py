@@ -1,6 +1,6 @@
 """What a corpus is: documents of one text or of a pair of texts, in a training and a held-out part."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 Document = tuple[str, ...]
@@ -28,9 +28,7 @@ class Corpus:
     read: (part, counts) -> the documents of "train" or "evaluation"; it adds to `counts` while it reads.
     held_out: for the log: what is held out, and by which setting.
     former_fingerprint: what `fingerprint` was in earlier releases, for the runs that they started; empty: the same.
-    sides: texts in a document: 1, or 2 (source and target, text and pair).
-    classes: the names of the labels, where documents are labelled.
-    labels: part -> the class of each of its documents, as an index into `classes`.
+    sides: texts in a document: 1, or 2 (source and target).
     left_out: labels, for the log, of the counts of a part that say what was left out or changed.
     left_out_of_both: the same for counts that concern the corpus before it is split; those of "train" tell them.
     counts: `train_documents`, `evaluation_blank` and so on; those of a part are known once it has been read to its end.
@@ -43,8 +41,6 @@ class Corpus:
   held_out: str = ""
   former_fingerprint: str = ""
   sides: int = 1
-  classes: tuple[str, ...] = ()
-  labels: Callable[[str], Iterable[int]] = lambda part: ()
   left_out: Mapping[str, str] = field(default_factory=dict)
   left_out_of_both: Mapping[str, str] = field(default_factory=dict)
   counts: Counts = field(default_factory=dict)

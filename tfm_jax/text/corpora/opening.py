@@ -25,7 +25,7 @@ _LARGEST_WINDOW = 1 << 31  # bytes: what `zstd --long=31` needs
 
 _TO_JSON_LINES = "convert it to JSON lines (one object per line, its text under the key data.text_key)"
 _REFUSED_ENDINGS = {
-  ".csv": f"is a CSV table: {_TO_JSON_LINES}, or a labelled one to tab-separated columns for data.source=tsv",
+  ".csv": f"is a CSV table: {_TO_JSON_LINES}; a labelled one trains a task, by task.name",
   ".json": "is JSON: if it has one object per line, set data.source=jsonl; otherwise convert it to that form",
   **dict.fromkeys(
     (".parquet", ".arrow", ".feather", ".orc"),

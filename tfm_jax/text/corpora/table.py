@@ -1,22 +1,18 @@
-"""Sources of text: the embedded corpus, text files and JSON lines, parallel files, tables of labelled texts."""
+"""Sources of text: the embedded corpus, text files and JSON lines, parallel files."""
 
 from tfm_jax.text.corpora.corpus import Corpus, Document
 from tfm_jax.text.corpora.embedded import embedded_corpus
 from tfm_jax.text.corpora.files import ERRORS, check_split
-from tfm_jax.text.corpora.labelled import Columns, table_classes, table_corpus
 from tfm_jax.text.corpora.parallel import parallel_corpus
 from tfm_jax.text.corpora.text_files import DOCUMENTS, text_corpus
 
 __all__ = [
   "DOCUMENTS",
   "ERRORS",
-  "Columns",
   "Corpus",
   "Document",
   "check_split",
   "embedded_corpus",
   "parallel_corpus",
-  "table_classes",
-  "table_corpus",
   "text_corpus",
 ]

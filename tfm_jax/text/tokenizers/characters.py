@@ -46,6 +46,10 @@ class CharTokenizer(Tokenizer):
   def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [self._id_of_code[np.minimum(_codes(text), len(self._id_of_code) - 1)] for text in texts]
 
+  def _encode_with_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    starts = [np.arange(len(text), dtype=np.int32) for text in texts]
+    return [(ids, np.stack([start, start + 1], 1)) for ids, start in zip(self._encode(texts), starts, strict=True)]
+
   def _text(self, ids: np.ndarray) -> str:
     return self._code_of_id[ids].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
@@ -88,6 +92,10 @@ class ByteTokenizer(Tokenizer):
 
   def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self.first for text in texts]
+
+  def _encode_with_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    starts = [np.repeat(np.arange(len(t), dtype=np.int32), [len(c.encode()) for c in t]) for t in texts]
+    return [(ids, np.stack([start, start + 1], 1)) for ids, start in zip(self._encode(texts), starts, strict=True)]
 
   def _text(self, ids: np.ndarray) -> str:
     known = ids[ids >= self.first]  # every text has ids: none is unknown

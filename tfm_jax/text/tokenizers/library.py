@@ -65,13 +65,20 @@ class LibraryTokenizer(Tokenizer):
   def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     return self._by_library(texts, names_are_text=True)
 
+  def _encode_with_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    encodings = self._encodings(texts, names_are_text=True, spans=True)
+    return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2)) for e in encodings]
+
   def _by_library(self, texts: Sequence[str], names_are_text: bool) -> list[np.ndarray]:
+    return [np.array(encoding.ids, np.int32) for encoding in self._encodings(texts, names_are_text)]
+
+  def _encodings(self, texts: Sequence[str], names_are_text: bool, spans: bool = False) -> list[library.Encoding]:
     self._library.encode_special_tokens = names_are_text
+    encode = self._library.encode_batch if spans else self._library.encode_batch_fast
     try:
-      encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+      return encode(list(texts), add_special_tokens=False)
     except Exception as error:  # the library raises this class for a text that its model has no ids for
       raise UserError(f"the tokenizer cannot encode this text: {' '.join(str(error).split())}") from error
-    return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
   def _text(self, ids: np.ndarray) -> str:
     return self._library.decode(ids.tolist(), skip_special_tokens=False)

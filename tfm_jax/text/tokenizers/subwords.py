@@ -88,6 +88,26 @@ class SentencePieceTokenizer(Tokenizer):
       return [self._encode_with_space_signs(text) for text in texts]
     return self._processor.encode(list(texts), return_type="numpy", num_threads=1)
 
+  def _encode_with_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [self._with_spans(text) for text in texts]
+
+  def _with_spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    signs = self.space_bytes
+    parts = text.split(_SPACE) if signs is not None else [text]  # as in `_encode_with_space_signs`
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    begin = 0
+    for number, part in enumerate(parts):
+      if number and signs is not None:
+        ids += signs.tolist()
+        spans += [(begin, begin + 1)] * len(signs)
+        begin += 1
+      encoded = self._processor.encode(part, return_type="offset_mapping")
+      ids += encoded["ids"]
+      spans += [(begin + start, begin + end) for start, end in encoded["offsets"]]
+      begin += len(part)
+    return np.array(ids, np.int32), np.array(spans, np.int32).reshape(-1, 2)
+
   def _encode_with_space_signs(self, text: str) -> np.ndarray:
     """Spells U+2581 in bytes, because sentencepiece would read it as a space."""
     parts = self._processor.encode(text.split(_SPACE), return_type="numpy", num_threads=1)

@@ -75,6 +75,15 @@ class Tokenizer(abc.ABC):
     """`encode` of each text."""
     return self._encode_named(texts) if self.reads_names else self._encode(texts)
 
+  def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The ids of each text [n], and the characters that each stands for: int32 [n, 2], start and end in the text.
+
+    Spans are those of the original text, however the tokenizer normalises it, without white space around a piece.
+    Names of special tokens are text like any other.
+    """
+    encoded = self._encode_with_spans(texts)
+    return [(ids, _without_space(text, spans)) for text, (ids, spans) in zip(texts, encoded, strict=True)]
+
   def _encode_named(self, texts: Sequence[str]) -> list[np.ndarray]:
     """The ids of each text, in which the name of a special token is that token."""
     names = {self.token(id): np.array([id], np.int32) for id in self.special_ids.tolist()}
@@ -147,6 +156,10 @@ class Tokenizer(abc.ABC):
     """The ids of each text, in which names of special tokens are text like any other."""
 
   @abc.abstractmethod
+  def _encode_with_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """See `encode_with_spans`; spans may include white space."""
+
+  @abc.abstractmethod
   def _text(self, ids: np.ndarray) -> str:
     """The text of `ids`, all in range and none special but the unknown one."""
 
@@ -168,3 +181,19 @@ def sentinel_number(token: str) -> int | None:
 def sentinels_on_top(size: int, count: int) -> np.ndarray:
   """The highest `count` ids of a vocabulary of `size` ids, highest first, int32."""
   return np.arange(size - 1, size - 1 - count, -1, dtype=np.int32)
+
+
+def _without_space(text: str, spans: np.ndarray) -> np.ndarray:
+  """Spans without white space at their ends; spans of nothing else stay."""
+  space = np.array([letter.isspace() for letter in text], bool)
+  # Number of the next (last) character that is no space, for each place.
+  places = np.arange(len(text))
+  following = np.minimum.accumulate(np.where(space, len(text), places)[::-1])[::-1]
+  preceding = np.maximum.accumulate(np.where(space, -1, places))
+  start, end = spans[:, 0], spans[:, 1]
+  inner = np.flatnonzero(end > start)
+  first, last = following[start[inner]], preceding[end[inner] - 1]
+  real = first <= last
+  trimmed = spans.copy()
+  trimmed[inner[real]] = np.stack([first, last + 1], 1)[real]
+  return trimmed

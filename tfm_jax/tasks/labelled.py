@@ -1,0 +1,267 @@
+"""`LabelledTask`: what all tasks on files of labelled examples share. A task adds reading, rows and predictions."""
+
+import abc
+import dataclasses
+import functools
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import jax
+import numpy as np
+from etils import epath
+
+from tfm_jax.data.prepare import find_tokenizer, vocabulary_of
+from tfm_jax.errors import UserError
+from tfm_jax.models.config import replaced
+from tfm_jax.models.model import Model, labelled_fields
+from tfm_jax.objectives.objective import Fields, along_row
+from tfm_jax.ops.losses import LossTerms
+from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.tasks.rows import RowBatches, Rows, lengths_of
+from tfm_jax.tasks.scores import score
+from tfm_jax.text.corpora.corpus import Corpus, Counts
+from tfm_jax.text.corpora.files import check_split, content_fingerprint, counted, find_text_files
+from tfm_jax.text.tokenizers.table import Tokenizer
+from tfm_jax.training.config import Config
+from tfm_jax.training.loss import LossFunction, make_loss
+from tfm_jax.training.task import Batch, EvalStream
+
+log = logging.getLogger(__name__)
+
+E = TypeVar("E")
+Outputs = dict[str, np.ndarray]
+Prediction = dict[str, Any]
+
+SOURCE = "files"
+"""`data.source` of tasks: the files at `data.path`, whose form their endings and the task tell."""
+
+
+class LabelledTask(abc.ABC, Generic[E]):
+  """Base class of tasks that learn from files of labelled examples: everything of `training.task.Task`.
+
+  Args:
+    config: the resolved configuration, after `configure`.
+    stored_tokenizer: the folder of the tokenizer of this run, or of the run that it starts from; None: it is read from
+      `tokenizer.path`, or trained on the training examples.
+
+  Raises:
+    UserError: a mistake in the files (file and line are named), or a tokenizer without an end symbol.
+  """
+
+  form: ClassVar[str]
+  """What predictions look like: classes, numbers, tags or answers; see `tasks.scores`."""
+  predicts: ClassVar[bool] = True
+
+  # What a task adds.
+
+  @classmethod
+  @abc.abstractmethod
+  def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[E]:
+    """The examples of files. `labelled`: whether each must have a label. `counts`: what was left out or repaired."""
+
+  @classmethod
+  @abc.abstractmethod
+  def head(cls, config: Config, examples: Sequence[E]) -> dict[str, Any]:
+    """The keys of the head ("head.name", ...) that follow from the training examples."""
+
+  @classmethod
+  @abc.abstractmethod
+  def texts(cls, example: E) -> Sequence[str]:
+    """The texts of an example; the first decides with which others it is held out."""
+
+  @abc.abstractmethod
+  def rows(self, examples: Sequence[E]) -> Rows:
+    """The rows of examples. Those without labels have weight 0."""
+
+  @abc.abstractmethod
+  def predictions(self, examples: Sequence[E], rows: Rows, outputs: Mapping[int, Outputs]) -> list[Prediction]:
+    """What the model predicts for each example, as in predictions.jsonl; see `tasks.scores` for the forms.
+
+    Args:
+      examples: the examples.
+      rows: their rows.
+      outputs: row -> the head's prediction for it. Where rows are missing, their examples are left out.
+    """
+
+  def training_rows(self, rows: Rows) -> Rows:
+    """The rows with the weights that they have in training."""
+    return rows
+
+  # `Task`.
+
+  @classmethod
+  def configure(cls, config: Config) -> Config:
+    """Sets the head, with the classes of the file at `data.path`. Raises UserError."""
+    data = dataclasses.replace(config.data, source=SOURCE)
+    config = dataclasses.replace(config, data=data)
+    head = cls.head(config, cls.split(config)[0])
+    return dataclasses.replace(config, model=replaced(config.model, head))
+
+  def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
+    self.config = config
+    counts: Counts = {}
+    train, held_out = self.split(config, counts)
+    files, eval_files = _files(config)
+    settings = [config.task.name, config.task.text, config.task.pair, config.task.label, config.data.errors]
+    settings += [] if eval_files else [config.data.eval_fraction]
+    fingerprint = content_fingerprint(settings, [files, eval_files])
+    corpus = Corpus(
+      name=SOURCE,
+      description=f"{config.data.path}: {counted(files, 'file')}",
+      fingerprint=fingerprint,
+      read=lambda part, _: ((text,) for example in train for text in self.texts(example)),
+    )
+    self.tokenizer: Tokenizer = find_tokenizer(config.tokenizer, corpus, stored_tokenizer)
+    self.vocabulary = vocabulary_of(self.tokenizer)
+    if self.vocabulary.eos_id < 0:
+      raise UserError(f"task.name={config.task.name} needs an end symbol, and this tokenizer has none")
+    self.fingerprints = {"data": fingerprint, "tokenizer": self.tokenizer.fingerprint}
+    self.lengths = lengths_of(config.data.seq_len, config.data.buckets)
+    rows = self.rows(train)
+    size, pad = config.train.batch_size, self.vocabulary.pad_id
+    self._train = RowBatches(self.training_rows(rows), size, config.seed, self.lengths, shuffle=True, pad=pad)
+    self.num_rows = self._train.num_rows
+    self.fields = self._fields(rows)
+    self._examples = held_out
+    self._held_out_rows = self.rows(held_out) if held_out else None
+    self._eval = None
+    if self._held_out_rows is not None:
+      self._eval = self._batches(self._held_out_rows, config.eval.batches)
+    self._log(train, rows, counts)
+
+  @classmethod
+  def split(cls, config: Config, counts: Counts | None = None) -> tuple[list[E], list[E]]:
+    """The training and the held-out examples. Raises UserError."""
+    counts = {} if counts is None else counts
+    check_split(config.data.eval_fraction, config.data.errors)
+    files, eval_files = _files(config)
+    examples = cls._read(config, files, True, counts)
+    if eval_files:
+      return examples, cls._read(config, eval_files, False, counts)
+    parts: tuple[list[E], list[E]] = ([], [])
+    for example in examples:
+      parts[_held_out(cls.texts(example)[0], config.data.eval_fraction)].append(example)
+    if not parts[0]:
+      raise UserError(f"data.eval_fraction={config.data.eval_fraction:g} leaves no example of {config.data.path}")
+    return parts
+
+  @classmethod
+  def _read(cls, config: Config, files: list[Path], labelled: bool, counts: Counts) -> list[E]:
+    stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    examples, found = _examples(cls, config.task, config.data.errors, labelled, stamps, config)
+    for name, count in found.items():
+      counts[name] = counts.get(name, 0) + count
+    return list(examples)
+
+  def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
+    """See `Task`."""
+    return ((step, self._train.batch(step, rows)) for step in range(start, stop))
+
+  @property
+  def eval_streams(self) -> dict[str, EvalStream]:
+    """See `Task`."""
+    held_out = self._eval
+    if held_out is None:
+      return {}
+    return {"eval": lambda rows: (held_out.batch(step, rows) for step in range(held_out.num_batches))}
+
+  def loss(self, model: Model) -> LossFunction:
+    """See `Task`."""
+    return make_loss(model, self.config.loss)
+
+  def eval_metrics(self, split: str, totals: LossTerms, predictions: Sequence[Outputs]) -> dict[str, float]:
+    """The scores of the held-out examples, see `tasks.scores`."""
+    assert self._eval is not None and self._held_out_rows is not None
+    outputs = _by_row(self._eval, predictions)
+    found = self.predictions(self._examples, self._held_out_rows, outputs)
+    return score(self.form, found, intervals=False)
+
+  def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
+    """Writes the predictions for all held-out examples; the lines have their scores."""
+    if not self._examples:
+      return [
+        f"nothing is held out: set data.eval_path, or data.eval_fraction (now {self.config.data.eval_fraction:g})"
+      ]
+    found = self.predict(model, params, self._examples)
+    run.write_predictions(found)
+    return [*score_lines(score(self.form, found)), f"every prediction: {run.predictions}"]
+
+  # Evaluation.
+
+  def predict(self, model: Model, params: Any, examples: Sequence[E]) -> list[Prediction]:
+    """The predictions for examples, in their order. All processes call it."""
+    rows = self.rows(examples)
+    batches = self._batches(rows)
+    predict = jax.jit(model.predict, out_shardings=model.placement.replicated)
+    outputs = [jax.device_get(predict(params, batch)) for batch in batches.batches()]
+    return self.predictions(examples, rows, _by_row(batches, outputs))
+
+  def _batches(self, rows: Rows, limit: int = 0) -> RowBatches:
+    size, seed = self.config.train.batch_size, self.config.seed
+    return RowBatches(rows, size, seed, self.lengths, False, self.vocabulary.pad_id, limit)
+
+  def _fields(self, rows: Rows) -> Fields:
+    """What the model and its head read, and token types where rows have them."""
+    config = self.config
+    size = config.model.vocab_size or self.tokenizer.vocab_size
+    fields = labelled_fields(config.family, config.model, config.data.seq_len, size)
+    if rows.types is not None:
+      fields["token_types"] = along_row(config.data.seq_len, "types", config.model.token_types)
+    return fields
+
+  def _log(self, train: Sequence[E], rows: Rows, counts: Counts) -> None:
+    held_out = "none" if self._held_out_rows is None else f"{len(self._examples):,}"
+    log.info("%s: %s examples to train on, %s held out", self.config.task.name, f"{len(train):,}", held_out)
+    log.info("batches of %s tokens per row; %.0f %% of the positions hold text", self.lengths, 100 * self._train.fill())
+    for name, count in counts.items():
+      if count:
+        log.info("%s: %s", name, f"{count:,}")
+    if rows.truncated:
+      log.warning(
+        "%s texts are longer than data.seq_len=%d and were cut", f"{rows.truncated:,}", self.config.data.seq_len
+      )
+
+
+def score_lines(scores: Mapping[str, float]) -> list[str]:
+  """One line per score, with its interval."""
+  lines = []
+  for name, value in scores.items():
+    if not name.endswith(("_low", "_high")):
+      low, high = scores.get(f"{name}_low"), scores.get(f"{name}_high")
+      interval = "" if low is None or high is None else f" ({low:.4f} to {high:.4f})"
+      lines.append(f"{name.replace('_', ' ')}: {value:.4f}{interval}")
+  return lines
+
+
+@functools.lru_cache(maxsize=4)
+def _examples(
+  task: Any, columns: Any, errors: str, labelled: bool, stamps: tuple[tuple[Path, int, int], ...], config: Any
+) -> tuple[tuple[Any, ...], Counts]:
+  """What `read` gives: `configure` and the task read the same files."""
+  counts: Counts = {}
+  return tuple(task.read(config, [file for file, _, _ in stamps], labelled, counts)), counts
+
+
+def _files(config: Config) -> tuple[list[Path], list[Path]]:
+  """The training and the held-out files."""
+  data = config.data
+  files = find_text_files(data.path, "data.path", any_ending=True)
+  return files, find_text_files(data.eval_path, "data.eval_path", any_ending=True) if data.eval_path else []
+
+
+def _by_row(batches: RowBatches, outputs: Sequence[Outputs]) -> dict[int, Outputs]:
+  """Row -> what the head predicts for it."""
+  return {
+    int(row): {name: values[i] for name, values in batch.items()}
+    for step, batch in enumerate(outputs)
+    for i, row in enumerate(batches.rows_of(step))
+    if row >= 0
+  }
+
+
+def _held_out(text: str, fraction: float) -> bool:
+  """Whether an example is held out: by a hash of its text, so that equal texts stay together."""
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) < fraction * 2**32

@@ -1,0 +1,1 @@
+"""Labelled examples, read from files: tables and JSON lines, CoNLL columns, and questions in SQuAD's JSON."""
