@@ -1,0 +1,525 @@
+"""Scores of predictions against the field's own libraries, the official scripts of SQuAD and CMRC, and known cases."""
+
+import json
+import math
+import re
+import string
+from collections import Counter
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfm_jax.errors import UserError
+from tfm_jax.tasks.scores import MAIN, compare, score, scored_rows
+from tfm_jax.tasks.scoring.answers import normalised
+from tfm_jax.tasks.scoring.bootstrap import resamples
+from tfm_jax.tasks.scoring.classes import calibration_error, reliability
+from tfm_jax.tasks.scoring.tags import bio_faults, entities
+
+EXACT = pytest.approx
+
+
+def class_row(prediction, label, text="", **probabilities):
+  return {"prediction": prediction, "label": label, "probabilities": probabilities, "text": text}
+
+
+def number_row(prediction, label):
+  return {"prediction": prediction, "label": label, "text": ""}
+
+
+def tag_row(prediction, label):
+  prediction, label = prediction.split(), None if label is None else label.split()
+  words = [f"w{n}" for n in range(len(prediction))]
+  return {"prediction": prediction, "label": label, "probabilities": [0.5] * len(words), "words": words}
+
+
+def answer_row(prediction, label, no_answer=0.0, candidates=()):
+  best = [{"text": text, "start": 0, "end": len(text), "probability": 0.5} for text in candidates]
+  span = {"start": -1, "end": -1} if not prediction else {"start": 0, "end": len(prediction)}
+  text = {"question": "?", "context": ""}
+  return {
+    "id": "",
+    "prediction": prediction,
+    "label": label,
+    **span,
+    "probabilities": best,
+    "no_answer": no_answer,
+  } | text
+
+
+def random_rows(form, count=200, seed=0):
+  draw = np.random.default_rng(seed)
+  if form == "classes":
+    names = ["a", "b", "c"]
+    probabilities = draw.dirichlet([1, 1, 1], count)
+    labels = draw.integers(0, 3, count)
+    return [
+      class_row(names[int(p.argmax())], names[n], **dict(zip(names, map(float, p), strict=True)))
+      for p, n in zip(probabilities, labels, strict=True)
+    ]
+  if form == "numbers":
+    labels = draw.integers(0, 6, count) * 1.0
+    return [number_row(float(n + e), float(n)) for n, e in zip(labels, draw.normal(size=count), strict=True)]
+  if form == "tags":
+    tags = ["O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    rows = []
+    for _ in range(count):
+      label = list(draw.choice(tags, draw.integers(1, 12)))
+      changed = [str(draw.choice(tags)) if draw.random() < 0.3 else tag for tag in label]
+      rows.append(tag_row(" ".join(changed), " ".join(label)))
+    return rows
+  texts = ["the red fox", "A fox", "red, red fox!", "", "12", "the", "fox of the red hill"]
+  pick = lambda: str(draw.choice(texts))
+  return [answer_row(pick(), [pick() for _ in range(draw.integers(0, 3))], float(draw.random())) for _ in range(count)]
+
+
+FORMS = pytest.mark.parametrize("form", ["classes", "numbers", "tags", "answers"])
+
+
+# Classes.
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=30))
+def test_scores_of_classes_equal_those_of_scikit_learn(pairs):
+  rows = [class_row(p, n, a=0, b=0, c=0) | {"probabilities": {}} for p, n in pairs]
+  predictions, labels = zip(*pairs, strict=True)
+  scores = score("classes", rows, intervals=False)
+  assert scores["accuracy"] == EXACT(sklearn.metrics.accuracy_score(labels, predictions))
+  macro = sklearn.metrics.f1_score(labels, predictions, average="macro", zero_division=0)
+  assert scores["f1_macro"] == EXACT(macro)
+  present = sorted({*predictions, *labels})
+  if len(present) == 2:
+    of_second = sklearn.metrics.f1_score(labels, predictions, pos_label=present[1], zero_division=0)
+    assert scores["f1"] == EXACT(of_second)
+  else:
+    assert scores["f1"] == EXACT(macro)
+  if len(present) > 1:
+    assert scores["matthews"] == EXACT(sklearn.metrics.matthews_corrcoef(labels, predictions))
+
+
+def test_f1_is_that_of_the_second_class_or_of_the_positive_one():
+  # In the order of the probabilities "yes" is first: "no" is the second, whatever their order in the alphabet.
+  rows = [class_row(p, n, yes=0.5, no=0.5) for p, n in [("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "no")]]
+  assert score("classes", rows, intervals=False)["f1"] == EXACT(4 / 5)
+  assert score("classes", rows, intervals=False, positive="yes")["f1"] == EXACT(2 / 3)
+  with pytest.raises(UserError, match=r"positive class 'yse'.*did you mean 'yes'"):
+    score("classes", rows, positive="yse")
+
+
+def test_a_class_that_is_only_in_the_probabilities_has_no_part_in_the_mean_of_f1():
+  rows = [class_row("a", "a", a=0.9, b=0.05, c=0.05), class_row("b", "b", a=0.1, b=0.9, c=0.0)]
+  assert score("classes", rows)["f1"] == score("classes", rows)["f1_low"] == 1.0
+
+
+def test_log_loss_and_its_floor_where_a_probability_was_rounded_to_zero():
+  rows = random_rows("classes", 50)
+  names = list(rows[0]["probabilities"])
+  labels = [row["label"] for row in rows]
+  probabilities = np.array([[row["probabilities"][name] for name in names] for row in rows])
+  assert score("classes", rows)["log_loss"] == EXACT(sklearn.metrics.log_loss(labels, probabilities, labels=names))
+  assert score("classes", [class_row("a", "b", a=1.0, b=0.0)])["log_loss"] == EXACT(-math.log(5e-7))
+  scores = score("classes", [class_row("a", "c", a=1.0, b=0.0)])
+  assert "log_loss" not in scores and scores["accuracy"] == 0
+
+
+def test_the_calibration_error_is_the_weighted_distance_of_confidence_and_accuracy():
+  # (0.6, 0.666..]: 0.62 wrong and 0.64 right; the last bin: 1.0 right, 0.95 right, 0.95 wrong.
+  confidences, right = np.array([0.62, 0.64, 1.0, 0.95, 0.95]), np.array([False, True, True, True, False])
+  bins = reliability(confidences, right)
+  assert [(one.count, EXACT(one.accuracy)) for one in bins] == [(2, 0.5), (3, 2 / 3)]
+  expected = 2 / 5 * abs(0.5 - 0.63) + 3 / 5 * abs(2 / 3 - 2.9 / 3)
+  assert calibration_error(bins) == EXACT(expected)
+  rows = [class_row("a", "a" if good else "b", a=c, b=1 - c) for c, good in zip(confidences, right, strict=True)]
+  assert score("classes", rows)["calibration_error"] == EXACT(expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
+def test_the_calibration_error_equals_the_sum_over_half_open_bins(pairs):
+  confidences, right = (np.array(values) for values in zip(*pairs, strict=True))
+  error = 0.0
+  for k in range(15):
+    inside = (np.ceil(confidences * 15) == k + 1) | ((k == 0) & (confidences == 0))
+    if inside.any():
+      error += inside.mean() * abs(right[inside].mean() - confidences[inside].mean())
+  assert calibration_error(reliability(confidences, right)) == EXACT(error, abs=1e-12)
+
+
+def test_one_class_only_and_constant_predictions():
+  assert score("classes", [class_row("a", "a", a=1.0)] * 3)["matthews"] == 0.0
+  rows = [class_row("a", name, a=0.6, b=0.4) for name in "aab"]
+  scores = score("classes", rows)
+  assert scores["matthews"] == scores["f1"] == 0.0 and scores["accuracy"] == EXACT(2 / 3)
+
+
+# Numbers.
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 10**6), st.integers(1, 6))
+def test_scores_of_numbers_equal_those_of_scipy_and_scikit_learn(count, seed, levels):
+  draw = np.random.default_rng(seed)
+  labels, predictions = draw.integers(0, levels + 1, count) * 1.0, draw.integers(0, levels + 1, count) / 2
+  scores = score("numbers", [number_row(*pair) for pair in zip(predictions, labels, strict=True)], intervals=False)
+  assert scores["mean_squared_error"] == EXACT(sklearn.metrics.mean_squared_error(labels, predictions))
+  assert scores["mean_absolute_error"] == EXACT(sklearn.metrics.mean_absolute_error(labels, predictions))
+  if np.ptp(labels) and np.ptp(predictions):
+    assert scores["pearson"] == EXACT(scipy.stats.pearsonr(labels, predictions).statistic, abs=1e-12)
+    assert scores["spearman"] == EXACT(scipy.stats.spearmanr(labels, predictions).statistic, abs=1e-12)
+  else:
+    assert scores["pearson"] == scores["spearman"] == 0.0
+
+
+def test_what_is_not_finite_does_not_reach_json():
+  scores = score("numbers", [number_row(math.nan, 1.0), number_row(2.0, 2.0), number_row(3.0, 1.0)])
+  json.dumps(scores, allow_nan=False)
+  assert "mean_squared_error" not in scores
+  one = score("numbers", [number_row(3.0, 1.0)])
+  json.dumps(one, allow_nan=False)
+  assert one["pearson"] == 0.0 and one["mean_absolute_error"] == 2.0
+
+
+# Tags.
+
+
+@pytest.mark.parametrize(
+  ("tags", "expected"),
+  [
+    ("B-PER I-PER O B-LOC", {("PER", 0, 1), ("LOC", 3, 3)}),
+    ("I-PER I-PER O", {("PER", 0, 1)}),  # no B-
+    ("O I-LOC", {("LOC", 1, 1)}),
+    ("B-PER I-LOC", {("PER", 0, 0), ("LOC", 1, 1)}),  # the type changes
+    ("I-PER I-LOC I-LOC", {("PER", 0, 0), ("LOC", 1, 2)}),
+    ("B-PER B-PER I-PER", {("PER", 0, 0), ("PER", 1, 2)}),
+    ("B-PER O I-PER", {("PER", 0, 0), ("PER", 2, 2)}),
+    ("O O", set()),
+  ],
+)
+def test_entities_are_those_of_the_conll_scorer_also_where_bio_is_faulty(tags, expected):
+  assert set(entities(tags.split())) == expected
+
+
+def test_bio_faults_are_counted():
+  assert bio_faults(["B-PER", "I-PER", "I-PER", "O", "B-LOC"]) == 0
+  assert bio_faults(["I-PER", "I-PER", "O", "I-LOC", "I-PER"]) == 3
+  rows = [tag_row("O I-PER", "B-PER I-PER"), tag_row("B-PER I-LOC", "B-PER O")]
+  assert score("tags", rows)["bio_faults"] == 2
+
+
+def test_precision_recall_and_f1_of_a_case_counted_by_hand():
+  rows = [
+    tag_row("B-PER I-PER O B-LOC", "B-PER I-PER O B-ORG"),  # one right, one of the wrong type
+    tag_row("O I-ORG I-ORG O", "O B-ORG I-ORG O"),  # right in spite of the fault
+    tag_row("B-PER O O", "B-PER I-PER O"),  # too short
+  ]
+  scores = score("tags", rows)
+  assert scores["precision"] == scores["recall"] == scores["f1"] == 0.5
+  assert scores["accuracy"] == EXACT(8 / 11)
+  assert list(scored_rows("tags", rows).right()) == [False, True, False]
+  assert scored_rows("tags", rows).by_type() == {"LOC": (0, 1, 0), "ORG": (1, 1, 2), "PER": (1, 2, 2)}
+
+
+def test_a_fault_does_not_reach_into_the_next_sentence():
+  rows = [tag_row("O B-PER", "O B-PER"), tag_row("I-PER O", "I-PER O")]
+  assert scored_rows("tags", rows).by_type() == {"PER": (2, 2, 2)}
+
+
+def test_tags_that_mark_no_entities_have_only_an_accuracy():
+  rows = [tag_row("NN VB DT", "NN VB NN"), tag_row("DT", "DT")]
+  assert score("tags", rows, intervals=False) == {"accuracy": 0.75}
+  assert list(scored_rows("tags", rows).right()) == [False, True]
+
+
+def test_without_any_entity_f1_is_zero():
+  assert score("tags", [tag_row("O O", "O O")])["f1"] == 0.0
+
+
+# Answers: the official scripts, written again as plainly as possible.
+
+
+def official_normalise(text):
+  text = "".join(ch for ch in text.lower() if ch not in set(string.punctuation))
+  return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def official_f1(reference, prediction, version):
+  theirs, ours = official_normalise(reference).split(), official_normalise(prediction).split()
+  if version == 2 and (len(theirs) == 0 or len(ours) == 0):
+    return int(theirs == ours)
+  same = sum((Counter(theirs) & Counter(ours)).values())
+  if same == 0:
+    return 0
+  precision, recall = same / len(ours), same / len(theirs)
+  return 2 * precision * recall / (precision + recall)
+
+
+def official_scores(rows, version):
+  exact, f1 = [], []
+  for row in rows:
+    references = row["label"]
+    if version == 2:
+      references = [text for text in references if official_normalise(text)] or [""]
+    exact.append(max(int(official_normalise(r) == official_normalise(row["prediction"])) for r in references))
+    f1.append(max(official_f1(r, row["prediction"], version) for r in references))
+  return exact, f1
+
+
+def official_best_threshold(rows, f1):
+  current = best = sum(not row["label"] for row in rows)
+  threshold = 0.0
+  for n in sorted(range(len(rows)), key=lambda n: rows[n]["no_answer"]):
+    current += f1[n] if rows[n]["label"] else -1 if rows[n]["prediction"] else 0
+    if current > best:
+      best, threshold = current, rows[n]["no_answer"]
+  return best / len(rows), threshold
+
+
+def texts_of(*pieces):
+  return st.lists(st.sampled_from(pieces), max_size=9).map("".join)
+
+
+TEXTS = texts_of("the ", "an ", "a", "fox ", "Red", ",", "'s ", " ", "12 ", "é")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=8))
+def test_answers_score_as_the_script_of_squad_1_1(pairs):
+  rows = [answer_row(*pair) for pair in pairs]
+  exact, f1 = official_scores(rows, 1)
+  scores = score("answers", rows, intervals=False, language="en")
+  assert scores == {"exact_match": EXACT(np.mean(exact)), "f1": EXACT(np.mean(f1))}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  st.lists(st.tuples(TEXTS, st.lists(TEXTS, max_size=3), st.sampled_from([0, 0.2, 0.5, 0.9])), min_size=1, max_size=8)
+)
+def test_answers_score_as_the_script_of_squad_2_0(triples):
+  rows = [answer_row(*triple) for triple in triples] + [answer_row("fox", [], 0.5)]
+  exact, f1 = official_scores(rows, 2)
+  scores = score("answers", rows, intervals=False)
+  assert scores["exact_match"] == EXACT(np.mean(exact)) and scores["f1"] == EXACT(np.mean(f1))
+  has = np.array([bool(row["label"]) for row in rows])
+  assert scores["no_answer_f1"] == EXACT(np.array(f1)[~has].mean())
+  assert scores["has_answer_f1"] == EXACT(np.array(f1)[has].mean() if has.any() else 0.0)
+  best, threshold = official_best_threshold(rows, f1)
+  assert (scores["best_f1"], scores["best_f1_threshold"]) == (EXACT(best), threshold)
+
+
+@pytest.mark.parametrize(
+  ("prediction", "references", "exact", "f1"),
+  [
+    ("The Beatles!", ["beatles"], 1, 1),
+    ("U.S. Army", ["US army"], 1, 1),
+    ("an apple a day", ["apple day"], 1, 1),
+    ("theatre", ["atre"], 0, 0),
+    ("red fox", ["the fox", "red red fox"], 0, 0.8),
+    ("", ["fox"], 0, 0),
+    ("the", ["a"], 1, 0),  # both are nothing: SQuAD 1.1 counts no common word
+    ("...", ["?"], 1, 0),
+    ("\u00a0fox\n fox", ["fox fox"], 1, 1),
+  ],
+)
+def test_odd_answers(prediction, references, exact, f1):
+  scores = score("answers", [answer_row(prediction, references)], intervals=False)
+  assert scores == {"exact_match": exact, "f1": EXACT(f1)}
+
+
+def test_where_questions_are_unanswerable_empty_texts_agree():
+  rows = [answer_row("", []), answer_row("the", ["a"]), answer_row("fox", []), answer_row("...", [])]
+  scores = score("answers", rows, intervals=False)
+  assert scores["exact_match"] == scores["f1"] == 0.75
+  assert scores["has_answer_f1"] == 1.0 and scores["no_answer_f1"] == EXACT(2 / 3)
+
+
+def test_the_best_threshold_brings_back_answers_that_the_run_withheld():
+  rows = [
+    answer_row("", ["fox"], 0.6, candidates=["", "fox"]),  # wrongly withheld
+    answer_row("hill", ["hill"], 0.1),
+    answer_row("", [], 0.9, candidates=["", "hill"]),
+  ]
+  scores = score("answers", rows, intervals=False)
+  assert scores["f1"] == EXACT(2 / 3)
+  assert (scores["best_f1"], scores["best_f1_threshold"]) == (1.0, 0.6)
+  rows[0] = answer_row("wrong", ["fox"], 0.1)
+  rows[1] = answer_row("wrong", ["hill"], 0.2)
+  scores = score("answers", rows, intervals=False)
+  assert (scores["best_f1"], scores["best_f1_threshold"]) == (EXACT(1 / 3), 0.0)
+
+
+def official_chinese_f1(reference, prediction):
+  removed = "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"
+
+  def pieces(text):
+    out, other = [], ""
+    for char in [c for c in text.lower().strip() if c not in removed] + ["一"]:
+      if re.match(r"[\u4e00-\u9fa5]", char):
+        out += other.split()  # these cases have no signs that NLTK would split
+        out, other = [*out, char], ""
+      else:
+        other += char
+    return out[:-1]
+
+  theirs, ours = pieces(reference), pieces(prediction)
+  runs = [ours[i:j] for i in range(len(ours)) for j in range(i + 1, len(ours) + 1)]
+  common = [run for run in runs if any(theirs[k : k + len(run)] == run for k in range(len(theirs)))]
+  longest = max(map(len, common), default=0)
+  return 2 * longest / (len(ours) + len(theirs)) if longest else 0
+
+
+CHINESE = texts_of(*"北京大学，。《》 ", "nba ", "1998")
+
+
+@settings(max_examples=80, deadline=None)
+@given(CHINESE, st.lists(CHINESE, min_size=1, max_size=3))
+def test_chinese_answers_score_as_the_script_of_cmrc(prediction, references):
+  scores = score("answers", [answer_row(prediction, references)], intervals=False, language="zh")
+  assert scores["f1"] == EXACT(max(official_chinese_f1(reference, prediction) for reference in references))
+
+
+@pytest.mark.parametrize(
+  ("prediction", "references", "exact", "f1"),
+  [
+    ("《北京大学》。", ["北京大学"], 1, 1),
+    ("北京的大学", ["北京大学"], 0, 4 / 9),  # the longest run is two characters
+    ("1998年", ["于1998年", "1999年"], 0, 0.8),
+    ("3.5%的人", ["3.5%的人"], 1, 1),
+    ("NBA总冠军", ["nba总冠军"], 1, 1),
+    ("", ["北京"], 0, 0),
+  ],
+)
+def test_odd_chinese_answers(prediction, references, exact, f1):
+  rows = [answer_row(prediction, references)]
+  assert score("answers", rows, intervals=False) == {"exact_match": exact, "f1": EXACT(f1)}  # the language is detected
+
+
+def test_an_unanswerable_chinese_question():
+  rows = [answer_row("", []), answer_row("北京", []), answer_row("北京", ["北京"])]
+  assert score("answers", rows, intervals=False)["f1"] == EXACT(2 / 3)
+
+
+def test_normalisation_is_that_of_the_official_script():
+  for text in ("The quick, brown fox", "a.b.c", "An  a the", "Théâtre a", "the-end", ""):
+    assert normalised(text) == official_normalise(text)
+
+
+# All forms.
+
+
+@FORMS
+def test_rows_without_a_label_have_no_part(form):
+  rows = random_rows(form, 20)
+  blank = [row | {"label": None} for row in rows]
+  assert score(form, blank) == score(form, []) == {}
+  mixed = [row for pair in zip(blank, rows, strict=True) for row in pair]
+  assert score(form, mixed) == score(form, rows)
+
+
+@FORMS
+def test_scores_lie_within_their_intervals_and_bounds(form):
+  scores = score(form, random_rows(form))
+  assert MAIN[form] in scores and f"{MAIN[form]}_low" in scores
+  for name in [name.removesuffix("_low") for name in scores if name.endswith("_low")]:
+    assert scores[f"{name}_low"] <= scores[name] <= scores[f"{name}_high"]
+    if name not in ("log_loss", "mean_squared_error", "mean_absolute_error"):
+      assert scores[f"{name}_low"] >= -1 and scores[f"{name}_high"] <= 1
+  json.dumps(scores, allow_nan=False)
+
+
+@FORMS
+def test_the_order_of_the_rows_does_not_matter(form):
+  rows = random_rows(form, 60)
+  other = score(form, rows[::-1], intervals=False)
+  assert other == EXACT(score(form, rows, intervals=False))
+
+
+@FORMS
+def test_perfect_predictions_score_one(form):
+  rows = random_rows(form, 60)
+  answer = lambda row: next((text for text in row["label"] if normalised(text)), "")  # others count as none
+  right = lambda row: answer(row) if form == "answers" else row["label"]
+  scores = score(form, [row | {"prediction": right(row)} for row in rows])
+  assert scores[MAIN[form]] == EXACT(1.0) and scores[f"{MAIN[form]}_low"] == EXACT(1.0)
+  if form != "numbers":
+    assert scored_rows(form, [row | {"prediction": right(row)} for row in rows]).right().all()
+
+
+@FORMS
+def test_a_resample_scores_as_the_rows_that_it_draws(form):
+  rows = random_rows(form, 40)
+  weights = next(resamples(len(rows), seed=3, count=5))
+  assert (weights.sum(axis=1) == len(rows)).all()
+  fast = scored_rows(form, rows).resampled(weights)
+  for r, counts in enumerate(weights.astype(int)):
+    drawn = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+    slow = score(form, drawn, intervals=False)
+    assert {name: float(values[r]) for name, values in fast.items()} == EXACT({name: slow[name] for name in fast})
+
+
+def test_the_interval_of_an_accuracy_is_the_binomial_one():
+  rows = [class_row("a" if n < 320 else "b", "a", a=0.5, b=0.5) for n in range(400)]
+  scores = score("classes", rows)
+  low, high = scipy.stats.binom.interval(0.95, 400, 0.8)
+  assert scores["accuracy_low"] == EXACT(low / 400, abs=0.006)
+  assert scores["accuracy_high"] == EXACT(high / 400, abs=0.006)
+
+
+def test_the_bootstrap_is_that_of_its_seed_and_of_all_examples():
+  rows = random_rows("classes")
+  assert score("classes", rows, seed=1) == score("classes", rows, seed=1) != score("classes", rows, seed=2)
+  drawn = np.concatenate(list(resamples(50, seed=0)))
+  assert drawn.shape == (1000, 50)
+  assert np.abs(drawn.mean(axis=0) - 1).max() < 0.15  # every example is drawn as often as any other
+  assert drawn.var() == EXACT(1 - 1 / 50, abs=0.03)
+
+
+# Two runs.
+
+
+def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_examples():
+  a = [class_row("x", "x" if n < 50 else "y", x=0.5, y=0.5) for n in range(100)]
+  b = [row | {"prediction": row["label"] if n < 48 or 60 <= n < 70 else "z"} for n, row in enumerate(a)]
+  found = compare("classes", a, b)
+  assert found.table == (48, 2, 10, 40) and found.examples == 100
+  assert found.mcnemar_p == EXACT(2 * sum(math.comb(12, k) for k in range(3)) / 2**12)
+  accuracy = found.differences["accuracy"]
+  assert (accuracy.a, accuracy.b) == (0.5, 0.58) and accuracy.difference == EXACT(0.08)
+  # The paired difference has the variance of its -1, 0 and 1, far below that of two independent accuracies.
+  deviation = math.sqrt((12 - 8**2 / 100) / 100**2)
+  assert accuracy.high - accuracy.low == EXACT(2 * 1.96 * deviation, rel=0.15)
+  assert 0.001 < accuracy.p_value < 0.06
+
+
+@FORMS
+def test_a_run_does_not_differ_from_itself(form):
+  rows = random_rows(form, 50)
+  found = compare(form, rows, rows)
+  assert all(one.difference == one.low == one.high == 0 and one.p_value == 1 for one in found.differences.values())
+  assert found.mcnemar_p == (None if form == "numbers" else 1.0)
+  assert (found.table is None) == (form == "numbers")
+
+
+@FORMS
+def test_the_difference_changes_its_sign_with_the_order_of_the_runs(form):
+  a = random_rows(form, 60)
+  b = [row | {"prediction": a[0]["prediction"] if form != "tags" else ["O"] * len(row["words"])} for row in a]
+  there, back = compare(form, a, b), compare(form, b, a)
+  for name, one in there.differences.items():
+    other = back.differences[name]
+    assert (one.difference, one.low, one.high) == EXACT((-other.difference, -other.high, -other.low))
+    assert one.p_value == other.p_value
+
+
+def test_runs_over_different_examples_are_refused():
+  rows = random_rows("classes", 5)
+  with pytest.raises(UserError, match=r"different examples \(5 and 4\)"):
+    compare("classes", rows, rows[:4])
+  with pytest.raises(UserError, match="row 2 differs in text"):
+    compare("classes", rows, [rows[0], rows[1] | {"text": "other"}, *rows[2:]])
+  with pytest.raises(UserError, match="have no labels"):
+    compare("classes", [row | {"label": None} for row in rows], [row | {"label": None} for row in rows])

@@ -1,0 +1,1 @@
+"""Scores of predictions, one file per form, and their bootstrap intervals. The door is `tfm_jax.tasks.scores`."""
