@@ -13,7 +13,7 @@ from tfm_jax.models.model import Model
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training.config import Config
-from tfm_jax.training.task import TextTask
+from tfm_jax.training.task import Predictions, TextTask
 
 
 class SequenceClassification(TextTask):
@@ -34,7 +34,7 @@ class SequenceClassification(TextTask):
     objective = dataclasses.replace(config.objective, name="sequence_classification")
     return dataclasses.replace(config, data=data, objective=objective, model=replaced(config.model, head))
 
-  def eval_metrics(self, split: str, totals: LossTerms) -> dict[str, float]:
+  def eval_metrics(self, split: str, totals: LossTerms, predictions: Predictions) -> dict[str, float]:
     """No metrics besides loss and accuracy."""
     return {}
 

@@ -1,7 +1,7 @@
 """`Task`: what a run trains on. A task supplies batches, a loss, metrics and a report; the loop does the rest."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from etils import epath
@@ -17,6 +17,8 @@ from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction, make_loss
 
 Batch = Mapping[str, np.ndarray]
+Predictions = Sequence[Mapping[str, np.ndarray]]
+"""One dictionary per batch, in the order of the stream: name -> array of the global batch, see `Model.predict`."""
 EvalStream = Callable[[np.ndarray | None], Iterator[Batch]]
 """rows -> the held-out batches, the same at each call; `rows` as in `Task.train_batches`."""
 
@@ -28,7 +30,12 @@ class Task(Protocol):
     config: the resolved configuration, after `configure`.
     stored_tokenizer: the folder of the tokenizer of this run, or of the run that it starts from; None: there is none
       yet, and the task reads or trains one.
+
+  Attributes:
+    predicts: whether `eval_metrics` gets the predictions of the model's head for each row.
   """
+
+  predicts: ClassVar[bool] = False
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None: ...
 
@@ -64,8 +71,15 @@ class Task(Protocol):
   def loss(self, model: Model) -> LossFunction:
     """The loss of a model, see `training.loss`; it may add metrics of its own."""
 
-  def eval_metrics(self, split: str, totals: LossTerms) -> dict[str, float]:
-    """More metrics for a record of evaluation, computed from the sums over a stream."""
+  def eval_metrics(self, split: str, totals: LossTerms, predictions: Predictions) -> dict[str, float]:
+    """More metrics for a record of evaluation. All processes call it.
+
+    Args:
+      split: the name of the stream.
+      totals: the sums over the stream.
+      predictions: those of each batch of the stream, if `predicts`; otherwise empty. They are of the global batch, in
+        every process.
+    """
 
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
     """Lines to print at the end of a run; it may also write files of the run. All processes call it.
@@ -80,6 +94,8 @@ class Task(Protocol):
 
 class TextTask:
   """Base class of tasks on text: everything of `Task` but `configure`, `eval_metrics` and `report`."""
+
+  predicts: ClassVar[bool] = False
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer, task=config.task)
