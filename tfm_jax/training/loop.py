@@ -39,6 +39,7 @@ from tfm_jax.training.start import (
   check_same_data,
   held,
   parameter_lines,
+  resolve_steps,
   rows_here,
   start_anew,
   start_entry,
@@ -53,7 +54,7 @@ REDRAW_SECONDS = 60.0  # the page with the curves is written this often, beside 
 
 
 def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining) -> dict[str, float]:
-  """Trains to `config.train.steps` in `workdir`, from scratch or from the last checkpoint there.
+  """Trains for `config.train.steps` or `config.train.epochs` in `workdir`, from scratch or from its last checkpoint.
 
   With several processes, all of them call it with the same arguments. Up to the first step, an error in one process is
   raised in all of them; later it is raised where it occurs, and `agreement.give_up` ends the other processes.
@@ -89,6 +90,7 @@ def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining)
     with together():
       check_same_data(prepared_task)
       check_fingerprints(starts, prepared_task, run)
+      config = resolve_steps(config, prepared_task)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
       with together():
         start = _Start(config, run, prepared_task, checkpoints)

@@ -33,9 +33,11 @@ class Task(Protocol):
 
   Attributes:
     predicts: whether `eval_metrics` gets the predictions of the model's head for each row.
+    num_rows: training rows per epoch, from which `train.epochs` computes the number of steps; 0: no epochs.
   """
 
   predicts: ClassVar[bool] = False
+  num_rows: int = 0
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None: ...
 
@@ -104,6 +106,7 @@ class TextTask:
     self._eval = prepared.evaluation(config.train.batch_size)
     self.tokenizer = prepared.tokenizer
     self.fields = self._train.fields
+    self.num_rows = self._train.num_rows
     self.fingerprints, self.former_fingerprints = prepared.fingerprints, prepared.former_fingerprints
 
   def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
