@@ -162,7 +162,7 @@ def test_bits_per_byte_are_those_of_the_text_that_was_evaluated(experiment, tmp_
   sizes = [len(texts[row]) for row in batch["rows"]]
   assert batch["weights"].sum(axis=1).tolist() == sizes  # all but the first byte, and the end
   text_bytes = sum(size * size / (size + 1) for size in sizes)
-  bits = task.eval_metrics("eval", LossTerms({}, {"labels": (20.0, 10.0)}, {}))["bits_per_byte"]
+  bits = task.eval_metrics("eval", LossTerms({}, {"labels": (20.0, 10.0)}, {}), [])["bits_per_byte"]
   assert bits == pytest.approx(2 / math.log(2) * sum(sizes) / text_bytes, rel=1e-6)
   whole = sum(len(text) + 1 for text in texts) / sum(map(len, texts))
   assert abs(sum(sizes) / text_bytes - whole) > 0.01
@@ -171,7 +171,7 @@ def test_bits_per_byte_are_those_of_the_text_that_was_evaluated(experiment, tmp_
 @pytest.mark.parametrize("family", ["bert", "t5", "transformer"])
 def test_bits_per_byte_only_where_each_token_is_predicted_once(experiment, family):
   terms = LossTerms({}, {"labels": (20.0, 10.0)}, {})
-  metrics = Pretraining(resolve(tiny(experiment, family))).eval_metrics("eval", terms)
+  metrics = Pretraining(resolve(tiny(experiment, family))).eval_metrics("eval", terms, [])
   assert ("bits_per_byte" in metrics) == (family == "transformer")
   assert metrics["perplexity"] == pytest.approx(math.exp(2)) and metrics["unigram_entropy"] > 0
 

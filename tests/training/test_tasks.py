@@ -3,11 +3,13 @@
 import json
 import random
 from pathlib import Path
+from typing import ClassVar
 
+import jax
 import numpy as np
 import pytest
 
-from tests.support.launching import exact_rows, quick_fit, tiny, write_experiment
+from tests.support.launching import exact_rows, quick_fit, rows, tiny, write_experiment
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.trees import flat
 from tfm_jax.tasks.table import find_task
@@ -140,3 +142,39 @@ def test_an_unknown_task_is_named():
 
 def test_the_config_of_sst2_is_one_of_this_task():
   assert load("configs/sst2.py").task.name == "sequence_classification"
+
+
+class Predicting(TASK):
+  """Classification whose accuracy is computed again, from the predictions."""
+
+  predicts = True
+  seen: ClassVar[list] = []
+
+  def eval_metrics(self, split, totals, predictions):
+    batches = list(self.eval_streams[split](None))
+    self.seen.append(predictions)
+    pairs = [
+      (row, weight)
+      for batch, predicted in zip(batches, predictions, strict=True)
+      for row, weight in zip(predicted["class"] == batch["targets"], batch["weights"], strict=True)
+    ]
+    return {"predicted": sum(row * weight for row, weight in pairs) / sum(weight for _, weight in pairs)}
+
+
+@pytest.mark.parametrize(("microbatches", "strategy"), [(1, "dp"), (2, "fsdp")])
+def test_a_task_that_predicts_gets_the_predictions_of_every_row_in_order(
+  experiment, tables, tmp_path, microbatches, strategy
+):
+  settings = {"train__steps": 6, "train__batch_size": 16, "train__microbatches": microbatches}
+  Predicting.seen.clear()
+  fit(config_of(experiment, tables, sharding__strategy=strategy, **settings), tmp_path / "run", Predicting)
+  records = [record for record in rows(tmp_path / "run") if record["split"] == "eval"]
+  assert [record["step"] for record in records] == [0, 4, 6]
+  for record in records:
+    assert record["predicted"] == pytest.approx(record["accuracy"], abs=1e-6)
+  assert len(Predicting.seen) == 3
+  run = load_run(tmp_path / "run")
+  streamed = Predicting(run.config, tmp_path / "run" / "tokenizer").eval_streams["eval"](None)
+  for batch, predicted in zip(streamed, Predicting.seen[-1], strict=True):
+    expected = jax.device_get(jax.jit(run.model.predict)(run.params, batch))
+    np.testing.assert_allclose(predicted["probabilities"], expected["probabilities"], atol=1e-5)

@@ -27,12 +27,12 @@ from tfm_jax.text.corpora.files import check_split, content_fingerprint, counted
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction, make_loss
-from tfm_jax.training.task import Batch, EvalStream
+from tfm_jax.training.task import Batch, EvalStream, Predictions
 
 log = logging.getLogger(__name__)
 
 E = TypeVar("E")
-Outputs = dict[str, np.ndarray]
+Outputs = Mapping[str, np.ndarray]
 Prediction = dict[str, Any]
 
 SOURCE = "files"
@@ -105,7 +105,7 @@ class LabelledTask(abc.ABC, Generic[E]):
     counts: Counts = {}
     train, held_out = self.split(config, counts)
     files, eval_files = _files(config)
-    settings = [config.task.name, config.task.text, config.task.pair, config.task.label, config.data.errors]
+    settings: list[Any] = [config.task.name, config.task.text, config.task.pair, config.task.label, config.data.errors]
     settings += [] if eval_files else [config.data.eval_fraction]
     fingerprint = content_fingerprint(settings, [files, eval_files])
     corpus = Corpus(
@@ -172,7 +172,7 @@ class LabelledTask(abc.ABC, Generic[E]):
     """See `Task`."""
     return make_loss(model, self.config.loss)
 
-  def eval_metrics(self, split: str, totals: LossTerms, predictions: Sequence[Outputs]) -> dict[str, float]:
+  def eval_metrics(self, split: str, totals: LossTerms, predictions: Predictions) -> dict[str, float]:
     """The scores of the held-out examples, see `tasks.scores`."""
     assert self._eval is not None and self._held_out_rows is not None
     outputs = _by_row(self._eval, predictions)

@@ -77,7 +77,7 @@ def make_rows(
     np.concatenate([[0], np.cumsum([len(ids) for ids in sequences], dtype=np.int64)]).astype(np.int64),
     None if types is None else joined(types),
     dict(labels),
-    {name: joined(parts, parts[0].dtype if parts else np.int32) for name, parts in token_labels.items()},
+    {name: joined(parts, parts[0].dtype if parts else np.dtype(np.int32)) for name, parts in token_labels.items()},
     np.asarray(examples, np.int32),
     truncated,
     members,

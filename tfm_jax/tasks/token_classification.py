@@ -63,7 +63,11 @@ class TokenClassification(LabelledTask[Sentence]):
     begin = np.array([vocabulary.bos_id] if vocabulary.bos_id >= 0 else [], np.int32)
     end = np.array([vocabulary.eos_id], np.int32)
     room = self.config.data.seq_len - len(begin) - 1
-    sequences, targets, weights, words, owners = [], [], [], [], []
+    sequences: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    words: list[np.ndarray] = []
+    owners: list[int] = []
     truncated = 0
     encoded = self.tokenizer.encode_with_spans([self.texts(sentence)[0] for sentence in examples])
     for number, (sentence, (ids, spans)) in enumerate(zip(examples, encoded, strict=True)):
@@ -84,8 +88,7 @@ class TokenClassification(LabelledTask[Sentence]):
         weights.append(weight)
         words.append(word)
         owners.append(number)
-    labels_of_tokens = {"targets": targets, "weights": weights}
-    return make_rows(sequences, None, {}, labels_of_tokens, owners, truncated, sources=words)
+    return make_rows(sequences, None, {}, {"targets": targets, "weights": weights}, owners, truncated, sources=words)
 
   def _labels(self, sentence: Sentence, numbers: Mapping[str, int]) -> np.ndarray:
     """The number of each word's tag; -1 without tags. Raises UserError for a tag that training does not have."""
@@ -94,8 +97,8 @@ class TokenClassification(LabelledTask[Sentence]):
     for i, tag in enumerate(sentence.tags):
       if tag not in numbers:
         raise UserError(
-          f"{sentence.file}, line {sentence.line + i}: the tag {tag!r} is not one of {self.config.data.path}, whose tags "
-          f"are {listed(self.tags)}"
+          f"{sentence.file}, line {sentence.line + i}: the tag {tag!r} is not one of {self.config.data.path}, whose "
+          f"tags are {listed(self.tags)}"
         )
     return np.array([numbers[tag] for tag in sentence.tags])
 

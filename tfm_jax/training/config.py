@@ -42,7 +42,8 @@ from tfm_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerConfig
 class TrainConfig:
   """The training loop."""
 
-  steps: int = 1000  # number of updates
+  steps: int = 1000  # number of updates, unless `epochs` says it
+  epochs: float = 0.0  # passes over the training rows, from which train.steps is computed; 0: train.steps counts
   batch_size: int = 32  # rows of the global batch
   microbatches: int = 0  # parts of the batch that are computed one after the other; 0: as many as memory requires
   log_every: int = 50  # steps between training records in metrics.jsonl
@@ -78,7 +79,16 @@ class Config:
 
 
 # Keys that may differ when a run is resumed; the name of a section stands for all of its keys.
-MAY_CHANGE = ("train.steps", "train.log_every", "train.profile_at", "eval", "checkpoint", "sharding", "data.prefetch")
+MAY_CHANGE = (
+  "train.steps",
+  "train.epochs",
+  "train.log_every",
+  "train.profile_at",
+  "eval",
+  "checkpoint",
+  "sharding",
+  "data.prefetch",
+)
 
 # Sections whose unset keys take the family's values: `model`, and the sections inside ModelConfig.
 MODEL_SECTIONS = (
@@ -107,6 +117,7 @@ POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len"
 FRACTIONS = (  # from 0 to 1
   "loss.label_smoothing",
   "optimizer.final_fraction",
+  "optimizer.warmup_fraction",
   "data.eval_fraction",
   "objective.mask_rate",
   "objective.random_rate",

@@ -39,6 +39,7 @@ from tfm_jax.training.start import (
   check_same_data,
   held,
   parameter_lines,
+  resolve_steps,
   rows_here,
   start_anew,
   start_entry,
@@ -53,7 +54,7 @@ REDRAW_SECONDS = 60.0  # the page with the curves is written this often, beside 
 
 
 def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining) -> dict[str, float]:
-  """Trains to `config.train.steps` in `workdir`, from scratch or from the last checkpoint there.
+  """Trains for `config.train.steps` or `config.train.epochs` in `workdir`, from scratch or from its last checkpoint.
 
   With several processes, all of them call it with the same arguments. Up to the first step, an error in one process is
   raised in all of them; later it is raised where it occurs, and `agreement.give_up` ends the other processes.
@@ -89,6 +90,7 @@ def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining)
     with together():
       check_same_data(prepared_task)
       check_fingerprints(starts, prepared_task, run)
+      config = resolve_steps(config, prepared_task)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
       with together():
         start = _Start(config, run, prepared_task, checkpoints)
@@ -120,7 +122,8 @@ class _Start:
         check_batches(config, self.task, latest or 0, self.rows)
       with together():
         microbatches, train_step = self._compile(earlier)
-      self.eval_step = self.program.eval_step(microbatches)
+      kind = self.program.prediction_step if self.task.predicts else self.program.eval_step
+      self.eval_step = kind(microbatches)
     with together(SHORTLY):
       self._run(latest, train_step, microbatches)
     return self.result
@@ -246,10 +249,19 @@ class _Start:
 
   def _evaluate_stream(self, state: TrainState, split: str, stream: EvalStream) -> dict[str, float]:
     """The metrics of a stream, means over all of its batches; empty if there is nothing to predict."""
-    sums = []
+    sums: list[Any] = []
+    predictions: list[Any] = []
+    pending: Any = None
     for batch in stream(self.rows):
-      sums.append(self.eval_step(state.params, self.program.put(batch, self.rows)))
-      self.program.settle(sums[-1])
+      results = self.eval_step(state.params, self.program.put(batch, self.rows))
+      self.program.settle(results)
+      if not self.task.predicts:
+        sums.append(results)
+        continue
+      sums.append(results[0])
+      predictions += [] if pending is None else [jax.device_get(pending)]  # while the next ones are computed
+      pending = results[1]
+    predictions += [] if pending is None else [jax.device_get(pending)]
     if not sums:
       return {}
     totals = jax.tree.map(lambda *parts: math.fsum(map(float, parts)), *jax.device_get(sums))
@@ -258,7 +270,7 @@ class _Start:
       return {}
     metrics = totals.means()
     del metrics["objective"]  # the same as the loss: evaluation has no label smoothing or z-loss
-    return metrics | self.task.eval_metrics(split, totals)
+    return metrics | self.task.eval_metrics(split, totals, predictions)
 
 
 def _spaced(count: str) -> str:

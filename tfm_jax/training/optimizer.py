@@ -24,6 +24,7 @@ class OptimizerConfig:
   learning_rate: float = 1e-4  # peak learning rate, reached at warmup_steps
   schedule: str = "linear"  # learning rate after the warm-up; rsqrt_flat is at its peak during the warm-up too
   warmup_steps: int = 0  # steps in which the learning rate rises linearly to its peak (rsqrt_flat: stays there)
+  warmup_fraction: float = 0.0  # share of train.steps that warmup_steps is, if that is 0
   final_fraction: float = 0.0  # learning rate at the last step of linear and cosine, as a fraction of the peak
   weight_decay: float = 0.0  # decoupled decay, multiplied by the learning rate; only of matrices (adamw, sgd)
   beta1: float = 0.9  # momentum (adamw, adam, sgd)

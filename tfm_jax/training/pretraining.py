@@ -14,7 +14,7 @@ from tfm_jax.models.model import Model, heads_of
 from tfm_jax.ops.losses import LossTerms, total
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training.config import Config
-from tfm_jax.training.task import TextTask
+from tfm_jax.training.task import Predictions, TextTask
 
 
 class Pretraining(TextTask):
@@ -43,7 +43,7 @@ class Pretraining(TextTask):
     """The configuration as it is: see `Task`."""
     return config
 
-  def eval_metrics(self, split: str, totals: LossTerms) -> dict[str, float]:
+  def eval_metrics(self, split: str, totals: LossTerms, predictions: Predictions) -> dict[str, float]:
     """Perplexity, unigram entropy, and bits per byte of the evaluated text.
 
     The unigram entropy is that of all held-out targets, in nats. Bits per byte exist for objectives that predict each

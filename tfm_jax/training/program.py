@@ -32,7 +32,7 @@ from tfm_jax.training.flops import Flops, count, sequence_lengths
 from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.memory import device_limit, peak_bytes
 from tfm_jax.training.optimizer import make_optimizer, schedule, state_shardings
-from tfm_jax.training.step import TrainState, make_eval_step, make_train_step
+from tfm_jax.training.step import TrainState, make_eval_step, make_prediction_step, make_train_step
 
 log = logging.getLogger(__name__)
 
@@ -212,6 +212,11 @@ class Program:
   def eval_step(self, microbatches: int) -> Callable[[Any, Any], Any]:
     """The jitted function (params, batch) -> `LossTerms`: sums over the global batch, without dropout, replicated."""
     step = make_eval_step(self.loss, self.placement, self.fields, microbatches)
+    return jax.jit(step, out_shardings=self.placement.replicated)
+
+  def prediction_step(self, microbatches: int) -> Callable[[Any, Any], Any]:
+    """The jitted function (params, batch) -> (`LossTerms`, `Model.predict` of all rows), replicated."""
+    step = make_prediction_step(self.loss, self.model.predict, self.placement, self.fields, microbatches)
     return jax.jit(step, out_shardings=self.placement.replicated)
 
   def put(self, batch: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> dict[str, Array]:

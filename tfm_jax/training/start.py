@@ -108,7 +108,12 @@ def check_resumable(run: RunDirectory, config: Config) -> Config:
         f"with --config.init_from={run.path}"
       )
     # Keys newer than the run have their defaults.
-    stored, requested = to_dict(from_stored(run.read_config())), to_dict(config)
+    former = from_stored(run.read_config())
+    if config.optimizer.warmup_fraction and not config.optimizer.warmup_steps:
+      # The warm-up stays as it was resolved at the start of the run, however long the run becomes.
+      warmup = dataclasses.replace(config.optimizer, warmup_steps=former.optimizer.warmup_steps)
+      config = dataclasses.replace(config, optimizer=warmup)
+    stored, requested = to_dict(former), to_dict(config)
     changed = changed_keys(stored, requested)
     if changed == ["data.source"] and stored["data"]["source"] == "embedded" and config.data.path:
       # Earlier releases did not read data.path with data.source=embedded.
@@ -135,6 +140,34 @@ def check_fingerprints(starts: list[dict[str, Any]], task: Task, run: RunDirecto
         f"the {name} of the run in {run.path} has changed since it was started, so it cannot be resumed: "
         f"restore it, or choose another --workdir"
       )
+
+
+def resolve_steps(config: Config, task: Task) -> Config:
+  """The configuration with the numbers that follow from the rows of the task: `train.steps` and the warm-up.
+
+  Raises:
+    UserError: `train.epochs` is set, and the task does not say how many rows an epoch has.
+  """
+  train, optimizer = config.train, config.optimizer
+  if train.epochs:
+    if not task.num_rows:
+      raise UserError(
+        f"train.epochs={train.epochs:g} has no meaning for {type(task).__name__}, which has no epochs: set train.steps"
+      )
+    train = dataclasses.replace(train, steps=math.ceil(train.epochs * task.num_rows / train.batch_size))
+    log.info(
+      "train.epochs=%g of %s rows, in batches of %d: train.steps=%d",
+      train.epochs,
+      f"{task.num_rows:,}",
+      train.batch_size,
+      train.steps,
+    )
+  if optimizer.warmup_fraction and not optimizer.warmup_steps:
+    optimizer = dataclasses.replace(optimizer, warmup_steps=round(optimizer.warmup_fraction * train.steps))
+    log.info(
+      "optimizer.warmup_fraction=%g: optimizer.warmup_steps=%d", optimizer.warmup_fraction, optimizer.warmup_steps
+    )
+  return dataclasses.replace(config, train=train, optimizer=optimizer)
 
 
 def stored_tokenizer(run: RunDirectory, config: Config) -> epath.Path | None:

@@ -120,6 +120,13 @@ def _sum_over_parts(
 
   Each device holds equally many rows of each part, so no row moves to another device.
   """
+  return _over_parts(lambda part: (function(part), None), batch, parts, placement, fields)[0]
+
+
+def _over_parts(
+  function: Callable[[Batch], tuple[Any, Any]], batch: Batch, parts: int, placement: Placement, fields: Fields
+) -> tuple[Any, Any]:
+  """(sum of the first results of function(part), rows of the second ones in the order of the batch)."""
   if parts == 1:
     return function(batch)
 
@@ -127,12 +134,18 @@ def _sum_over_parts(
     x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
     return placement.constrain(jnp.moveaxis(x, 1, 0), (None, *fields[name].axes))
 
-  def add(total: Any, part: Batch) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, function(part)), None
+  def merge(x: Array) -> Array:
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0] * parts, *x.shape[2:])
 
-  one = jax.eval_shape(function, jax.tree.map(lambda x: x[::parts], dict(batch)))
+  def add(total: Any, part: Batch) -> tuple[Any, Any]:
+    summed, rows = function(part)
+    return jax.tree.map(jnp.add, total, summed), rows
+
+  one, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[::parts], dict(batch)))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
-  return jax.lax.scan(add, zeros, {name: split(name, x) for name, x in batch.items()})[0]
+  summed, rows = jax.lax.scan(add, zeros, {name: split(name, x) for name, x in batch.items()})
+  return summed, jax.tree.map(merge, rows)
 
 
 def make_eval_step(
@@ -144,3 +157,22 @@ def make_eval_step(
     return _sum_over_parts(lambda part: loss(params, part, None), batch, microbatches, placement, fields)
 
   return eval_step
+
+
+def make_prediction_step(
+  loss: LossFunction,
+  predict: Callable[[Any, Batch], Mapping[str, Array]],
+  placement: Placement,
+  fields: Fields,
+  microbatches: int,
+) -> Callable[[Any, Batch], tuple[LossTerms, Mapping[str, Array]]]:
+  """The function (params, batch) -> (`LossTerms` as of `make_eval_step`, predictions of all rows by name).
+
+  Loss and predictions are of one program, so that the compiler runs what they share once.
+  """
+
+  def prediction_step(params: Any, batch: Batch) -> tuple[LossTerms, Mapping[str, Array]]:
+    both = lambda part: (loss(params, part, None), predict(params, part))
+    return _over_parts(both, batch, microbatches, placement, fields)
+
+  return prediction_step

@@ -1,7 +1,7 @@
 """`Task`: what a run trains on. A task supplies batches, a loss, metrics and a report; the loop does the rest."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from etils import epath
@@ -17,6 +17,8 @@ from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction, make_loss
 
 Batch = Mapping[str, np.ndarray]
+Predictions = Sequence[Mapping[str, np.ndarray]]
+"""One dictionary per batch, in the order of the stream: name -> array of the global batch, see `Model.predict`."""
 EvalStream = Callable[[np.ndarray | None], Iterator[Batch]]
 """rows -> the held-out batches, the same at each call; `rows` as in `Task.train_batches`."""
 
@@ -28,7 +30,14 @@ class Task(Protocol):
     config: the resolved configuration, after `configure`.
     stored_tokenizer: the folder of the tokenizer of this run, or of the run that it starts from; None: there is none
       yet, and the task reads or trains one.
+
+  Attributes:
+    predicts: whether `eval_metrics` gets the predictions of the model's head for each row.
+    num_rows: training rows per epoch, from which `train.epochs` computes the number of steps; 0: no epochs.
   """
+
+  predicts: ClassVar[bool] = False
+  num_rows: int = 0
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None: ...
 
@@ -64,8 +73,15 @@ class Task(Protocol):
   def loss(self, model: Model) -> LossFunction:
     """The loss of a model, see `training.loss`; it may add metrics of its own."""
 
-  def eval_metrics(self, split: str, totals: LossTerms) -> dict[str, float]:
-    """More metrics for a record of evaluation, computed from the sums over a stream."""
+  def eval_metrics(self, split: str, totals: LossTerms, predictions: Predictions) -> dict[str, float]:
+    """More metrics for a record of evaluation. All processes call it.
+
+    Args:
+      split: the name of the stream.
+      totals: the sums over the stream.
+      predictions: those of each batch of the stream, if `predicts`; otherwise empty. They are of the global batch, in
+        every process.
+    """
 
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
     """Lines to print at the end of a run; it may also write files of the run. All processes call it.
@@ -81,13 +97,16 @@ class Task(Protocol):
 class TextTask:
   """Base class of tasks on text: everything of `Task` but `configure`, `eval_metrics` and `report`."""
 
+  predicts: ClassVar[bool] = False
+
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
-    prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer, task=config.task)
+    prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer)
     self._config, self._prepared = config, prepared
     self._train = prepared.train(config.train.batch_size)
     self._eval = prepared.evaluation(config.train.batch_size)
     self.tokenizer = prepared.tokenizer
     self.fields = self._train.fields
+    self.num_rows = self._train.num_rows
     self.fingerprints, self.former_fingerprints = prepared.fingerprints, prepared.former_fingerprints
 
   def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:

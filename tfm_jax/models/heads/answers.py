@@ -33,8 +33,10 @@ def fields(c: ModelConfig, length: int) -> Fields:
 
 
 def predict(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
-  """The most likely span outside padding with start <= end, its probability, and the log-probability of each token being
-  the start or the end [B, T, 2]."""
+  """The most likely span outside padding with start <= end, its probability, and log-probabilities.
+
+  `log_probabilities` [B, T, 2] are those of each token being the start and the end.
+  """
   y = outputs["logits"]
   if "segment_ids" in batch:
     y = jnp.where(batch["segment_ids"][:, :, None] != 0, y, -1e30)

@@ -16,7 +16,7 @@ class Column(NamedTuple):
   """One column that a task reads.
 
   Attributes:
-    setting: what the configuration says: a name in the header (a key in JSON lines), or a number from 1; empty: guessed.
+    setting: of the configuration: a name in the header (a key in JSON lines), or a number from 1; empty: guessed.
     names: usual names, of which the first that the header has is taken if nothing is set.
     required: whether every file must have it. A file without it has None there.
   """
