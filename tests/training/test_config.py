@@ -29,7 +29,7 @@ from tfm_jax.training.config_tree import defaults
 from tfm_jax.training.help import comments
 from tfm_jax.training.moved import MOVED
 
-EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("base", "__init__"))
+EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("base", "task", "__init__"))
 
 
 # The tree.

@@ -10,7 +10,7 @@ from tfm_jax.training.config import (
   to_dict,
 )
 
-EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("base", "__init__"))
+EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("base", "task", "__init__"))
 
 
 @pytest.fixture

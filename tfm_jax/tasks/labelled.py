@@ -7,11 +7,12 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import jax
 import numpy as np
 from etils import epath
+from tqdm import tqdm
 
 from tfm_jax.data.prepare import find_tokenizer, vocabulary_of
 from tfm_jax.errors import UserError
@@ -53,6 +54,8 @@ class LabelledTask(abc.ABC, Generic[E]):
 
   form: ClassVar[str]
   """What predictions look like: classes, numbers, tags or answers; see `tasks.scores`."""
+  head_name: ClassVar[str]
+  """The prediction head, see `models.heads.table`."""
   predicts: ClassVar[bool] = True
 
   # What a task adds.
@@ -101,7 +104,6 @@ class LabelledTask(abc.ABC, Generic[E]):
     return dataclasses.replace(config, model=replaced(config.model, head))
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
-    self.config = config
     counts: Counts = {}
     train, held_out = self.split(config, counts)
     files, eval_files = _files(config)
@@ -114,12 +116,8 @@ class LabelledTask(abc.ABC, Generic[E]):
       fingerprint=fingerprint,
       read=lambda part, _: ((text,) for example in train for text in self.texts(example)),
     )
-    self.tokenizer: Tokenizer = find_tokenizer(config.tokenizer, corpus, stored_tokenizer)
-    self.vocabulary = vocabulary_of(self.tokenizer)
-    if self.vocabulary.eos_id < 0:
-      raise UserError(f"task.name={config.task.name} needs an end symbol, and this tokenizer has none")
+    self._set(config, find_tokenizer(config.tokenizer, corpus, stored_tokenizer))
     self.fingerprints = {"data": fingerprint, "tokenizer": self.tokenizer.fingerprint}
-    self.lengths = lengths_of(config.data.seq_len, config.data.buckets)
     rows = self.rows(train)
     size, pad = config.train.batch_size, self.vocabulary.pad_id
     self._train = RowBatches(self.training_rows(rows), size, config.seed, self.lengths, shuffle=True, pad=pad)
@@ -131,6 +129,20 @@ class LabelledTask(abc.ABC, Generic[E]):
     if self._held_out_rows is not None:
       self._eval = self._batches(self._held_out_rows, config.eval.batches)
     self._log(train, rows, counts)
+
+  @classmethod
+  def of_run(cls, config: Config, tokenizer: Tokenizer) -> Self:
+    """The task of a trained model, for `predict`: it reads no training data. Raises UserError."""
+    task = cls.__new__(cls)
+    task._set(config, tokenizer)
+    return task
+
+  def _set(self, config: Config, tokenizer: Tokenizer) -> None:
+    """What rows and predictions need."""
+    self.config, self.tokenizer, self.vocabulary = config, tokenizer, vocabulary_of(tokenizer)
+    self.lengths = lengths_of(config.data.seq_len, config.data.buckets)
+    if self.vocabulary.eos_id < 0:
+      raise UserError(f"task.name={config.task.name} needs an end symbol, and this tokenizer has none")
 
   @classmethod
   def split(cls, config: Config, counts: Counts | None = None) -> tuple[list[E], list[E]]:
@@ -196,7 +208,8 @@ class LabelledTask(abc.ABC, Generic[E]):
     rows = self.rows(examples)
     batches = self._batches(rows)
     predict = jax.jit(model.predict, out_shardings=model.placement.replicated)
-    outputs = [jax.device_get(predict(params, batch)) for batch in batches.batches()]
+    steps = tqdm(batches.batches(), "predicting", batches.num_batches, unit="batch", delay=5, disable=None)
+    outputs = [jax.device_get(predict(params, batch)) for batch in steps]
     return self.predictions(examples, rows, _by_row(batches, outputs))
 
   def _batches(self, rows: Rows, limit: int = 0) -> RowBatches:

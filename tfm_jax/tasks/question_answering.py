@@ -37,6 +37,7 @@ class QuestionAnswering(LabelledTask[Question]):
   """
 
   form: ClassVar[str] = "answers"
+  head_name: ClassVar[str] = "question_answering"
 
   @classmethod
   def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[Question]:
@@ -54,7 +55,7 @@ class QuestionAnswering(LabelledTask[Question]):
   @classmethod
   def head(cls, config: Config, examples: Sequence[Question]) -> dict[str, Any]:
     """See `LabelledTask`."""
-    return {"head.name": "question_answering"}
+    return {"head.name": cls.head_name}
 
   @classmethod
   def texts(cls, example: Question) -> Sequence[str]:

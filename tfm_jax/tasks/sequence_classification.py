@@ -22,6 +22,7 @@ class SequenceClassification(LabelledTask[TextExample]):
   """
 
   form: ClassVar[str] = "classes"
+  head_name: ClassVar[str] = "sequence_classification"
 
   @classmethod
   def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[TextExample]:
@@ -34,7 +35,7 @@ class SequenceClassification(LabelledTask[TextExample]):
   def head(cls, config: Config, examples: Sequence[TextExample]) -> dict[str, Any]:
     """See `LabelledTask`."""
     classes = classes_of(config, examples)
-    return {"head.name": "sequence_classification", "head.num_labels": len(classes), "head.labels": "|".join(classes)}
+    return {"head.name": cls.head_name, "head.num_labels": len(classes), "head.labels": "|".join(classes)}
 
   @classmethod
   def texts(cls, example: TextExample) -> Sequence[str]:
@@ -93,7 +94,7 @@ class SequenceRegression(SequenceClassification):
   @classmethod
   def head(cls, config: Config, examples: Sequence[TextExample]) -> dict[str, Any]:
     """See `LabelledTask`."""
-    return {"head.name": "sequence_classification", "head.num_labels": 1, "head.labels": ""}
+    return {"head.name": cls.head_name, "head.num_labels": 1, "head.labels": ""}
 
   def rows(self, examples: Sequence[TextExample]) -> Rows:
     """See `LabelledTask`."""

@@ -17,6 +17,9 @@ TASKS: dict[str, type[Task]] = {
   **{name: SequenceRegression if glue.numbers else SequenceClassification for name, glue in GLUE.items()},
 }
 
+LANGUAGE_MODELING = "language_modeling"
+"""Not a task to train on: `python -m tfm_jax.tasks` evaluates language models by it."""
+
 
 def find_task(name: str) -> type[Task]:
   """The task of that name, "" for pre-training. Raises UserError, which lists the names."""

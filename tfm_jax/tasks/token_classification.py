@@ -25,6 +25,7 @@ class TokenClassification(LabelledTask[Sentence]):
   """
 
   form: ClassVar[str] = "tags"
+  head_name: ClassVar[str] = "token_classification"
 
   @classmethod
   def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[Sentence]:
@@ -44,7 +45,7 @@ class TokenClassification(LabelledTask[Sentence]):
     if len(tags) > 1000:
       raise UserError(f"{config.data.path} has {len(tags):,} different tags: set task.label to the column of tags")
     names = sorted(tags, key=lambda tag: (tag != _NONE, tag.partition("-")[2] or tag, tag))
-    return {"head.name": "token_classification", "head.num_labels": len(names), "head.labels": "|".join(names)}
+    return {"head.name": cls.head_name, "head.num_labels": len(names), "head.labels": "|".join(names)}
 
   @classmethod
   def texts(cls, example: Sentence) -> Sequence[str]:

@@ -1,0 +1,182 @@
+"""Evaluation of a trained model on a file of examples: predictions, scores and the page of errors."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfm_jax.errors import UserError
+from tfm_jax.tasks.glue import GLUE
+from tfm_jax.tasks.labelled import LabelledTask, Prediction, score_lines
+from tfm_jax.tasks.report.comparison import comparison_page
+from tfm_jax.tasks.report.page import errors_page
+from tfm_jax.tasks.report.text import errors_text
+from tfm_jax.tasks.scores import score
+from tfm_jax.tasks.table import LANGUAGE_MODELING, TASKS, find_task
+from tfm_jax.text.corpora.files import find_text_files
+from tfm_jax.training.load import Run, load_run
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What a model predicts for a file.
+
+  Attributes:
+    form: of the predictions, see `tasks.scores`.
+    predictions: one per example, in the order of the file, as in predictions.jsonl.
+    scores: by name, with NAME_low and NAME_high; empty if the file has no labels.
+    facts: what was evaluated, for the page.
+  """
+
+  form: str
+  predictions: list[Prediction]
+  scores: dict[str, float]
+  facts: dict[str, str]
+
+  def __str__(self) -> str:
+    return errors_text(self.form, self.predictions, self.scores)
+
+  def _repr_html_(self) -> str:
+    return errors_page(self.form, self.predictions, self.scores, self.facts["run"], self.facts)
+
+
+def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> Evaluation:
+  """Evaluates a run on a file of the form of its task. All processes call it.
+
+  Args:
+    run: a trained model with the head of the task, see `load_run`.
+    data: the file; empty: the run's `data.eval_path`.
+    task: name of the task; empty: the run's own. Imported models have none.
+    batch_size: rows per batch; 0: as in training.
+
+  Raises:
+    UserError: the run has no task or another head, or a mistake in the file.
+  """
+  name = task or run.config.task.name
+  if not name:
+    raise UserError(f"the run was trained on no task: say --task=NAME, one of {', '.join(filter(None, TASKS))}")
+  kind = find_task(name)
+  if not issubclass(kind, LabelledTask):
+    raise UserError(f"--task={name} has no examples to evaluate")
+  if run.tokenizer is None:
+    raise UserError("the run has no tokenizer, so it cannot read text")
+  data = data or run.config.data.eval_path
+  if not data:
+    raise UserError("no file to evaluate: say --data=FILE (the run has no data.eval_path)")
+  config = dataclasses.replace(run.config, task=dataclasses.replace(run.config.task, name=name))
+  if batch_size:
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
+  _check_head(kind, config)
+  evaluated = kind.of_run(config, run.tokenizer)
+  counts: dict[str, int] = {}
+  examples = kind.read(config, find_text_files(data, "--data", any_ending=True), False, counts)
+  for what, count in counts.items():
+    if count:
+      log.info("%s: %s", what, f"{count:,}")
+  predictions = evaluated.predict(run.model, run.params, examples)
+  scores = score(kind.form, predictions)
+  facts = {"task": name, "data": data, "examples": f"{len(predictions):,}", "step": f"{run.step:,}"}
+  if name in GLUE and scores:
+    facts["GLUE"] = ", ".join(f"{metric} {scores[metric]:.4f}" for metric in GLUE[name].metrics if metric in scores)
+  return Evaluation(kind.form, predictions, scores, {"run": "Errors", **facts})
+
+
+def _check_head(kind: type[LabelledTask], config: Any) -> None:
+  """Raises UserError if the model has another head than the task needs."""
+  needed = kind.head_name
+  head = config.model.head
+  if head.name != needed:
+    raise UserError(f"the run has head.name={head.name}, and task.name={config.task.name} needs {needed}")
+  numbers = kind.form == "numbers"
+  if needed == "sequence_classification" and numbers != (head.num_labels == 1):
+    raise UserError(f"task.name={config.task.name}: the run's head predicts {'classes' if numbers else 'a number'}")
+  if kind.form in ("classes", "tags") and not head.labels:
+    raise UserError("the run's classes have no names: set head.labels in its config.json, separated by '|'")
+
+
+def write(out: str, evaluation: Evaluation, against: str = "") -> list[str]:
+  """Writes predictions.jsonl, scores.json and errors.html, and with `against` comparison.html; returns their paths.
+
+  Args:
+    out: a folder, which is created.
+    evaluation: what to write.
+    against: the folder or the predictions.jsonl of another evaluation of the same examples.
+
+  Raises:
+    UserError: the folder cannot be written, or the other predictions are not of the same examples.
+  """
+  e = evaluation
+  lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
+  files = {
+    "predictions.jsonl": lines,
+    "scores.json": json.dumps(e.scores, indent=2, allow_nan=False) + "\n",
+    "errors.html": errors_page(e.form, e.predictions, e.scores, e.facts["run"], e.facts),
+  }
+  if against:
+    other = read_predictions(against)
+    check_same_examples(e.predictions, other, against)
+    names = (e.facts["run"], against)
+    files["comparison.html"] = comparison_page(e.form, e.predictions, other, names, e.facts)
+  folder = Path(out)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+      temporary = folder / f".{name}.{os.getpid()}"
+      temporary.write_text(text, encoding="utf-8")
+      os.replace(temporary, folder / name)
+  except OSError as error:
+    raise UserError(f"cannot write to --out={out}: {error.strerror or error}") from error
+  return [str(folder / name) for name in files]
+
+
+def read_predictions(path: str) -> list[Prediction]:
+  """The rows of a predictions.jsonl, or of the one in a folder. Raises UserError."""
+  file = Path(path) / "predictions.jsonl" if Path(path).is_dir() else Path(path)
+  try:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+  except (OSError, ValueError) as error:
+    raise UserError(f"{file} is no predictions.jsonl: {error}") from error
+
+
+def check_same_examples(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], path: str) -> None:
+  """Raises UserError unless both predict the same examples, in the same order."""
+  if len(rows) != len(others):
+    raise UserError(f"{path} has {len(others):,} predictions, and this file {len(rows):,} examples: they must be the same")
+  keys = ("text", "pair", "words", "question", "context")
+  for number, (row, other) in enumerate(zip(rows, others, strict=True), 1):
+    if any(row.get(key) != other.get(key) for key in keys):
+      raise UserError(f"{path}, line {number}: a prediction for another example; both must be of the same file")
+
+
+def evaluate_run(
+  workdir: str, data: str, task: str, out: str, step: int | None, strategy: str | None, against: str, batch_size: int
+) -> list[str]:
+  """The command: evaluates, writes, and returns the lines to print."""
+  run = load_run(workdir, step=step, strategy=strategy)
+  folder = out or str(Path(workdir) / "evaluation")
+  if task == LANGUAGE_MODELING:
+    return _language(run, workdir, data, folder)
+  evaluation = evaluate(run, data, task, batch_size)
+  evaluation = dataclasses.replace(evaluation, facts={**evaluation.facts, "run": workdir})
+  paths = write(folder, evaluation, against)
+  if not evaluation.scores:
+    return [f"{evaluation.facts['data']} has no labels: nothing is scored", *(f"written: {path}" for path in paths)]
+  return [str(evaluation), *(f"written: {path}" for path in paths)]
+
+
+def _language(run: Run, workdir: str, data: str, out: str) -> list[str]:
+  """Perplexities of a text."""
+  from tfm_jax.tasks.language import evaluate_text
+
+  scores, rows = evaluate_text(run, data or run.config.data.eval_path)
+  folder = Path(out)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "scores.json").write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n")
+  text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+  (folder / "predictions.jsonl").write_text(text, encoding="utf-8")
+  return [*score_lines(scores), f"written: {folder / 'scores.json'}", f"written: {folder / 'predictions.jsonl'}"]
