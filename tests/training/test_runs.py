@@ -34,7 +34,7 @@ from tfm_jax.training.optimizer import schedule
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.program import build_model
 
-TIMES = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
+TIMES = {"tokens_per_second", "useful_tokens_per_second", "step_seconds", "data_wait_seconds"}
 
 
 @pytest.fixture(scope="module")

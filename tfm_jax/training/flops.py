@@ -150,6 +150,6 @@ _PRODUCTS: dict[str, Callable[[Any], float]] = {
 
 
 def sequence_lengths(config: ModelConfig, fields: Fields) -> list[int]:
-  """Positions of one row in each stack: tokens, or the patches of an image and the class vector."""
+  """Positions of one row in each stack: tokens (of all choices), or the patches of an image and the class vector."""
   patches = [config.patches + 1 for field in fields.values() if field.kind == "pixels"]
-  return patches + [field.shape[0] for field in fields.values() if field.kind == "ids"]
+  return patches + [math.prod(field.shape) for field in fields.values() if field.kind == "ids"]

@@ -37,6 +37,7 @@ from tfm_jax.training.start import (
   check_resumable,
   check_same_config,
   check_same_data,
+  culprit_of,
   held,
   parameter_lines,
   resolve_steps,
@@ -46,6 +47,7 @@ from tfm_jax.training.start import (
   stored_tokenizer,
 )
 from tfm_jax.training.step import TrainState
+from tfm_jax.training.steps import TrainSteps
 from tfm_jax.training.task import EvalStream, Task
 
 log = logging.getLogger(__name__)
@@ -115,21 +117,23 @@ class _Start:
     config = self.config
     latest = self.checkpoints.latest()
     log.info("\n%s", parameter_lines(self.model, self.abstract.params))
-    train_step, microbatches = None, 0
+    train_steps, microbatches = None, 0
     if latest is None or latest < config.train.steps:
       earlier = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
       with together():
         check_batches(config, self.task, latest or 0, self.rows)
       with together():
         microbatches, train_step = self._compile(earlier)
+      culprit = culprit_of(config, self.task)
+      train_steps = TrainSteps(self.program, microbatches, train_step, self.task.lengths, culprit)
       kind = self.program.prediction_step if self.task.predicts else self.program.eval_step
       self.eval_step = kind(microbatches)
     with together(SHORTLY):
-      self._run(latest, train_step, microbatches)
+      self._run(latest, train_steps, microbatches)
     return self.result
 
-  def _run(self, latest: int | None, train_step: Any, microbatches: int) -> None:
-    """Restores or initialises the state, trains, and reports; `train_step` None: the run is finished already."""
+  def _run(self, latest: int | None, train_steps: TrainSteps | None, microbatches: int) -> None:
+    """Restores or initialises the state, trains, and reports; `train_steps` None: the run is finished already."""
     run = self.run
     state = self._state(latest)
     if not run.exists:
@@ -138,13 +142,13 @@ class _Start:
       run.write_config(to_dict(self.config))
     source = run if latest is not None or not self.config.init_from else RunDirectory(self.config.init_from)
     run.append_start(start_entry(self.model, self.task, latest or 0, microbatches) | {"origin": source.origin()})
-    if train_step is None:
+    if train_steps is None:
       log.info("this run is finished: %d steps are done", latest)
       records = [record for record in run.read_metrics() if record.pop("split") == "eval"]
       self.result = {name: value for name, value in records[-1].items() if name != "step"} if records else {}
     else:
       with Tracker(run, self.config.train.steps, latest) as tracker:
-        state = self._train(state, train_step, tracker)
+        state = self._train(state, train_steps, tracker)
       self.checkpoints.wait()
     write_curves(run, finished=True)
     for line in self.task.report(self.model, state.params, self.result, run):
@@ -187,10 +191,9 @@ class _Start:
     line += "" if full == causal else f"; {_spaced(causal)}FLOP if only what causal attention sees is counted"
     line += f"; mfu = {_spaced(full)}FLOP / seconds / {_spaced(human_count(peak))}FLOP/s" if peak else ""
     log.info("%s", line)
-    tokens = config.train.batch_size * self.program.row_tokens
-    return Meter(tracker, config.train.log_every, tokens, self.program.flops.full, peak)
+    return Meter(tracker, config.train.log_every, peak)
 
-  def _train(self, state: TrainState, train_step: Any, tracker: Tracker) -> TrainState:
+  def _train(self, state: TrainState, train_steps: TrainSteps, tracker: Tracker) -> TrainState:
     """The training loop. Each step is dispatched before the metrics of the step before it are fetched."""
     config = self.config
     meter = self._meter(tracker)
@@ -207,13 +210,18 @@ class _Start:
         begin = time.perf_counter()
         host_batch = next(batches)[1]
         waited = time.perf_counter() - begin
+        length = train_steps.length(host_batch)
+        if length not in train_steps:
+          meter.finish()
+          train_steps.compile(length)
+          meter.resume()
         batch = self.program.put(host_batch, self.rows)
         profiler.before(step)
         self.program.settle(state)
-        state, metrics = train_step(state, batch)
+        state, metrics = train_steps[length](state, batch)
         profiler.after(step, metrics["loss"])
         step += 1
-        meter.add(step, metrics, waited)
+        meter.add(step, metrics, waited, train_steps.work(length, host_batch if self.rows is None else None))
         if time.monotonic() > draw_at:
           write_curves(self.run, finished=False)
           draw_at = time.monotonic() + REDRAW_SECONDS

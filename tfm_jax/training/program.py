@@ -29,6 +29,7 @@ from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.config import Config
 from tfm_jax.training.flops import Flops, count, sequence_lengths
+from tfm_jax.training.lengths import at_length
 from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.memory import device_limit, peak_bytes
 from tfm_jax.training.optimizer import make_optimizer, schedule, state_shardings
@@ -107,6 +108,12 @@ class Program:
   def row_tokens(self) -> int:
     """Positions of one row, padding included; of an encoder-decoder those of both sides together."""
     return sum(sequence_lengths(self.config.model, self.fields))
+
+  def at_length(self, length: int, declared: int) -> "Program":
+    """The same program for shorter batches: `length` in place of the declared length of rows. State and steps agree."""
+    shorter = dataclasses.replace(self, fields=at_length(self.fields, length, declared))
+    shorter.__dict__.update(frozen=self.frozen, tx=self.tx, state=self.state)  # no need to derive them again
+    return shorter
 
   @functools.cached_property
   def flops(self) -> Flops:

@@ -8,7 +8,7 @@ import logging
 import math
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tfm_jax.runtime.reporting.parameter_table import ParameterRow, parameter_ta
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, changed_keys, flat, from_stored, to_dict
+from tfm_jax.training.lengths import at_length, batch_length, check_lengths
 from tfm_jax.training.task import Task, TextTask
 
 log = logging.getLogger(__name__)
@@ -190,17 +191,30 @@ def rows_here(sharding: Sharding, batch_size: int) -> np.ndarray | None:
   return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices if index is not None]))
 
 
+def culprit_of(config: Config, task: Task) -> str:
+  """What made the batches, for messages."""
+  if not config.task.name and not isinstance(task, TextTask):
+    return type(task).__name__  # `fit` was called from Python
+  return f"task.name={config.task.name}" if config.task.name else f"objective.name={config.objective.name}"
+
+
 def check_batches(config: Config, task: Task, step: int, rows: np.ndarray | None) -> None:
   """Raises UserError if the next batch, or the first of a held-out stream, is not as the task declares it."""
-  culprit = f"task.name={config.task.name}" if config.task.name else f"objective.name={config.objective.name}"
-  if not config.task.name and not isinstance(task, TextTask):
-    culprit = type(task).__name__  # `fit` was called from Python
+  culprit = culprit_of(config, task)
   count = config.train.batch_size if rows is None else len(rows)
+  check_lengths(task.lengths, task.fields, culprit)
+
+  def check(batch: Any, count: int | None, culprit: str) -> None:
+    fields = task.fields
+    if isinstance(batch, Mapping) and task.lengths:
+      fields = at_length(fields, batch_length(batch, fields, task.lengths, culprit), task.lengths[-1])
+    check_arrays(batch, fields, count, culprit)
+
   _, batch = next(task.train_batches(step, step + 1, rows))
-  check_arrays(batch, task.fields, count, culprit)
+  check(batch, count, culprit)
   for split, stream in task.eval_streams.items():
     for batch in itertools.islice(stream(rows), 1):
-      check_arrays(batch, task.fields, None, f"{culprit}, {split}")
+      check(batch, None, f"{culprit}, {split}")
 
 
 def parameter_lines(model: Model, params: Any) -> str:

@@ -34,10 +34,13 @@ class Task(Protocol):
   Attributes:
     predicts: whether `eval_metrics` gets the predictions of the model's head for each row.
     num_rows: training rows per epoch, from which `train.epochs` computes the number of steps; 0: no epochs.
+    lengths: the lengths that rows may have, ascending; the last is the one that `fields` declares. All arrays of one
+      batch whose axis "seq" has that declared length are equally long, in all processes. (): `fields` says it.
   """
 
   predicts: ClassVar[bool] = False
   num_rows: int = 0
+  lengths: tuple[int, ...] = ()
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None: ...
 
@@ -98,6 +101,7 @@ class TextTask:
   """Base class of tasks on text: everything of `Task` but `configure`, `eval_metrics` and `report`."""
 
   predicts: ClassVar[bool] = False
+  lengths: tuple[int, ...] = ()
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer)

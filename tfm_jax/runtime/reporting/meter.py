@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 from etils import epath
@@ -17,6 +18,20 @@ MAX_SKIPPED = 10  # consecutive steps whose update is not finite, after which a 
 PROFILED_STEPS = 3  # in one trace
 
 
+class Work(NamedTuple):
+  """What one step computes, on all devices together.
+
+  Attributes:
+    tokens: positions of the global batch, padding included.
+    flops: floating-point operations.
+    useful: positions that are not padding; None: not counted.
+  """
+
+  tokens: int
+  flops: float
+  useful: int | None = None
+
+
 class Meter:
   """Turns the metrics of training steps into records, with timings.
 
@@ -25,29 +40,28 @@ class Meter:
   Args:
     tracker: takes the records.
     log_every: steps between records; step 1 has one as well.
-    tokens: positions of the global batch, padding included.
-    flops: floating-point operations of one step, all devices together.
     peak: peak FLOP/s of all devices together; None if unknown, then records have no `mfu`.
   """
 
-  def __init__(self, tracker: Tracker, log_every: int, tokens: int, flops: float, peak: float | None) -> None:
-    self._tracker, self._log_every, self._tokens, self._flops, self._peak = tracker, log_every, tokens, flops, peak
-    self._pending: tuple[int, Mapping[str, Array], float] | None = None
+  def __init__(self, tracker: Tracker, log_every: int, peak: float | None) -> None:
+    self._tracker, self._log_every, self._peak = tracker, log_every, peak
+    self._pending: tuple[int, Mapping[str, Array], float, Work] | None = None
     self._since = time.perf_counter()
 
   def resume(self) -> None:
     """Restarts the clock, after work that belongs to no step: evaluation, or a checkpoint."""
     self._since = time.perf_counter()
 
-  def add(self, step: int, metrics: Mapping[str, Array], waited: float) -> None:
+  def add(self, step: int, metrics: Mapping[str, Array], waited: float, work: Work) -> None:
     """Takes the metrics of a step that was just dispatched, and writes the record of the step before it.
 
     Args:
       step: number of the step, from 1.
       metrics: name -> scalar that is still being computed.
       waited: seconds for which the loop waited for the batch of this step.
+      work: what this step computes.
     """
-    previous, self._pending = self._pending, (step, metrics, waited)
+    previous, self._pending = self._pending, (step, metrics, waited, work)
     self._finish(previous)
 
   def finish(self) -> None:
@@ -55,11 +69,11 @@ class Meter:
     previous, self._pending = self._pending, None
     self._finish(previous)
 
-  def _finish(self, pending: tuple[int, Mapping[str, Array], float] | None) -> None:
+  def _finish(self, pending: tuple[int, Mapping[str, Array], float, Work] | None) -> None:
     """Waits for a step and writes its record, if one is due. Raises UserError after too many skipped steps."""
     if pending is None:
       return
-    step, metrics, waited = pending
+    step, metrics, waited, work = pending
     skipped = int(metrics["skipped"])  # waits for the step
     now = time.perf_counter()
     seconds, self._since = now - self._since, now
@@ -74,12 +88,14 @@ class Meter:
       return
     record = {name: float(value) for name, value in jax.device_get(dict(metrics)).items() if name != "skipped"}
     record |= {
-      "tokens_per_second": self._tokens / seconds,
+      "tokens_per_second": work.tokens / seconds,
       "step_seconds": seconds,
       "data_wait_seconds": waited,
     }
+    if work.useful is not None:
+      record["useful_tokens_per_second"] = work.useful / seconds
     if self._peak is not None:
-      record["mfu"] = self._flops / seconds / self._peak
+      record["mfu"] = work.flops / seconds / self._peak
     self._tracker.log("train", step, record)
 
 
