@@ -23,8 +23,10 @@ class Line:
     name: for the legend; empty: the line is not in it.
     points: (x, y), by ascending x. What is not finite is left out.
     colour: 1 to `COLOURS`; 0: that of the axes.
-    form: solid, dashed, or faint (thin and pale: raw values behind a smoothed line).
+    form: solid, dashed, faint (thin and pale: raw values behind a smoothed line), or points (not joined; many of
+      them: small and pale).
     marks: of the points: none, filled or hollow circles.
+    ranges: (low, high) of each point, drawn as a vertical line; none if empty.
   """
 
   name: str
@@ -32,6 +34,7 @@ class Line:
   colour: int = 1
   form: str = "solid"
   marks: str = "none"
+  ranges: Sequence[Point] = ()
 
   @property
   def stroke(self) -> str:
@@ -65,11 +68,12 @@ def line_chart(
     size: width and height; the picture follows the width of the page.
     x_text, text: how a value of the horizontal and of the vertical axis is written.
   """
-  lines = [dataclasses.replace(line, points=_drawable(line.points, x_log, y_log)) for line in lines]
+  lines = [_drawable(line, x_log, y_log) for line in lines]
   lines = [line for line in lines if line.points]
   if not lines:
     return "<p>Nothing to draw yet.</p>"
   (width, height), every = size, [point for line in lines for point in line.points]
+  every += [(x, y) for line in lines for (x, _), ends in zip(line.points, line.ranges, strict=False) for y in ends]
   x_axis = _Axis([x for x, _ in every], x_log, LEFT, width - RIGHT)
   ends = [end for end in (y_low, y_high) if end is not None]
   inside = [y for _, y in every if (y_low is None or y >= y_low) and (y_high is None or y <= y_high)]
@@ -141,16 +145,24 @@ def _round_step(rough: float) -> float:
   return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
 
 
-def _drawable(points: Sequence[Point], x_log: bool, y_log: bool) -> list[Point]:
-  """The points that have a place on the axes."""
-  return [(x, y) for x, y in points if math.isfinite(y) and (x > 0 or not x_log) and (y > 0 or not y_log)]
+def _drawable(line: Line, x_log: bool, y_log: bool) -> Line:
+  """The line with only those points that have a place on the axes."""
+  inside = [math.isfinite(y) and (x > 0 or not x_log) and (y > 0 or not y_log) for x, y in line.points]
+  points, ranges = (list(itertools.compress(values, inside)) for values in (line.points, line.ranges))
+  return dataclasses.replace(line, points=points, ranges=ranges)
 
 
 def _drawn(line: Line, x_axis: _Axis, y_axis: _Axis, x_name: str, text: Callable[[float], str]) -> str:
   """A line, its marks, and places that show their value under the mouse."""
   places = [(f"{x_axis(x):.1f}", f"{y_axis(y):.1f}") for x, y in line.points]
+  if line.form == "points" and line.marks == "none":
+    dots = "".join(f'<circle cx="{x}" cy="{y}" r="3"/>' for x, y in places)
+    return f'<g fill="{line.stroke}" opacity="0.4">{dots}</g>'
   path = " ".join(f"{x},{y}" for x, y in places)
-  out = f'<polyline class="{line.form}" points="{path}" stroke="{line.stroke}"/>'
+  out = "" if line.form == "points" else f'<polyline class="{line.form}" points="{path}" stroke="{line.stroke}"/>'
+  for (x, _), ends in zip(places, line.ranges, strict=False):
+    low, high = (f"{y_axis(y):.1f}" for y in ends)
+    out += f'<path d="M{x} {low}V{high}" stroke="{line.stroke}" stroke-width="1.5" fill="none"/>'
   if line.form == "faint":
     return out
   fill = {"none": "transparent", "hollow": "var(--card)", "filled": line.stroke}[line.marks]

@@ -60,6 +60,13 @@ footer { color: var(--soft); font-size: 0.8rem; margin-top: 18px; overflow-wrap:
 .curve .faint { stroke-width: 1; opacity: 0.3; }
 .curve .dashed { stroke-dasharray: 6 5; }
 .wide { min-width: 560px; }
+.bar { display: block; position: relative; height: 11px; min-width: 70px; border-radius: 2px; background: var(--grid);
+  print-color-adjust: exact; }
+.bar i { position: absolute; inset: 0 auto 0 0; border-radius: 2px; background: var(--c2); }
+.bar i.good { background: var(--c3); } .bar i.bad { background: var(--bad); } .bar i.soft { background: var(--c5); }
+.bar b { position: absolute; top: 2px; bottom: 2px; border: solid var(--ink); border-width: 0 1.5px; }
+.bar b::after { content: ""; position: absolute; inset: 50% 0 auto; border-top: 1.5px solid var(--ink); }
+.bar u { position: absolute; top: -2px; bottom: -2px; border-left: 2px solid var(--soft); }
 @media (max-width: 950px) {
   main { padding: 20px 14px 36px; } section { padding: 16px 14px; }
   table { font-size: 0.71rem; }
@@ -69,6 +76,10 @@ footer { color: var(--soft); font-size: 0.8rem; margin-top: 18px; overflow-wrap:
   body { background: none; } main { max-width: none; padding: 0; } section, .card { break-inside: avoid; }
 }
 """
+
+
+class Html(str):
+  """Text that is HTML already: tables leave it as it is."""
 
 
 def page(title: str, body: str, head: str = "") -> str:
@@ -101,11 +112,43 @@ def section(title: str, explanation: str, body: str) -> str:
   return f"<section><h2>{escape(title)}</h2>{explained}{body}</section>"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-  """A table of plain text; all but the first `text_columns` columns hold numbers, which stand to the right."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1, kind: str = "") -> str:
+  """A table; all but the first `text_columns` columns hold numbers, which stand to the right.
+
+  Args:
+    columns: their titles. Titles and cells are plain text, or `Html`.
+    rows: cells.
+    kind: a class of the style.
+  """
   tags = ["" if i < text_columns else ' class="n"' for i in range(len(columns))]
   line = lambda tag, cells: "".join(
-    f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(tags, cells, strict=True)
+    f"<{tag}{number}>{html_of(cell)}</{tag}>" for number, cell in zip(tags, cells, strict=True)
   )
   body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-  return f'<div class="scroll"><table><tr>{line("th", columns)}</tr>{body}</table></div>'
+  of_kind = f' class="{kind}"' if kind else ""
+  return f'<div class="scroll"><table{of_kind}><tr>{line("th", columns)}</tr>{body}</table></div>'
+
+
+def html_of(text: str) -> str:
+  """`Html` as it is, other text escaped."""
+  return text if isinstance(text, Html) else escape(text)
+
+
+def bar(share: float, low: float | None = None, high: float | None = None, kind: str = "", zero: float = 0.0) -> Html:
+  """A horizontal bar, with its interval.
+
+  Args:
+    share: its length, from 0 to 1.
+    low, high: ends of an interval on the same scale.
+    kind: "" or a colour of the style: "good", "bad", "soft".
+    zero: where the bar begins; a line marks it if that is not the left end.
+  """
+  place = lambda value: 100 * min(max(value, 0.0), 1.0)
+  begin, end = sorted((place(zero), place(share)))
+  colour = f' class="{kind}"' if kind else ""
+  parts = f'<i{colour} style="left:{begin:.1f}%;width:{end - begin:.1f}%"></i>'
+  if zero:
+    parts += f'<u style="left:{place(zero):.1f}%"></u>'
+  if low is not None and high is not None:
+    parts += f'<b style="left:{place(low):.1f}%;right:{100 - place(high):.1f}%"></b>'
+  return Html(f'<span class="bar">{parts}</span>')
