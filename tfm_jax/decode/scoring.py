@@ -47,11 +47,11 @@ def fill_mask(
   Raises:
     UserError: not a masked language model, no mask in the text, or more tokens than the model has positions.
   """
-  if not _is_masked(model):
+  if not is_masked(model):
     raise UserError(f"fill_mask needs a masked language model: {_description(model)}")
   if not 1 <= top <= tokenizer.vocab_size:
     raise UserError(f"top={top} is not between 1 and {tokenizer.vocab_size}, the size of the vocabulary")
-  ids = _with_symbols(tokenizer, _masked_ids(tokenizer, text))
+  ids = with_symbols(tokenizer, masked_ids(tokenizer, text))
   masks = np.flatnonzero(ids == tokenizer.mask_id)
   if not masks.size:
     raise UserError(f"the text has no mask: write {_MASK} where a piece is to be predicted")
@@ -85,15 +85,15 @@ def perplexity(model: Model, params: Any, tokenizer: Tokenizer, text: str, windo
   """
   if window < 2:
     raise UserError(f"window={window} is too short: a window needs at least 2 tokens")
-  if _is_masked(model):
+  if is_masked(model):
     return _pseudo_perplexity(model, params, tokenizer, text)
-  if not (find_family(model.family).causal and _predicts_tokens(model)):
+  if not (find_family(model.family).causal and predicts_tokens(model)):
     raise UserError(f"perplexity needs a causal or a masked language model: {_description(model)}")
   ids = tokenizer.encode(text)
   ids = np.concatenate([[begin_id], ids]) if begin_id >= 0 else ids
   if len(ids) < 2:
     raise UserError("the text is too short for a perplexity: nothing is left to predict")
-  positions = _positions(model)
+  positions = position_limit(model)
   width = min(len(ids) - 1, window)
   if positions and width > positions:
     raise UserError(f"window={window} is longer than the model's {positions} positions: choose {positions} or less")
@@ -120,7 +120,7 @@ def _pseudo_perplexity(model: Model, params: Any, tokenizer: Tokenizer, text: st
   tokens = tokenizer.encode(text)
   if not tokens.size:
     raise UserError("the text is empty: it has no perplexity")
-  ids = _with_symbols(tokenizer, tokens)
+  ids = with_symbols(tokenizer, tokens)
   before = 1 if tokenizer.bos_id >= 0 else 0
   width, total = _length(model, len(ids)), 0.0
   for first in range(before, before + len(tokens), _ROWS):
@@ -152,26 +152,26 @@ def _nll(model: Model, params: Any, batch: Any) -> Array:
   return model.placement.constrain(nll, (None, None))
 
 
-def _predicts_tokens(model: Model) -> bool:
+def predicts_tokens(model: Model) -> bool:
   """Whether the head predicts pieces of the vocabulary."""
   return HEADS[model.config.head.name].learns_from_objective
 
 
-def _is_masked(model: Model) -> bool:
+def is_masked(model: Model) -> bool:
   """Whether the model predicts masked tokens."""
   family = find_family(model.family)
-  return "mlm" in family.objectives and _predicts_tokens(model)
+  return "mlm" in family.objectives and predicts_tokens(model)
 
 
 def _description(model: Model) -> str:
   """What a model is instead, for an error."""
-  if not _predicts_tokens(model):
+  if not predicts_tokens(model):
     return f"this one predicts no tokens (head.name={model.config.head.name})"
   kind = "an encoder-decoder" if model.encoder_decoder else "a causal language model"
   return f"family={model.family} is {kind}"
 
 
-def _masked_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
+def masked_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
   """The ids of a text that names its masks."""
   if tokenizer.mask_id < 0:
     raise UserError("the tokenizer has no mask piece")
@@ -187,13 +187,13 @@ def _masked_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
   return np.concatenate([first, *(ids for part in others for ids in (mask, part))])
 
 
-def _with_symbols(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+def with_symbols(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
   """The ids between the beginning and the end symbol, as far as the tokenizer has them: a document of objective mlm."""
   symbol = lambda id: np.array([id] if id >= 0 else [], np.int32)
   return np.concatenate([symbol(tokenizer.bos_id), ids, symbol(tokenizer.eos_id)])
 
 
-def _positions(model: Model) -> int:
+def position_limit(model: Model) -> int:
   """The number of positions that have an embedding; 0: any."""
   c = model.config
   return c.max_positions - c.position_offset if c.positions == "learned" else 0
@@ -201,7 +201,7 @@ def _positions(model: Model) -> int:
 
 def _length(model: Model, tokens: int) -> int:
   """The length of rows that hold so many tokens. Raises UserError if the model has fewer positions."""
-  positions = _positions(model)
+  positions = position_limit(model)
   if positions and tokens > positions:
     raise UserError(f"the text has {tokens} tokens, but the model has {positions} positions: shorten the text")
   length = max(_power_of_two(tokens), _SHORTEST)

@@ -27,8 +27,12 @@ class Embed(Layer):
     types_BT: Array | None,
     noise: Noise | None,
     layer: int,
+    shifts_BTD: Array | None = None,
   ) -> tuple[Array, Array]:
-    """The embeddings [B, T, D] and the table [V, E], both in the compute dtype."""
+    """The embeddings [B, T, D] and the table [V, E], both in the compute dtype.
+
+    `shifts_BTD` is added to the embeddings: its gradient is theirs.
+    """
     c = self.cfg
     E = c.embed_features
     stored_VE = self.stored("token", (pad_vocab(self.vocab_size), E), kind="token")
@@ -52,6 +56,8 @@ class Embed(Layer):
     x_BTE = dropout(x_BTE, c.dropout, noise, layer, EMBED)
     if c.embed_dim != E:
       x_BTE = self.st.constrain(Dense(c, self.st, c.embed_dim, name="project")(x_BTE), STREAM)
+    if shifts_BTD is not None:
+      x_BTE = x_BTE + shifts_BTD.astype(x_BTE.dtype)
     return x_BTE, table_VE
 
   def rows_of(self, positions_BT: Array, segments_BT: Array | None) -> Array:

@@ -132,7 +132,8 @@ class Single(Network):
   """A single stack with embeddings and a head: encoders such as BERT, decoders such as GPT and Llama (`causal`).
 
   Batch: `inputs` [B, T] and optionally `segment_ids`, `positions`, `token_types` [B, T]. With `mlm_positions` [B, P], a
-  language model's head is applied only at these positions.
+  language model's head is applied only at these positions. `embedding_shifts` [B, T, D] is added to the embeddings,
+  for gradients with respect to them.
   """
 
   def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
@@ -156,7 +157,8 @@ class Single(Network):
     c, st = self.cfg, self.st
     positions, segments = default_positions(batch.get("positions"), batch["inputs"], cache), batch.get("segment_ids")
     embed = Embed(c, st, self.vocab_size, name="embed")
-    x_BTD, table = embed(batch["inputs"], positions, segments, batch.get("token_types"), noise, c.num_layers)
+    types, shifts = batch.get("token_types"), batch.get("embedding_shifts")
+    x_BTD, table = embed(batch["inputs"], positions, segments, types, noise, c.num_layers, shifts)
     kind: Any = {"causal": self.causal, "depth": c.num_layers, "cache": cache, "sublayers": self.sublayers}
     h_BTD, cache, shown = tower(c, st, x_BTD, segments, positions, noise, emit=emit, **kind)
     seen = Seen(self.vocab_size, table if c.tied else None, segments, batch.get("mlm_positions"))
@@ -222,7 +224,7 @@ class EncoderDecoder(Network):
   """An encoder and a decoder that share their token embeddings: T5 and the Transformer of 2017.
 
   Batch: `encoder_inputs` [B, S], `decoder_inputs` [B, T], and optionally `encoder_segment_ids`, `encoder_positions`,
-  `decoder_segment_ids`, `decoder_positions`.
+  `decoder_segment_ids`, `decoder_positions`; `encoder_embedding_shifts`, `decoder_embedding_shifts` as in `Single`.
   """
 
   @staticmethod
@@ -289,7 +291,7 @@ class EncoderDecoder(Network):
     ids, segments = batch["inputs"], batch.get("segment_ids")
     positions = default_positions(batch.get("positions"), ids, cache)
     layer = self.cfg.num_layers + self.cfg.decoder_depth + site
-    x, table = self.embed(ids, positions, segments, None, noise, layer)
+    x, table = self.embed(ids, positions, segments, None, noise, layer, batch.get("embedding_shifts"))
     return x, segments, positions, table
 
 

@@ -98,6 +98,11 @@ def page(title: str, body: str, head: str = "") -> str:
   )
 
 
+def frame(document: str, height: int = 900) -> str:
+  """A page inside another one, such as a notebook's output, whose style it leaves alone. `height` is in pixels."""
+  return f'<div><iframe srcdoc="{escape(document)}" width="100%" height="{height}" style="border: 0"></iframe></div>'
+
+
 def header(title: str, intro: str, facts: Mapping[str, object]) -> str:
   """The head of a page: what it shows, and facts by name; those that are empty are left out. All are plain text."""
   items = "".join(
