@@ -120,9 +120,7 @@ def _devices(slot: int, jobs: int) -> dict[str, str]:
   gpus = [gpu for gpu in named.split(",") if gpu.strip() not in ("", "-1")]
   if jobs == 1 or not gpus:
     return {}
-  variables = {
-    "CUDA_VISIBLE_DEVICES": ",".join(gpus[slot % len(gpus) :: max(jobs, len(gpus))] or [gpus[slot % len(gpus)]])
-  }
+  variables = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot::jobs]) or gpus[slot % len(gpus)]}
   if jobs > len(gpus):
     variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{_MEMORY / -(-jobs // len(gpus)):.3f}"
   return variables
