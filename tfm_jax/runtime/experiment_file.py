@@ -1,4 +1,4 @@
-"""Experiment files: Python modules whose `get_config()` returns a configuration."""
+"""Experiment files: Python modules whose `get_config()` returns a configuration, and `get_sweep()` values to try."""
 
 import contextlib
 import difflib
@@ -20,18 +20,38 @@ def evaluate(path: str) -> Any:
   Raises:
     UserError: no such file or variant, or an error in the file, with its line.
   """
-  file, _, variant = path.partition(":")
-  if not Path(file).is_file():
-    similar = difflib.get_close_matches(Path(file).name, [p.name for p in Path("configs").glob("*.py")], n=1)
-    hint = f"did you mean configs/{similar[0]}?" if similar else "the experiments of this repository are in configs/"
-    raise UserError(f"no config file or run directory {file!r}; {hint}")
-  module = _load(file)
+  file, variant, module = _module(path)
   if not hasattr(module, "get_config"):
     raise UserError(f"{file} has no function get_config: see configs/quickstart.py")
   if variant:
     _check_variant(file, module, variant)
   with _errors_of(file):
     return module.get_config(variant) if variant else module.get_config()
+
+
+def evaluate_sweep(path: str) -> Any:
+  """What `get_sweep()` of `file.py` returns; of `file.py:variant`, `get_sweep(variant)` if it takes an argument.
+
+  Raises:
+    UserError: no such file or function, or an error in the file, with its line.
+  """
+  file, variant, module = _module(path)
+  if not hasattr(module, "get_sweep"):
+    example = 'return {"optimizer.learning_rate": [1e-4, 3e-4], "model.dropout": [0.0, 0.1]}'
+    raise UserError(f"{file} has no function get_sweep, which says what to try: def get_sweep(): {example}")
+  with _errors_of(file):
+    takes = inspect.signature(module.get_sweep).parameters
+    return module.get_sweep(variant) if variant and takes else module.get_sweep()
+
+
+def _module(path: str) -> tuple[str, str, ModuleType]:
+  """(file, variant or "", module) of `file.py[:variant]`. Raises UserError."""
+  file, _, variant = path.partition(":")
+  if not Path(file).is_file():
+    similar = difflib.get_close_matches(Path(file).name, [p.name for p in Path("configs").glob("*.py")], n=1)
+    hint = f"did you mean configs/{similar[0]}?" if similar else "the experiments of this repository are in configs/"
+    raise UserError(f"no config file or run directory {file!r}; {hint}")
+  return file, variant, _load(file)
 
 
 def _load(file: str) -> ModuleType:

@@ -326,7 +326,7 @@ def resolve(config: Config) -> Config:
   model = model_config.resolve(config.model)
   check_head(config.family, model)
   for key, value in flat(to_dict(config)).items():
-    _check_value(key, value)
+    check_value(key, value)
   rows, offset = model.max_positions, model.position_offset
   if model.positions == "learned" and not model.image.patch and config.data.seq_len + offset > rows:
     raise UserError(
@@ -364,7 +364,7 @@ def resolve(config: Config) -> Config:
   return dataclasses.replace(config, model=model, tokenizer=tokenizer, data=data)
 
 
-def _check_value(key: str, value: Any) -> None:
+def check_value(key: str, value: Any) -> None:
   """Raises UserError for a value that its key cannot have."""
   names = choices(key)
   if names and value not in names and value != default(key):

@@ -1,0 +1,511 @@
+"""Sweeps: what is tried, runs in processes of their own, what a killed sweep leaves, and the page."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.launching import EXPERIMENT, ROOT, environment, exact_rows, train, write_text
+from tests.support.refusal import refusal
+from tfm_jax.errors import UserError
+from tfm_jax.runtime.command import Flags
+from tfm_jax.tasks import sweep
+from tfm_jax.tasks.sweeps import adaptive
+from tfm_jax.tasks.sweeps.page import sweep_page
+from tfm_jax.tasks.sweeps.processes import SweepInterrupted, _devices, locked
+from tfm_jax.tasks.sweeps.runs import FINISHED, Folder, Metric, Point, SweepRun
+from tfm_jax.tasks.sweeps.space import Dimension, point_name, space_of, value_text
+from tfm_jax.training.config import parse_value
+
+# A run signals its sweep before it writes a row of metrics, and waits until it is told to end.
+HOOK = """
+import os, signal
+from tfm_jax.runtime.reporting.tracking import Tracker
+
+row, number = os.environ.get("SIGNAL_AT", "-,0").split(",")
+write = Tracker.log
+
+
+def log(self, split, step, metrics):
+  write(self, split, step, metrics)
+  if f"{split} {step} {self.run}" == row:
+    read, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup)
+    os.kill(os.getppid(), int(number))
+    os.read(read, 1)
+
+
+start = Tracker.__init__
+
+
+def init(self, run, *arguments):
+  self.run = run.path.name.split("_")[0]
+  start(self, run, *arguments)
+
+
+Tracker.__init__, Tracker.log = init, log
+"""
+
+
+def write_sweep(folder, space, extra=""):
+  """An experiment of a tiny model with `get_sweep()`."""
+  text = write_text(folder / "text.txt")
+  source = EXPERIMENT.replace("TEXT", str(text)).replace(
+    '"num_layers": 2, "embed_dim": 32', '"num_layers": 1, "embed_dim": 16'
+  )
+  path = folder / "tiny.py"
+  path.write_text(f"{source}\n{extra}\n\ndef get_sweep():\n  return {space!r}\n")
+  return path
+
+
+def run_sweep(path, out, overrides=None, **flags):
+  """The command, in this process."""
+  sweep.main(Flags({"config": str(path), "out": str(out), **{k: str(v) for k, v in flags.items()}}, overrides or {}))
+
+
+@pytest.fixture
+def few_devices(monkeypatch):
+  for name, value in environment().items():
+    monkeypatch.setenv(name, value)
+
+
+def content(out):
+  return json.loads((out / "sweep.json").read_text())
+
+
+# What is tried.
+
+
+def test_a_grid_is_every_combination_and_the_last_key_changes_fastest():
+  space = space_of(
+    {"optimizer.learning_rate": [1e-4, 1], "model.dropout": (0.0, 0.1), "train.batch_size": range(8, 17, 8)}
+  )
+  assert len(space.points) == space.count == 8
+  assert space.points[:3] == (
+    {"optimizer.learning_rate": 1e-4, "model.dropout": 0.0, "train.batch_size": 8},
+    {"optimizer.learning_rate": 1e-4, "model.dropout": 0.0, "train.batch_size": 16},
+    {"optimizer.learning_rate": 1e-4, "model.dropout": 0.1, "train.batch_size": 8},
+  )
+  assert isinstance(space.points[-1]["optimizer.learning_rate"], float)
+  assert [dict(p) for p in space_of({"seed": [3, 4]}).points] == [{"seed": 3}, {"seed": 4}]
+  assert len(space_of({"model.num_layers": [1, 2, 3]}, limit=2).points) == 2
+
+
+def test_a_list_is_its_points():
+  space = space_of([{"model.num_layers": 2}, {"model.num_layers": 4, "model.dropout": 0.1}, {}])
+  assert space.points == ({"model.num_layers": 2}, {"model.num_layers": 4, "model.dropout": 0.1}, {})
+  assert space.dimensions["model.num_layers"].values == (2, 4)
+
+
+RANDOM = {
+  "optimizer.learning_rate": ("log", 1e-5, 1e-3),
+  "model.dropout": ("uniform", 0.0, 0.3),
+  "model.num_layers": ("int", 1, 4),
+  "train.batch_size": [16, 32],
+}
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 30))
+def test_random_points_are_inside_different_and_those_of_a_longer_sweep(seed, count):
+  points = space_of({"random": count, "seed": seed, **RANDOM}).points
+  longer = space_of({"random": count + 3, "seed": seed, **RANDOM}).points
+  fewer_keys = {key: RANDOM[key] for key in list(RANDOM)[:2]}
+  assert longer[:count] == points and len({json.dumps(point) for point in points}) == count
+  for point, part in zip(points, space_of({"random": count, "seed": seed, **fewer_keys}).points, strict=True):
+    assert 1e-5 <= point["optimizer.learning_rate"] <= 1e-3 and 0 <= point["model.dropout"] <= 0.3
+    assert point["model.num_layers"] in range(1, 5) and point["train.batch_size"] in (16, 32)
+    assert part == {key: point[key] for key in part}
+    assert float(f"{point['model.dropout']:.3g}") == point["model.dropout"]
+
+
+def test_draws_fill_their_ranges_evenly():
+  points = space_of({"random": 2000, **RANDOM}).points
+  rates = np.log10([point["optimizer.learning_rate"] for point in points])
+  assert np.histogram(rates, 4, (-5, -3))[0] == pytest.approx(500, abs=90)
+  dropouts = [point["model.dropout"] for point in points]
+  assert np.histogram(dropouts, 4, (0, 0.3))[0] == pytest.approx(500, abs=90)
+  layers = [point["model.num_layers"] for point in points]
+  assert np.bincount(layers)[1:] == pytest.approx(500, abs=90)
+  assert abs(np.corrcoef(rates, dropouts)[0, 1]) < 0.08
+  assert space_of({"random": 5, "seed": 1, **RANDOM}).points != points[:5]
+
+
+def test_a_small_space_gives_each_point_once():
+  space = space_of(
+    {"random": 50, "model.num_layers": [1, 2, 3], "seed": [0, 1]}
+  )  # a list: the key of the configuration
+  assert space.count == len(space.points) == 6
+
+
+@pytest.mark.parametrize(
+  ("space", "message"),
+  [
+    (
+      {"optimizer.learningrate": [1e-4]},
+      r"config\.optimizer\.learningrate does not exist; did you mean .*learning_rate",
+    ),
+    ({"model.dropout": []}, r"the list of model\.dropout is empty"),
+    ({"model.dropout": 0.1}, r"model\.dropout needs a list of values, not 0\.1: write \[0\.1\]"),
+    ({"model.dropout": "ab"}, "needs a list of values"),
+    ({"model.dropout": [0.1, "a"]}, r"config\.model\.dropout='a' is of type str"),
+    ({"optimizer.name": ["adamw", "lion"]}, "'lion' is not one of adamw"),
+    ({"train.batch_size": [-8]}, "must be a number of at least 0"),
+    ({"model.dropout": [0.1, 0.1]}, r"model\.dropout has 0\.1 twice"),
+    ({"model.dropout": ("uniform", 0.0, 0.1)}, 'needs "random": N'),
+    ({"random": 0, **RANDOM}, "'random' is the number of points"),
+    ({"random": 3, "optuna": 3, **RANDOM}, "has both 'random' and 'optuna'"),
+    ({"random": 3}, r"get_sweep\(\) is empty"),
+    ({"random": 3, "model.dropout": ("log", 0.0, 0.1)}, "needs 0 < low < high"),
+    ({"random": 3, "model.dropout": ("uniform", 0.1)}, r'is \("uniform", low, high\)'),
+    ({"random": 3, "model.num_layers": ("log", 1, 4)}, "is of type int: it needs a list, or"),
+    ({"random": 3, "optimizer.name": ("uniform", 1, 4)}, "is of type str: it needs a list, not"),
+    ([{"model.dropout": 0.1}, {"model.dropout": 0.1}], "points 1 and 2 are the same"),
+    ({}, "is empty"),
+    ([], "is empty"),
+    ("model.dropout", "must return a dict of lists or a list of dicts"),
+  ],
+)
+def test_a_wrong_space_is_one_line(space, message):
+  assert re.search(message, refusal(space_of, space))
+
+
+def test_names_are_readable_and_depend_on_their_point_alone():
+  point = {"optimizer.learning_rate": 3e-4, "train.batch_size": 32, "optimizer.name": "adam"}
+  assert point_name(point) == "learning_rate=0.0003_batch_size=32_optimizer.name=adam"
+  strange = {"data.path": "/a b/../c", "model.scan": False, "model.dropout": None}
+  assert "/" not in point_name(strange) and " " not in point_name(strange)
+  assert point_name(strange) != point_name(strange | {"data.path": "/a:b/../c"})
+  assert len(point_name({f"optimizer.{name * 9}": 1.0 for name in "abcdefghij"})) < 140
+  for key, value in [("model.scan", False), ("model.dropout", 1e-7), ("model.dropout", None), ("train.steps", 3)]:
+    assert parse_value(key, value_text(value)) == value
+
+
+# Runs.
+
+
+def test_mistakes_are_told_before_anything_starts(tmp_path):
+  path = write_sweep(tmp_path, {"model.dropout": [0.0, 0.1]})
+  out = tmp_path / "out"
+  for message, overrides, flags in [
+    (r"--config\.model\.dropout is given, but get_sweep\(\) varies it", {"model.dropout": "0.1"}, {}),
+    ("--seeds=2 sets the seed of every run", {"seed": "1"}, {"seeds": 2}),
+    ("--jobs=0: a whole number", {}, {"jobs": 0}),
+    ("--evaluation=first: choose last or best", {}, {"evaluation": "first"}),
+    (r"train\.stepz does not exist", {"train.stepz": "1"}, {}),
+    ("must be on a file system of this host", {}, {"out": "gs://bucket/sweep"}),
+  ]:
+    with pytest.raises(UserError, match=message):
+      sweep.main(Flags({"config": str(path), "out": str(out), **{k: str(v) for k, v in flags.items()}}, overrides))
+    assert not out.exists()
+  path.write_text(path.read_text().replace("get_sweep", "get_sweeps"))
+  with pytest.raises(UserError, match="has no function get_sweep, which says what to try"):
+    run_sweep(path, out)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  """Two points that run and one that fails, with two seeds each: (experiment, folder, error of the sweep)."""
+  folder = tmp_path_factory.mktemp("sweep")
+  points = [{"optimizer.learning_rate": 1e-4}, {"train.microbatches": 3}, {"optimizer.learning_rate": 2e-2}]
+  path = write_sweep(folder, points)
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in environment().items():
+      patch.setenv(name, value)
+    error = refusal(lambda: run_sweep(path, folder / "out", {"train.steps": "4"}, seeds=2, jobs=2))
+  return path, folder / "out", error
+
+
+def test_a_failed_run_is_reported_and_does_not_end_the_others(done):
+  _, out, error = done
+  assert "2 of 6 runs failed" in error and "train.microbatches=3 does not divide train.batch_size=8" in error
+  points = content(out)["points"]
+  assert [point["number"] for point in points] == [3, 1, 2]  # best first, failed last
+  assert [run["status"] for point in points for run in point["runs"]] == ["finished"] * 4 + ["failed"] * 2
+  assert "microbatches=3 does not divide" in points[-1]["runs"][0]["error"] and points[-1]["mean"] is None
+  assert "Failed" in (out / "sweep.html").read_text()
+
+
+def test_points_have_mean_and_deviation_over_seeds(done):
+  _, out, _ = done
+  best = content(out)["points"][0]
+  losses = []
+  for seed in (0, 1):
+    workdir = out / f"003_learning_rate=0.02_seed={seed}"
+    assert json.loads((workdir / "config.json").read_text())["seed"] == seed
+    losses.append(exact_rows(workdir)["eval", 4]["loss"])
+  assert losses[0] != losses[1]
+  assert best["mean"] == pytest.approx(np.mean(losses)) and best["deviation"] == pytest.approx(np.std(losses, ddof=1))
+  assert "config.seed" not in best["command"] and "--config.optimizer.learning_rate=0.02" in best["command"]
+  assert "--config.train.steps=4" in best["command"]
+
+
+def test_finished_runs_are_skipped_and_points_may_be_added_and_removed(done, few_devices, tmp_path, capsys):
+  path, out, _ = done
+  before = {file: file.stat().st_mtime_ns for file in out.glob("*/log.txt")}
+  source = path.read_text()
+  path.write_text(source.rpartition("return")[0] + 'return {"optimizer.learning_rate": [5e-3, 2e-2]}\n')
+  run_sweep(path, out, {"train.steps": "4"})
+  path.write_text(source)
+  points = content(out)["points"]
+  assert {point["number"]: point["values"]["optimizer.learning_rate"] for point in points} == {3: 0.02, 4: 0.005}
+  new = [file for file in out.glob("*/log.txt") if before.get(file) != file.stat().st_mtime_ns]
+  assert [file.parent.name for file in new] == ["004_learning_rate=0.005_seed=0"]
+  assert "best: learning_rate=0.02" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused_by_name(done):
+  path, out, _ = done
+  with pytest.raises(UserError, match=r"holds a run with other settings of model\.embed_dim: set them back"):
+    run_sweep(path, out, {"train.steps": "4", "model.embed_dim": "32"}, seeds=2)
+
+
+def test_another_metric_ranks_the_same_runs(done, monkeypatch):
+  path, out, _ = done
+  started = []
+  monkeypatch.setattr(sweep, "run_all", lambda *arguments: started.append(arguments))
+  run_sweep(path, out, {"train.steps": "4"}, seeds=2, metric="accuracy", evaluation="best")
+  assert content(out)["metric"] == "accuracy" and content(out)["larger_is_better"]
+  for point in content(out)["points"][:2]:
+    for run in point["runs"]:
+      rows = exact_rows(out / run["workdir"])
+      assert run["accuracy"] == max(row["accuracy"] for (split, _), row in rows.items() if split == "eval")
+  with pytest.raises(UserError, match="no run has a score: no finite f1; there are accuracy"):
+    run_sweep(path, out, {"train.steps": "4"}, seeds=2, metric="f1")
+  assert started
+
+
+def test_a_killed_sweep_goes_on_and_equals_an_uninterrupted_run(tmp_path):
+  """Its run writes a checkpoint, for which the next start waits; the best command makes the same run."""
+  path = write_sweep(tmp_path, {"optimizer.learning_rate": [1e-4, 2e-2]}, HOOK)
+  out = tmp_path / "out"
+  command = [sys.executable, "-m", "tfm_jax.tasks.sweep", f"--config={path}", f"--out={out}"]
+
+  def start(**extra):
+    return subprocess.run(
+      command,
+      cwd=ROOT,
+      env=environment() | extra,
+      stderr=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+      text=True,
+      timeout=300,
+    )
+
+  killed = start(SIGNAL_AT=f"train 7 002,{signal.SIGKILL}")
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  first, second = (out / f"00{n}_learning_rate={rate}_seed=0" for n, rate in ((1, 0.0001), (2, 0.02)))
+  log = (first / "log.txt").read_bytes()
+  again = start()
+  assert again.returncode == 0, again.stderr
+  assert "1 of 2 runs are finished already" in again.stderr
+  assert (first / "log.txt").read_bytes() == log
+  text = (second / "log.txt").read_text()
+  step = re.search(r"SIGTERM after step (\d+): its checkpoint is complete", text)[1]
+  assert step in ("7", "8") and f"resuming from the checkpoint of step {step}" in text
+  assert {run["status"] for point in content(out)["points"] for run in point["runs"]} == {"finished"}
+  words = shlex.split(content(out)["best"]["command"])
+  assert words[:2] == ["python", "train.py"]
+  whole = train(*[word for word in words[2:] if "--workdir" not in word], f"--workdir={tmp_path / 'whole'}")
+  assert whole.returncode == 0, whole.stderr
+  assert exact_rows(second) == exact_rows(tmp_path / "whole")
+
+
+def test_sigterm_ends_the_runs_with_a_checkpoint(tmp_path, few_devices, monkeypatch):
+  path = write_sweep(tmp_path, {"optimizer.learning_rate": [1e-4, 2e-2]}, HOOK)
+  monkeypatch.setenv("SIGNAL_AT", f"train 3 001,{signal.SIGTERM}")
+  with pytest.raises(SweepInterrupted, match="SIGTERM: the runs in progress were ended") as error:
+    run_sweep(path, tmp_path / "out")
+  assert error.value.number == signal.SIGTERM
+  points = content(tmp_path / "out")["points"]
+  assert [point["runs"][0]["status"] for point in points] == ["interrupted", "waiting"]
+  log = tmp_path / "out" / points[0]["runs"][0]["workdir"] / "log.txt"
+  assert re.search(r"SIGTERM after step [34]: its checkpoint is complete", log.read_text())
+
+
+def test_two_sweeps_in_one_folder_are_refused(tmp_path):
+  with (
+    locked(tmp_path),
+    pytest.raises(UserError, match=f"another sweep .pid {os.getpid()}. is using"),
+    locked(tmp_path),
+  ):
+    pass
+  with locked(tmp_path):
+    pass
+
+
+@pytest.mark.parametrize(
+  ("visible", "jobs", "expected"),
+  [
+    ("0,1,2,3", 2, [("0,2", None), ("1,3", None)]),
+    ("0,1", 2, [("0", None), ("1", None)]),
+    ("5", 2, [("5", "0.450"), ("5", "0.450")]),
+    ("0,1", 3, [("0", "0.450"), ("1", "0.450"), ("0", "0.450")]),
+    ("0,1", 1, [(None, None)]),
+    ("", 2, [(None, None)] * 2),
+  ],
+)
+def test_gpus_are_divided_among_jobs(monkeypatch, visible, jobs, expected):
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+  variables = [_devices(slot, jobs) for slot in range(jobs)]
+  names = ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+  assert [tuple(map(v.get, names)) for v in variables] == expected
+
+
+# Adaptive points.
+
+
+def test_without_optuna_one_line_names_the_extra(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "optuna", None)
+  path = write_sweep(tmp_path, {"optuna": 3, **RANDOM})
+  with pytest.raises(UserError, match=r"needs the package optuna: pip install -e '\.\[sweep\]'"):
+    run_sweep(path, tmp_path / "out")
+
+
+DIMENSIONS = {
+  "optimizer.learning_rate": Dimension("log", (1e-5, 1e-1)),
+  "model.num_layers": Dimension("int", (1, 8)),
+  "optimizer.name": Dimension("choice", ("adamw", "sgd")),
+}
+
+
+def distance(point):
+  """Smallest at 1e-3, four layers and adamw."""
+  rate = np.log10(point["optimizer.learning_rate"]) + 3
+  return float(rate**2 + (point["model.num_layers"] - 4) ** 2 / 4 + (point["optimizer.name"] != "adamw"))
+
+
+def test_adaptive_points_depend_on_results_alone_and_come_closer():
+  pytest.importorskip("optuna", reason="pip install -e '.[sweep]'")
+  results = []
+  for _ in range(40):
+    point = adaptive.propose(DIMENSIONS, results, False, 0)
+    results.append((point, distance(point)))
+  assert len({json.dumps(point) for point, _ in results}) == 40
+  scores = [score for _, score in results]
+  assert np.mean(scores[-10:]) < 0.5 * np.mean(scores[:10])
+  assert adaptive.propose(DIMENSIONS, results[:20], False, 0) == results[20][0]
+  opposite = [(point, -score) for point, score in results[:20]]
+  assert adaptive.propose(DIMENSIONS, opposite, True, 0) == results[20][0]
+  foreign = [({"model.dropout": 0.1}, 1.0), ({**results[0][0], "model.num_layers": 99}, 0.0)]
+  assert adaptive.propose(DIMENSIONS, [*foreign, (results[0][0], None)], False, 0) not in [results[0][0], None]
+  two = {"optimizer.name": DIMENSIONS["optimizer.name"]}
+  assert adaptive.propose(two, [({"optimizer.name": name}, 1.0) for name in ("adamw", "sgd")], False, 0) is None
+
+
+@pytest.mark.slow
+def test_an_adaptive_sweep_runs_and_goes_on(tmp_path, few_devices):
+  pytest.importorskip("optuna", reason="pip install -e '.[sweep]'")
+  path = write_sweep(tmp_path, {"optuna": 2, "optimizer.learning_rate": ("log", 1e-4, 1e-1)})
+  out = tmp_path / "out"
+  run_sweep(path, out, {"train.steps": "2"}, max=1)
+  first = content(out)["points"]
+  run_sweep(path, out, {"train.steps": "2"})
+  points = sorted(content(out)["points"], key=lambda point: point["number"])
+  assert len(first) == 1 and first[0] == points[0] and len(points) == 2
+  known = [(points[0]["values"], points[0]["mean"])]
+  assert points[1]["values"] == adaptive.propose(
+    {"optimizer.learning_rate": Dimension("log", (1e-4, 1e-1))}, known, False, 0
+  )
+
+
+# The page.
+
+
+class Page(HTMLParser):
+  """Checks that tags are closed, and collects them."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.tags = [], []
+    self.feed(text)
+    assert not self.open
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append((tag, dict(attributes)))
+    if tag != "meta":
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attributes):
+    self.tags.append((tag, dict(attributes)))
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+
+NASTY = '<script>alert("no & never")</script>'
+
+
+def made_up(count=12, seeds=2):
+  """A random sweep with invented curves; one run failed, and one point has a value that is not plain text."""
+  space = space_of({"random": count, **RANDOM, "data.path": ["a", NASTY]})
+  points = []
+  for number, values in enumerate(space.points, 1):
+    top = 0.9 - 0.1 * abs(np.log10(values["optimizer.learning_rate"]) + 4) - values["model.dropout"] / 3
+    runs = []
+    for seed in range(seeds):
+      records = [
+        {"step": step, "split": "eval", "loss": 1.0, "accuracy": top * (1 - np.exp(-step / 200)) + 0.005 * seed}
+        for step in range(0, 1001, 100)
+      ]
+      run = SweepRun(
+        number,
+        values,
+        seed,
+        Path(f"{number:03d}_seed={seed}"),
+        {},
+        {},
+        FINISHED,
+        "",
+        records,
+        61.0,
+      )
+      runs.append(run)
+    points.append(Point(number, values, runs))
+  points[3].runs[1].status, points[3].runs[1].error = "failed", f"killed by SIGKILL: {NASTY}"
+  return space, points
+
+
+def test_the_page_is_whole_escaped_and_needs_nothing_else():
+  space, points = made_up()
+  text = sweep_page("configs/sst2.py", space, points, Metric("accuracy"))
+  parsed = Page(text)
+  assert "<script" not in text and "https://" not in text and "prefers-color-scheme: dark" in text
+  assert [tag for tag, _ in parsed.tags].count("h2") == 6 + len(space.dimensions)
+  threads = [a for tag, a in parsed.tags if a.get("class") == "thread"]
+  assert len(threads) == 12 and "var(--c4)" in threads[-1]["style"] and "var(--c4)" not in threads[0]["style"]
+  assert sum(a.get("class") == "solid" for tag, a in parsed.tags if tag == "polyline") >= 2  # the best's curves
+  assert "http-equiv" not in text and "http-equiv" in sweep_page("x", space, points, Metric("accuracy"), active=True)
+  for some in ([], points[:1]):
+    Page(sweep_page("x", space, some, Metric("accuracy")))
+    Page(sweep_page("x", space, some, Metric("nothing")))
+
+
+def test_the_table_is_sorted_by_the_metric():
+  _, points = made_up()
+  for metric in (Metric("accuracy"), Metric("loss")):
+    means = [point.mean(metric) for point in sweep.results.ranked(points, metric)]
+    assert means == sorted(means, reverse=metric.name == "accuracy")
+  points[0].runs[0].records[-1]["accuracy"] = None  # as JSON has a value that is not finite
+  assert Metric("accuracy").of(points[0].runs[0].records)[0] == 900
+
+
+def test_numbers_of_points_survive_a_lost_sweep_json(tmp_path):
+  path = write_sweep(tmp_path, {"model.dropout": [0.0]})
+  folder = Folder(tmp_path / "out", str(path), {})
+  folder.point({"model.dropout": 0.0}, None).runs[0].prepare()
+  folder.point({"model.dropout": 0.1}, None).runs[0].prepare()
+  again = Folder(tmp_path / "out", str(path), {})
+  assert again.point({"model.dropout": 0.2}, None).number == 3
+  assert again.point({"model.dropout": 0.1}, None).number == 2

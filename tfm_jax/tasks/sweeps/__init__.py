@@ -1,0 +1,1 @@
+"""The parts of `tasks.sweep`: what is tried, the runs and their processes, their results, and the page."""
