@@ -5,8 +5,8 @@ r"""Acceptability of English sentences (CoLA), scored by the Matthews correlatio
     --config.data.path=train.tsv --config.data.eval_path=dev.tsv
   python train.py --config=configs/cola.py:base --config.init_from=runs/bert_base
 
-The files are tables in the form of GLUE. Without paths, they are GLUE's in TFM_DATA_DIR/cola. The variant `base` fine-
-tunes a BERT-base. Measured: see docs/tasks.md.
+The files are tables in the form of GLUE. Without paths, they are GLUE's in TFM_DATA_DIR/cola. The variant `base`
+fine-tunes a BERT-base. Measured: see docs/tasks.md.
 """
 
 from configs import task

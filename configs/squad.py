@@ -5,8 +5,8 @@ r"""Questions about passages of Wikipedia (SQuAD 1.1 and 2.0): the span that ans
     --config.data.path=train.json --config.data.eval_path=dev.json
   python train.py --config=configs/squad.py:base --config.init_from=runs/bert_base
 
-The files are JSON in the form of SQuAD. Without paths, they are in TFM_DATA_DIR/squad_v1. The variant `base` fine-
-tunes a BERT-base. Measured: see docs/tasks.md.
+The files are JSON in the form of SQuAD. Without paths, they are in TFM_DATA_DIR/squad_v1. The variant `base` fine-tunes
+a BERT-base. Measured: see docs/tasks.md.
 """
 
 from configs import task

@@ -13,7 +13,7 @@ from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.labelled import LabelledTask, Prediction, score_lines
 from tfm_jax.tasks.report.comparison import comparison_page
 from tfm_jax.tasks.report.page import errors_page
-from tfm_jax.tasks.report.text import errors_text
+from tfm_jax.tasks.report.terminal import errors_text
 from tfm_jax.tasks.scores import score
 from tfm_jax.tasks.table import LANGUAGE_MODELING, TASKS, find_task
 from tfm_jax.text.corpora.files import find_text_files
@@ -146,7 +146,7 @@ def read_predictions(path: str) -> list[Prediction]:
 def check_same_examples(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], path: str) -> None:
   """Raises UserError unless both predict the same examples, in the same order."""
   if len(rows) != len(others):
-    raise UserError(f"{path} has {len(others):,} predictions, and this file {len(rows):,} examples: they must be the same")
+    raise UserError(f"{path} has {len(others):,} predictions, and this file {len(rows):,} examples")
   keys = ("text", "pair", "words", "question", "context")
   for number, (row, other) in enumerate(zip(rows, others, strict=True), 1):
     if any(row.get(key) != other.get(key) for key in keys):

@@ -87,7 +87,9 @@ def classes_of(config: Config, examples: Sequence[TextExample]) -> tuple[str, ..
   if any("|" in name for name in names):
     raise UserError(f"{config.data.path}: a label must not contain '|', which separates the labels in head.labels")
   if len(names) < 2:
-    raise UserError(f"{config.data.path} has labels of {len(names)} class ({listed(sorted(names))}): at least two classes are needed")
+    raise UserError(
+      f"{config.data.path} has labels of {len(names)} class ({listed(sorted(names))}): at least two classes are needed"
+    )
   if len(names) > max(50, len(examples) // 2):
     raise UserError(f"{config.data.path} has {len(names):,} different labels: set task.label to the column of classes")
   if first_line := _header_taken_for_a_row(examples):
@@ -101,7 +103,7 @@ def classes_of(config: Config, examples: Sequence[TextExample]) -> tuple[str, ..
 
 
 def _header_taken_for_a_row(examples: Sequence[TextExample]) -> TextExample | None:
-  """The first line of the file, if its label is the only one that is no number, or that is a single word of letters."""
+  """The first line of the file, if its label is the only one that is no number."""
   first = examples[0]
   others = {example.label for example in examples[1:]}
   odd = first.label not in others and not _is_number(first.label or "")

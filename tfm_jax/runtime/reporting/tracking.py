@@ -29,6 +29,10 @@ LINE_SECONDS = 10.0  # between training lines, where there is no bar
 _ON_CONSOLE = {
   "loss": ("loss", 4),
   "accuracy": ("accuracy", 4),
+  "f1": ("f1", 4),
+  "exact_match": ("exact_match", 4),
+  "matthews": ("matthews", 4),
+  "pearson": ("pearson", 4),
   "perplexity": ("perplexity", 4),
   "bits_per_byte": ("bits_per_byte", 4),
   "learning_rate": ("lr", 3),

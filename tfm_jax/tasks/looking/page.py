@@ -23,7 +23,8 @@ TITLES = {
   "cross": "Cross-attention: the decoder's tokens over the encoder's",
 }
 
-STYLE = """<style>
+STYLE = (
+  """<style>
 :root { --more: #2f86d0; --less: #d98513; }
 .guesses { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 210px), 1fr)); gap: 14px 22px; }
 .guesses h3 { font-size: 0.84rem; margin: 0 0 3px; color: var(--soft); overflow-wrap: anywhere; }
@@ -48,7 +49,10 @@ label { cursor: pointer; }
   background: linear-gradient(90deg, color-mix(in srgb, var(--less) 70%, transparent), transparent 50%,
     color-mix(in srgb, var(--more) 70%, transparent)); }
 h3 { font-size: 0.95rem; margin: 16px 0 4px; }
-""" + MAP_STYLE + "</style>"
+"""
+  + MAP_STYLE
+  + "</style>"
+)
 
 
 def attention_page(look: "Look", sides: dict[str, tuple[list[str], ...]]) -> str:
@@ -85,8 +89,12 @@ def _prediction(prediction: "Prediction") -> str:
   cards = "".join(_card(target, probable) for target in prediction.targets[:_TARGETS])
   rest = len(prediction.targets) - _TARGETS
   more = f'<p class="soft">and {rest} more</p>' if rest > 0 else ""
-  answer = f'<p>Answer: <b>{escape(prediction.answer or "(empty)")}</b></p>' if prediction.kind.startswith("answers") else ""
-  explanation = "The likeliest choices with their probabilities." if probable else "The number that the model estimates."
+  answer = (
+    f"<p>Answer: <b>{escape(prediction.answer or '(empty)')}</b></p>" if prediction.kind.startswith("answers") else ""
+  )
+  explanation = (
+    "The likeliest choices with their probabilities." if probable else "The number that the model estimates."
+  )
   return section("Prediction", explanation, f'{answer}<div class="guesses">{cards}</div>{more}')
 
 
@@ -99,7 +107,9 @@ def _card(target: "Target", probable: bool) -> str:
     name = f"<b>{name}</b>" if name == escape(target.name) else name
     bars.append(f'<div class="bar" style="--p:{share:.1%}"><span>{name}</span><span>{shown}</span></div>')
   if target.name not in [name for name, _ in target.best]:
-    bars.append(f'<div class="bar" style="--p:0%"><span><b>{escape(target.name)}</b></span><span>below these</span></div>')
+    bars.append(
+      f'<div class="bar" style="--p:0%"><span><b>{escape(target.name)}</b></span><span>below these</span></div>'
+    )
   return f"<div><h3>{escape(target.where)}</h3>{''.join(bars)}</div>"
 
 

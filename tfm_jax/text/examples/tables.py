@@ -118,18 +118,18 @@ def _places(file: Path, header: list[str], columns: Mapping[str, Column]) -> tup
     elif not wanted and (usual := next((usual for usual in column.names if usual in header), None)):
       places[name], has_header = header.index(usual), True
     elif column.required:
-      raise UserError(_no_column(file, name, column, header))
+      raise UserError(_no_column(str(file), name, column, header))
   if len({*places.values()}) < len(places):
     raise UserError(f"{file}: {' and '.join(f'task.{name}' for name in places)} name the same column twice")
   # Columns by number: a row that names one of them as usual is a header nonetheless.
   return places, has_header or any(header[place] in columns[name].names for name, place in places.items())
 
 
-def _no_column(file: Path, name: str, column: Column, header: Sequence[str]) -> str:
+def _no_column(place: str, name: str, column: Column, header: Sequence[str]) -> str:
   has = f"it has {listed(header)}"
   if column.setting:
-    return f"task.{name}={column.setting}: {file} has no such column; {has}"
-  usual = f"{file} has no column {' or '.join(column.names)}"
+    return f"task.{name}={column.setting}: {place} has no such column; {has}"
+  usual = f"{place} has no column {' or '.join(column.names)}"
   return f"{usual}: set task.{name} to a column's name or number; {has}"
 
 
@@ -144,7 +144,7 @@ def _json_rows(file: Path, lines: Iterator[str], columns: Mapping[str, Column], 
       keys = [column.setting] if column.setting else column.names
       key = next((key for key in keys if key in found), None)
       if key is None and column.required:
-        raise UserError(f"{file}, line {number}: {_no_column(file, name, column, list(found)).partition(': ')[2]}")
+        raise UserError(_no_column(f"{file}, line {number}", name, column, list(found)))
       values[name] = None if key is None else found[key]
     yield Row(file, number, values)
 

@@ -1,0 +1,143 @@
+"""Rows of examples and their batches: nothing is lost, little is padded, and a batch is a function of its step."""
+
+import collections
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfm_jax.objectives.objective import Vocabulary
+from tfm_jax.tasks.rows import RowBatches, lengths_of, make_rows
+from tfm_jax.tasks.texts import text_rows
+from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
+
+TOKENIZER = train_tokenizer(TokenizerConfig("char"), ["abcdefghijklmnopqrstuvwxyz "])
+VOCABULARY = Vocabulary(TOKENIZER.vocab_size)
+
+
+def rows_of(sizes: list[int], members: int = 1):
+  sequences = [np.arange(n, dtype=np.int32) + 100 * i for i, n in enumerate(sizes)]
+  labels = {"targets": np.arange(len(sizes) // members, dtype=np.int32), "weights": np.ones(len(sizes) // members)}
+  token_labels = {"marks": [-ids for ids in sequences]}
+  return make_rows(sequences, None, labels, token_labels, range(len(sizes) // members), members=members)
+
+
+@pytest.mark.parametrize(
+  ("seq_len", "buckets", "lengths"),
+  [(64, 1, (64,)), (64, 3, (16, 32, 64)), (64, 9, (16, 32, 64)), (100, 3, (25, 50, 100)), (30, 4, (30,))],
+)
+def test_lengths_are_halves_and_none_is_below_16(seq_len, buckets, lengths):
+  assert lengths_of(seq_len, buckets) == lengths
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+  sizes=st.lists(st.integers(0, 64), min_size=1, max_size=70),
+  batch_size=st.integers(1, 9),
+  buckets=st.integers(1, 3),
+  seed=st.integers(0, 3),
+)
+def test_every_epoch_has_every_row_once(sizes, batch_size, buckets, seed):
+  batches = RowBatches(rows_of(sizes), batch_size, seed, lengths_of(64, buckets), shuffle=True)
+  n = len(sizes)
+  seen = np.concatenate([batches.rows_of(step) for step in range(-(-3 * n // batch_size))])[: 3 * n]
+  for epoch in range(3):
+    assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_epochs_differ_and_a_batch_is_a_function_of_its_step():
+  rows = rows_of([*range(1, 65)] * 4)
+  a, b = (RowBatches(rows, 16, 0, (16, 32, 64), shuffle=True) for _ in range(2))
+  later = b.batch(19)
+  for step in range(19):
+    a.batch(step)
+  for name, value in a.batch(19).items():
+    np.testing.assert_array_equal(value, later[name])
+  assert not np.array_equal(a.rows_of(0), a.rows_of(16))
+  part = b.batch(19, np.array([1, 5]))
+  for name, value in part.items():
+    np.testing.assert_array_equal(value, later[name][[1, 5]])
+
+
+def test_batches_hold_the_tokens_and_labels_of_their_rows():
+  sizes = [3, 0, 17, 30, 5]
+  batches = RowBatches(rows_of(sizes), 2, 0, (16, 32), shuffle=False, pad=7)
+  seen = {}
+  for step, batch in enumerate(batches.batches()):
+    for i, row in enumerate(batches.rows_of(step)):
+      count = sizes[row] if row >= 0 else 0
+      valid = np.arange(batch["inputs"].shape[1]) < count
+      np.testing.assert_array_equal(batch["segment_ids"][i], valid)
+      np.testing.assert_array_equal(batch["inputs"][i], np.where(valid, np.arange(len(valid)) + 100 * row, 7))
+      np.testing.assert_array_equal(batch["marks"][i], np.where(valid, -np.arange(len(valid)) - 100 * row, 0))
+      np.testing.assert_array_equal(batch["positions"][i], valid * np.arange(len(valid)))
+      assert (batch["targets"][i], batch["weights"][i]) == ((row, 1) if row >= 0 else (0, 0))
+      seen[row] = batch["inputs"].shape[1]
+  assert seen == {0: 16, 1: 16, 4: 32, 2: 32, 3: 32, -1: 32}
+
+
+def test_rows_of_several_sequences_stay_together():
+  batch = RowBatches(rows_of([3, 5, 2, 16], members=2), 2, 0, (16,), shuffle=False).batch(0)
+  assert batch["inputs"].shape == (2, 2, 16)
+  np.testing.assert_array_equal((batch["segment_ids"] > 0).sum(-1), [[3, 5], [2, 16]])
+  np.testing.assert_array_equal(batch["inputs"][:, :, 0], [[0, 100], [200, 300]])
+
+
+def test_rows_of_one_length_come_together_and_little_is_padded():
+  draw = np.random.default_rng(0)
+  sizes = draw.integers(1, 65, 5000).tolist()
+  fixed, sorted_ = (RowBatches(rows_of(sizes), 16, 0, lengths, shuffle=True) for lengths in ((64,), (16, 32, 64)))
+  assert fixed.fill() == pytest.approx(sum(sizes) / (64 * 5008), rel=0.01)
+  assert sorted_.fill() > 1.25 * fixed.fill()
+  lengths = [sorted_.batch(step)["inputs"].shape[1] for step in range(300)]
+  assert len({*lengths[:20]}) == 3  # short and long batches are mixed
+
+
+def test_a_limited_evaluation_takes_rows_from_everywhere():
+  batches = RowBatches(rows_of([5] * 1000), 10, 0, (16,), shuffle=False, limit=5)
+  rows = np.concatenate([batches.rows_of(step) for step in range(batches.num_batches)])
+  assert batches.num_batches == 5 and len({*rows.tolist()}) == 50 and rows.max() > 900
+
+
+def truncated_pair(text: str, pair: str, room: int) -> tuple[str, str]:
+  """Cuts letter by letter: the longer text loses its last one; of equally long ones, the second."""
+  while len(text) + len(pair) > room:
+    text, pair = (text[:-1], pair) if len(text) > len(pair) else (text, pair[:-1])
+  return text, pair
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  texts=st.lists(st.tuples(*[st.text("abc ", max_size=14)] * 2), min_size=1, max_size=8),
+  seq_len=st.integers(5, 24),
+  has_pair=st.booleans(),
+  has_bos=st.booleans(),
+)
+def test_rows_of_texts_against_an_oracle_letter_by_letter(texts, seq_len, has_pair, has_bos):
+  vocabulary = Vocabulary(TOKENIZER.vocab_size, bos_id=2 if has_bos else -1)
+  examples = [pair if has_pair else pair[:1] for pair in texts]
+  rows = text_rows(examples, {}, TOKENIZER, vocabulary, seq_len, token_types=True)
+  room, cut = seq_len - has_bos - 1 - has_pair, 0
+  for number, example in enumerate(examples):
+    kept = truncated_pair(*example, room) if has_pair else (example[0][:room],)
+    cut += sum(a != b for a, b in zip(kept, example, strict=True))
+    expected = [2] * has_bos
+    for text in kept:
+      expected += [*TOKENIZER.encode(text).tolist(), 3]
+    part = slice(rows.offsets[number], rows.offsets[number + 1])
+    assert rows.tokens[part].tolist() == expected
+    if has_pair:
+      assert rows.types is not None and rows.types[part].sum() == len(kept[1]) + 1
+  assert rows.truncated == cut and (has_pair or rows.types is None)
+
+
+def test_the_order_is_shuffled_within_a_length_too():
+  """Rows of one length do not always meet the same others."""
+  batches = RowBatches(rows_of([10] * 64), 8, 0, (16, 32), shuffle=True)
+  partners = collections.Counter()
+  for step in range(8 * 20):
+    rows = batches.rows_of(step).tolist()
+    if 0 in rows:
+      partners.update(rows)
+  assert len(partners) > 50
