@@ -154,14 +154,14 @@ def test_smaller_losses_and_larger_scores_are_better():
 def test_values_that_are_not_finite_and_ties_are_no_improvement():
   best = Best("score", 3)
   assert [best.add(n, {"score": x}) for n, x in ((2, math.nan), (4, 0.5), (6, 0.5), (8, None))] == [0, 1, 0, 0]
-  assert best.step == 4 and not best.exhausted
+  assert best.step == 4 and not best.exhausted()
   best.add(10, {"score": -math.inf})
-  assert best.exhausted
+  assert best.exhausted()
 
 
 def test_what_has_no_checkpoint_cannot_be_the_best():
   """A run was killed between an evaluation and its checkpoint, or had no metric when it was evaluated."""
   best = Best("score", 2)
   best.replay(records(0.1, 0.5, 0.9, 0.7), "eval", [2, 6])
-  assert best.step == 6 and not best.exhausted
-  assert best.add(8, {"score": 0.8}) and best.exhausted  # better than what is stored, and patience counts from 0.9
+  assert best.step == 6 and not best.exhausted()
+  assert best.add(8, {"score": 0.8}) and best.exhausted()  # better than what is stored, and patience counts from 0.9

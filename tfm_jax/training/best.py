@@ -74,7 +74,6 @@ class Best:
       return -math.inf
     return -value if smaller_is_better(self.metric) else float(value)
 
-  @property
   def exhausted(self) -> bool:
     """Whether the run has waited long enough for an improvement."""
     return bool(self.metric) and 0 < self._patience <= self._waited

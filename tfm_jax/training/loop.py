@@ -129,7 +129,7 @@ class _Start:
         self.best.replay(records, self.split, self.checkpoints.steps())
     log.info("\n%s", parameter_lines(self.model, self.abstract.params))
     train_steps, microbatches = None, 0
-    if latest is None or (latest < config.train.steps and not self.best.exhausted):
+    if latest is None or (latest < config.train.steps and not self.best.exhausted()):
       earlier = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
       with together():
         check_batches(config, self.task, latest or 0, self.rows)
@@ -230,7 +230,7 @@ class _Start:
       stack.callback(profiler.stop)
       meter.resume()
       draw_at = time.monotonic() + REDRAW_SECONDS
-      while step < config.train.steps and not self.best.exhausted:
+      while step < config.train.steps and not self.best.exhausted():
         begin = time.perf_counter()
         host_batch = next(batches)[1]
         waited = time.perf_counter() - begin
@@ -256,7 +256,7 @@ class _Start:
           meter.finish()
           if evaluate and self._evaluate(state, tracker, step):
             save = True
-          if self.best.exhausted:
+          if self.best.exhausted():
             log.info("no better %s in %d evaluations: training ends", config.eval.metric, config.eval.patience)
             save = last = True
           if save:
