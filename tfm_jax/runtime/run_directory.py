@@ -1,6 +1,6 @@
 """The run directory. No other module knows the files of a run by name.
 
-    config.json  run.json  tokenizer/  metrics.jsonl  curves.html  tensorboard/  checkpoints/  lock
+    config.json  run.json  tokenizer/  metrics.jsonl  best.json  curves.html  tensorboard/  checkpoints/  lock
 
 All access goes through `etils.epath`, so callers need not distinguish local directories from `gs://`. Only process 0
 writes; in the others, the methods that write do nothing.
@@ -50,6 +50,7 @@ class RunDirectory:
     self._config = self.path / "config.json"
     self._starts = self.path / "run.json"
     self._metrics = self.path / "metrics.jsonl"
+    self._best = self.path / "best.json"
     self._lock = self.path / "lock"
 
   @property
@@ -183,7 +184,7 @@ class RunDirectory:
     The configuration is removed before the tokenizer: if the process is killed in between, the directory holds no run,
     rather than a run without its tokenizer.
     """
-    for path in (self._starts, self._config, self._metrics, self.curves):
+    for path in (self._starts, self._config, self._metrics, self._best, self.curves):
       path.unlink(missing_ok=True)
     for folder in (self.tokenizer, self.tensorboard):
       folder.rmtree(missing_ok=True)
@@ -209,6 +210,20 @@ class RunDirectory:
     """Writes the predictions for the held-out rows, one JSON object per line, atomically."""
     if self.writes:
       self._replace(self.predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+  def write_best(self, best: Mapping[str, Any] | None) -> None:
+    """Writes which evaluation is the best, by which metric, atomically; None: removes the file."""
+    if not self.writes:
+      return
+    if best is None:
+      self._best.unlink(missing_ok=True)
+    else:
+      self._write_json(self._best, dict(best))
+
+  def read_best(self) -> Record | None:
+    """What `write_best` wrote last; None if no metric decides. Raises UserError if the file is damaged."""
+    best: Record | None = self._read_json(self._best)
+    return best
 
   def write_curves(self, text: str) -> None:
     """Writes the page with the run's curves, atomically."""

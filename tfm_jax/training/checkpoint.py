@@ -51,6 +51,9 @@ class Checkpoints:
   Args:
     directory: local or remote; it has one folder per step. The first `save` creates it.
     config: when to save and what to keep.
+
+  Attributes:
+    best: the step that is kept beside those of `config`, from the next save on; None: none is.
   """
 
   def __init__(self, directory: epath.PathLike, config: CheckpointConfig | None = None) -> None:
@@ -59,6 +62,7 @@ class Checkpoints:
     self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._pending: tuple[int, Future[None]] | None = None
     self._verified: set[int] = set()
+    self.best: int | None = None
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -112,7 +116,7 @@ class Checkpoints:
         response = ocp.save_checkpointables_async(self.directory / str(step), items)
     except Exception as error:
       raise self._unsaved(step, error) from error
-    self._pending = step, self._worker.submit(self._after, step, response)
+    self._pending = step, self._worker.submit(self._after, step, response, self.best)
     if failure is not None:
       raise failure
 
@@ -144,14 +148,14 @@ class Checkpoints:
     failure.__cause__ = error
     return failure
 
-  def _after(self, step: int, response: Any) -> None:
+  def _after(self, step: int, response: Any, best: int | None) -> None:
     """Runs in the background: waits for the commit, writes the checksums, removes old checkpoints."""
     response.result()
     if jax.process_index() != 0:
       return
     _write_manifest(self.directory / str(step))
     steps = self.steps()
-    kept = set(steps[-self.config.keep :])  # keep=0 keeps all: steps[-0:] is the whole list
+    kept = {*steps[-self.config.keep :], best}  # keep=0 keeps all: steps[-0:] is the whole list
     for old in steps:
       if old not in kept and not (self.config.keep_every and old % self.config.keep_every == 0):
         _remove(self.directory / str(old))

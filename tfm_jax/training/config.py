@@ -56,6 +56,8 @@ class EvalConfig:
 
   every: int = 500  # steps between evaluations; 0: only at the start and the end
   batches: int = 20  # batches, of the training batch size, always the same ones; 0: all
+  metric: str = ""  # metric by which the best checkpoint is chosen and kept, such as accuracy or loss; empty: the last
+  patience: int = 0  # evaluations without an improvement of eval.metric after which training ends; 0: never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,6 +344,8 @@ def resolve(config: Config) -> Config:
     raise UserError(
       f"train.microbatches={config.train.microbatches} does not divide train.batch_size={config.train.batch_size}"
     )
+  if config.eval.patience and not config.eval.metric:
+    raise UserError(f"eval.patience={config.eval.patience} needs a metric to improve: set eval.metric, such as loss")
   objectives = find_family(config.family).objectives
   # A subclass of an objective makes batches of the same form.
   suitable = tuple(OBJECTIVES[name] for name in objectives)

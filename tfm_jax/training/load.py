@@ -18,6 +18,7 @@ from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers.table import Tokenizer, load_tokenizer
+from tfm_jax.training.best import best_step
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, from_stored
 from tfm_jax.training.program import build_model
@@ -89,7 +90,7 @@ def load_run(
 
   Args:
     workdir: the run directory, local or gs://.
-    step: the step of the checkpoint; None: the last one.
+    step: the step of the checkpoint; None: that of the best evaluation if the run has `eval.metric`, or else the last.
     strategy: a name in STRATEGIES that shards the parameters over all devices; None: one device holds them.
     dtype: the compute dtype, "bfloat16" or "float32"; None: that of the run. Parameters are float32 always.
 
@@ -113,12 +114,23 @@ def load_run(
 
 
 def load_params(run: RunDirectory, model: Model, step: int | None = None) -> tuple[int, Any]:
-  """(step, parameters) of a checkpoint, by default the last, under the shardings of the model. Raises UserError."""
+  """(step, parameters) of a checkpoint, see `chosen_step`, under the shardings of the model. Raises UserError."""
   with Checkpoints(run.checkpoints) as checkpoints:
-    step = checkpoints.latest() if step is None else step
-    if step is None:
-      raise UserError(f"{run.path} has no checkpoint yet")
+    step = chosen_step(run, checkpoints) if step is None else step
     return step, checkpoints.restore(step, {"params": abstract_params(model)})["params"]
+
+
+def chosen_step(run: RunDirectory, checkpoints: Checkpoints) -> int:
+  """The step that stands for a run: that of its best evaluation if it has `eval.metric`, or else the last.
+
+  Raises:
+    UserError: there is no checkpoint yet.
+  """
+  latest = checkpoints.latest()
+  if latest is None:
+    raise UserError(f"{run.path} has no checkpoint yet")
+  best = best_step(run, checkpoints.steps())
+  return latest if best is None else best
 
 
 def abstract_params(model: Model) -> Any:
@@ -128,7 +140,7 @@ def abstract_params(model: Model) -> Any:
 
 
 def initial_params(run: RunDirectory, model: Model, seed: int, frozen: Collection[str] = ()) -> Any:
-  """Parameters for a new run, from the last checkpoint of another run, whose head may differ.
+  """Parameters for a new run, from a checkpoint of another run (see `chosen_step`), whose head may differ.
 
   Parameters of the head that the checkpoint lacks, or has in another shape, are initialised; those of its head that the
   model lacks are not loaded. Both are logged.
@@ -143,9 +155,7 @@ def initial_params(run: RunDirectory, model: Model, seed: int, frozen: Collectio
     UserError: a difference outside the head, or a frozen parameter that the checkpoint does not have.
   """
   with Checkpoints(run.checkpoints) as checkpoints:
-    step = checkpoints.latest()
-    if step is None:
-      raise UserError(f"{run.path} has no checkpoint yet")
+    step = chosen_step(run, checkpoints)
     expected, stored = flat(abstract_params(model)), checkpoints.shapes(step, "params")
     fresh = {p for p in expected if of_head(p) and (p not in stored or stored[p].shape != expected[p].shape)}
     if fresh & set(frozen):

@@ -14,6 +14,7 @@ import jax
 from etils import epath
 
 from tfm_jax.cache import cache_dir
+from tfm_jax.errors import UserError
 from tfm_jax.runtime.agreement import SHORTLY, exchange, in_turn, together
 from tfm_jax.runtime.chips import peak_flops
 from tfm_jax.runtime.devices import prepare_backends, use_compilation_cache
@@ -25,6 +26,7 @@ from tfm_jax.runtime.reporting.tracking import Tracker
 from tfm_jax.runtime.reporting.units import human_count
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training import flops
+from tfm_jax.training.best import Best
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, resolve, to_dict
 from tfm_jax.training.load import initial_params
@@ -68,7 +70,8 @@ def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining)
     task: supplies batches, loss and report.
 
   Returns:
-    The metrics of the last evaluation: `loss` and what else applies. Empty without held-out data.
+    The metrics of the last evaluation, or of the best one by `eval.metric`: `loss` and what else applies. Empty without
+    held-out data.
 
   Raises:
     UserError: a mistake in the configuration, the data or the directory.
@@ -111,14 +114,22 @@ class _Start:
     self.rows = rows_here(self.model.placement.sharding(("batch",)), config.train.batch_size)
     self.eval_step: Any = None  # set once the number of microbatches is known
     self.result: dict[str, float] = {}
+    self.best = Best(config.eval.metric, config.eval.patience)
+    self.split = next(iter(task.eval_streams), "")  # the held-out data that decides
+    if config.eval.metric and not self.split:
+      raise UserError(f"eval.metric={config.eval.metric} chooses by held-out data, and nothing is held out")
 
   def fit(self, starts: list[dict[str, Any]]) -> dict[str, float]:
     """Compiles, then trains. `starts`: the entries of run.json of the earlier starts."""
     config = self.config
     latest = self.checkpoints.latest()
+    if latest is not None:
+      records = [record for record in self.run.read_metrics() if record["step"] <= latest]
+      with together():
+        self.best.replay(records, self.split, self.checkpoints.steps())
     log.info("\n%s", parameter_lines(self.model, self.abstract.params))
     train_steps, microbatches = None, 0
-    if latest is None or latest < config.train.steps:
+    if latest is None or (latest < config.train.steps and not self.best.exhausted()):
       earlier = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
       with together():
         check_batches(config, self.task, latest or 0, self.rows)
@@ -140,6 +151,7 @@ class _Start:
       if run.writes and self.task.tokenizer is not None:
         self.task.tokenizer.save(run.tokenizer)
       run.write_config(to_dict(self.config))
+    run.write_best(self.best.describe(self.split))
     source = run if latest is not None or not self.config.init_from else RunDirectory(self.config.init_from)
     run.append_start(start_entry(self.model, self.task, latest or 0, microbatches) | {"origin": source.origin()})
     if train_steps is None:
@@ -151,9 +163,21 @@ class _Start:
         state = self._train(state, train_steps, tracker)
       self.checkpoints.wait()
     write_curves(run, finished=True)
-    for line in self.task.report(self.model, state.params, self.result, run):
+    params = self._best_params(state)
+    for line in self.task.report(self.model, params, self.result, run):
       log.info("%s", line)
     log.info("%s", where_curves_are(run))
+
+  def _best_params(self, state: TrainState) -> Any:
+    """The parameters of the best evaluation, whose metrics become the result; without `eval.metric`, the last ones."""
+    if self.best.step is None:
+      return state.params
+    name = self.best.metric
+    log.info("the best evaluation by %s is that of step %d: %.6g", name, self.best.step, self.best.metrics[name])
+    self.result = self.best.metrics
+    if self.best.step == int(state.step):
+      return state.params
+    return self.checkpoints.restore(self.best.step, {"params": self.abstract.params})["params"]
 
   def _compile(self, earlier: int) -> tuple[int, Any]:
     """(number of microbatches, compiled train step); `earlier`: the number that the last start used, 0 for none.
@@ -206,7 +230,7 @@ class _Start:
       stack.callback(profiler.stop)
       meter.resume()
       draw_at = time.monotonic() + REDRAW_SECONDS
-      while step < config.train.steps:
+      while step < config.train.steps and not self.best.exhausted():
         begin = time.perf_counter()
         host_batch = next(batches)[1]
         waited = time.perf_counter() - begin
@@ -230,10 +254,14 @@ class _Start:
         save = last or signal is not None or self.checkpoints.due(step)
         if evaluate or save:
           meter.finish()
-          if evaluate:
-            self._evaluate(state, tracker, step)
+          if evaluate and self._evaluate(state, tracker, step):
+            save = True
+          if self.best.exhausted():
+            log.info("no better %s in %d evaluations: training ends", config.eval.metric, config.eval.patience)
+            save = last = True
           if save:
             tracker.sync()  # every record up to this step is on disk before the checkpoint commits
+            self.checkpoints.best = self.best.step
             self.checkpoints.save(step, state._asdict())
           meter.resume()
         if signal is not None and not last:
@@ -243,8 +271,13 @@ class _Start:
           raise Interrupted(signal, step)
     return state
 
-  def _evaluate(self, state: TrainState, tracker: Tracker, step: int) -> None:
-    """Logs one record per stream of held-out batches, and writes the page with the curves."""
+  def _evaluate(self, state: TrainState, tracker: Tracker, step: int) -> bool:
+    """Logs one record per stream of held-out batches, and writes the page with the curves.
+
+    Returns:
+      Whether this evaluation is the best so far by `eval.metric`.
+    """
+    improved = False
     for number, (split, stream) in enumerate(self.task.eval_streams.items()):
       metrics = self._evaluate_stream(state, split, stream)
       if not metrics:
@@ -252,8 +285,12 @@ class _Start:
       tracker.log(split, step, metrics)
       if number == 0:
         self.result = metrics
+        improved = self.best.add(step, metrics)
     tracker.sync()
     write_curves(self.run, finished=False)
+    if improved:
+      self.run.write_best(self.best.describe(self.split))
+    return improved
 
   def _evaluate_stream(self, state: TrainState, split: str, stream: EvalStream) -> dict[str, float]:
     """The metrics of a stream, means over all of its batches; empty if there is nothing to predict."""
