@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
@@ -86,12 +87,12 @@ class AnswersReport:
     """Answered or not, by question word, by length of the answer and of the context."""
     return [
       self._answered(), self._by_question(), self._by_answer(),
-      section_by_length("answers", self._labelled, lambda row: row["context"], "context"),
+      section_by_length("answers", self._labelled, lambda row: row["context"], "context", language=self._language),
     ]  # fmt: skip
 
   def _judged(self, row: Row) -> tuple[float, float]:
     """(exact, F1) of a row."""
-    return compared(row["prediction"], row["label"], self._language, self._unanswerable)
+    return compared(row["prediction"], tuple(row["label"]), self._language, self._unanswerable)
 
   def _said(self, row: Row) -> str:
     """Answer, references and F1 as text."""
@@ -128,15 +129,16 @@ class AnswersReport:
   def _by_question(self) -> str:
     """F1 by question word, the most frequent first."""
     words = [question_word(row["question"], self._language) for row in self._labelled]
-    order = sorted(range(len(words)), key=lambda i: (-words.count(words[i]), words[i]))
-    groups = grouped("answers", [self._labelled[i] for i in order], [words[i] for i in order])
+    frequent = Counter(words)
+    order = sorted(range(len(words)), key=lambda i: (-frequent[words[i]], words[i]))
+    groups = grouped("answers", [self._labelled[i] for i in order], [words[i] for i in order], "", self._language)
     return page.section("By question word", "", groups_table(groups, "f1", "question"))
 
   def _by_answer(self) -> str:
     """F1 by the length of the first reference."""
     answered = [row for row in self._labelled if row["label"]]
     sizes, unit = lengths([row["label"][0] for row in answered])
-    groups = by_size("answers", answered, sizes, unit)
+    groups = by_size("answers", answered, sizes, unit, "", self._language)
     explained = "The length of the first reference."
     return page.section("By length of the answer", explained, groups_table(groups, "f1", "answer")) if groups else ""
 
@@ -177,6 +179,9 @@ def excerpt(context: str, spans: Sequence[tuple[int, int, str]]) -> str:
   windows: list[tuple[int, int]] = []
   for start, end, _ in sorted(spans):
     low, high = max(start - AROUND, 0), min(end + AROUND, len(context))
+    # Not within a word, where there are spaces.
+    low = context.rfind(" ", max(low - 20, 0), low) + 1 or low
+    high = max(context.find(" ", high, high + 20), high) if high < len(context) else high
     if windows and low <= windows[-1][1] + AROUND:
       windows[-1] = (windows[-1][0], max(high, windows[-1][1]))
     else:

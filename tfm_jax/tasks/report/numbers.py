@@ -44,7 +44,7 @@ class NumbersReport:
       f'<span class="name {kind}">{name}</span>{page.bar(self._place(value), kind=kind)}<span>{value:.3g}</span>'
       for name, value, kind in shown
     )
-    return f'<div class="odds">{"".join(lines)}</div>'
+    return f'<div class="odds scale">{"".join(lines)}</div>'
 
   def short(self, row: Row) -> tuple[str, str]:
     """Prediction and label; the texts."""

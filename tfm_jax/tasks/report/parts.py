@@ -16,7 +16,9 @@ from tfm_jax.tasks.scores import MAIN, score
 from tfm_jax.tasks.scoring.answers import language_of
 
 Row = Mapping[str, Any]
+OPEN = 10  # examples of a list that are not folded
 LONGEST = 600  # characters of a text that are shown at once
+LEAST = 25  # examples of a group of lengths, on average
 MOST_CLASSES = 20  # rows and columns of a confusion matrix
 OTHER = "(other)"
 # Scores that are shares, shown as percent.
@@ -112,10 +114,9 @@ def scores_table(scores: Mapping[str, float]) -> str:
   return page.table(["score", "", "value", "95% interval"], rows, text_columns=2)
 
 
-def cases(report: FormReport, rows: Sequence[tuple[int, Row]], kind: str = "") -> str:
-  """Examples one below the other: the number of the row in the file, the input, the verdict."""
-  items = (_case(number, report.example(row), report.verdict(row), report.full) for number, row in rows)
-  return f'<ol class="cases {kind}">{"".join(items)}</ol>'
+def cases(report: FormReport, rows: Sequence[tuple[int, Row]]) -> str:
+  """Examples one below the other: the number of the row in the file, the input, the verdict. Most are folded."""
+  return _listed([_case(number, report.example(row), report.verdict(row), report.full) for number, row in rows])
 
 
 def paired_cases(
@@ -129,13 +130,23 @@ def paired_cases(
       for name, report, row in zip(names, reports, pair, strict=True)
     )
     items.append(_case(number, reports[0].example(pair[0]), verdicts, reports[0].full))
-  return f'<ol class="cases">{"".join(items)}</ol>'
+  return _listed(items)
+
+
+def _listed(items: Sequence[str]) -> str:
+  """The first items, and the others folded."""
+  listed = lambda part: f'<ol class="cases">{"".join(part)}</ol>'
+  if len(items) <= OPEN + 2:
+    return listed(items)
+  rest = f"<details><summary>{len(items) - OPEN} more</summary>{listed(items[OPEN:])}</details>"
+  return listed(items[:OPEN]) + rest
 
 
 def _case(number: int, example: str, verdict: str, full: bool) -> str:
   """One example."""
   kind = "case full" if full else "case"
-  return f'<li class="{kind}"><small>row {number}</small><div>{example}</div><div class="verdict">{verdict}</div></li>'
+  shown = f"<div>{example}</div>" if example else ""
+  return f'<li class="{kind}"><small>row {number}</small>{shown}<div class="verdict">{verdict}</div></li>'
 
 
 def passage(text: str, title: str = "") -> str:
@@ -178,7 +189,9 @@ def matrix(rows: Sequence[str], columns: Sequence[str], counts: np.ndarray, corn
       text = f"{counts[i, j]:,}<small>{share:.0%}</small>" if counts[i, j] else "&nbsp;<small>&nbsp;</small>"
       cells.append(Html(f'<span class="cell {kind}" style="--part:{part}">{text}</span>'))
     body.append([named(row), *cells, f"{totals[i]:,}"])
-  return page.table([corner, *map(named, columns), "all"], body, kind="matrix")
+  long = max(map(len, columns), default=0) > 12 or len(columns) > 8
+  titles = [Html(f'<span class="turned">{escape(named(name))}</span>') if long else named(name) for name in columns]
+  return page.table([corner, *titles, "all"], body, kind="matrix")
 
 
 def confusion(pairs: Iterable[tuple[str, str]], names: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -217,20 +230,21 @@ def groups_table(groups: Sequence[Group], name: str, of: str) -> str:
   return page.table([of, "", score_title(name), "95% interval", "examples"], rows, text_columns=2)
 
 
-def grouped(form: str, rows: Sequence[Row], keys: Sequence[Hashable], name: str = "") -> list[Group]:
-  """The groups of rows of equal keys that are not None, in the order of the keys' first rows."""
+def grouped(
+  form: str, rows: Sequence[Row], keys: Sequence[Hashable], name: str = "", language: str = ""
+) -> list[Group]:
+  """The groups of rows of equal keys, in the order of the keys' first rows."""
   name = name or MAIN[form]
   members: dict[Hashable, list[Row]] = {}
   for row, key in zip(rows, keys, strict=True):
-    if key is not None:
-      members.setdefault(key, []).append(row)
+    members.setdefault(key, []).append(row)
   out = []
   for key, own in members.items():
     if form == "classes":  # the bootstrap of a few that are all right would say that nothing else is possible
       right = sum(row["prediction"] == row["label"] for row in own)
       out.append(Group(str(key), len(own), right / len(own), *share_interval(right, len(own))))
       continue
-    scores = score(form, own)
+    scores = score(form, own, language=language)
     value = scores.get(name, math.nan)
     out.append(Group(str(key), len(own), value, scores.get(f"{name}_low", value), scores.get(f"{name}_high", value)))
   return [group for group in out if math.isfinite(group.value)]
@@ -246,10 +260,10 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
 
 
 def by_size(
-  form: str, rows: Sequence[Row], sizes: Sequence[int], unit: str, name: str = "", most: int = 8, least: int = 25
+  form: str, rows: Sequence[Row], sizes: Sequence[int], unit: str, name: str = "", language: str = "", most: int = 8
 ) -> list[Group]:
   """Groups of about equally many examples, by ascending size; [] if there is only one."""
-  count = min(most, len(rows) // least)
+  count = min(most, len(rows) // LEAST)
   if count < 2:
     return []
   edges = np.unique(np.quantile(sizes, np.linspace(0, 1, count + 1)[1:-1], method="inverted_cdf"))
@@ -259,7 +273,7 @@ def by_size(
   order = np.argsort(places, kind="stable")
   ends = {place: (min(own), max(own)) for place in np.unique(places) for own in [np.asarray(sizes)[places == place]]}
   text = {place: f"{low} {unit}" if low == high else f"{low} to {high} {unit}" for place, (low, high) in ends.items()}
-  return grouped(form, [rows[i] for i in order], [text[places[i]] for i in order], name)
+  return grouped(form, [rows[i] for i in order], [text[places[i]] for i in order], name, language)
 
 
 def lengths(texts: Sequence[str]) -> tuple[list[int], str]:
@@ -269,10 +283,12 @@ def lengths(texts: Sequence[str]) -> tuple[list[int], str]:
   return [len(text.split()) for text in texts], "words"
 
 
-def section_by_length(form: str, rows: Sequence[Row], text_of: Callable[[Row], str], what: str, name: str = "") -> str:
+def section_by_length(
+  form: str, rows: Sequence[Row], text_of: Callable[[Row], str], what: str, name: str = "", language: str = ""
+) -> str:
   """The section about the length of a text; "" if there are too few examples or all are equally long."""
   sizes, unit = lengths([text_of(row) for row in rows])
-  groups = by_size(form, rows, sizes, unit, name)
+  groups = by_size(form, rows, sizes, unit, name, language)
   if not groups:
     return ""
   explained = "Groups of about equally many examples; the thin mark is the 95% interval."

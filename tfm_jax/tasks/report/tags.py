@@ -49,10 +49,10 @@ class Match:
     return {
       "right": label,
       "type": f"{prediction}, is {label}",
-      "boundary": f"{label}, other words",
-      "both": f"{prediction}, is {label} and other words",
+      "boundary": f"{label}, wrong boundary",
+      "both": f"{prediction}, is {label} with another boundary",
       "missed": f"missed {label}",
-      "extra": f"{prediction}, is nothing",
+      "extra": f"{prediction}, is no entity",
     }[self.kind]
 
 

@@ -69,7 +69,8 @@ def _confusion(labelled: Sequence[Row]) -> list[str]:
   if len(names) > MOST_CLASSES:
     return []
   _, counts = confusion(((row["label"], row["prediction"]) for row in labelled), names)
-  width = max(6, len(f"{counts.max():,}"), *(min(len(named(name)), 9) for name in names))
+  room = (COLUMNS - NAME - len("  predicted")) // len(names) - 2
+  width = min(max(len(f"{counts.max():,}"), *(columns_of(named(name)) for name in names)), room)
   lines = ["", _cell("label", NAME) + "".join(f"  {_cell(named(name), width, right=True)}" for name in names)]
   lines[-1] += "  predicted"
   for name, row in zip(names, counts, strict=True):

@@ -4,6 +4,7 @@ English, and every other language but Chinese: the official scripts of SQuAD (Ra
 that of CMRC 2018 (Cui et al. 2019).
 """
 
+import functools
 import re
 import string
 from collections import Counter
@@ -61,7 +62,7 @@ class Answers:
   def _compared(self, predictions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(exact, f1) of predictions, one per row."""
     pairs = [
-      compared(prediction, row["label"], self.language, self._unanswerable)
+      compared(prediction, tuple(row["label"]), self.language, self._unanswerable)
       for prediction, row in zip(predictions, self._rows, strict=True)
     ]
     exact, f1 = np.array(pairs, np.float64).reshape(-1, 2).T
@@ -89,7 +90,8 @@ def language_of(texts: Iterable[str]) -> str:
   return "zh" if 2 * len(_CHINESE.findall(text)) > sum(map(str.isalpha, text)) else "en"
 
 
-def compared(prediction: str, references: Sequence[str], language: str, unanswerable: bool) -> tuple[float, float]:
+@functools.lru_cache(100_000)  # reports score parts of the same rows again
+def compared(prediction: str, references: tuple[str, ...], language: str, unanswerable: bool) -> tuple[float, float]:
   """The best exact match and the best F1 of an answer over its references.
 
   Args:
@@ -105,7 +107,7 @@ def compared(prediction: str, references: Sequence[str], language: str, unanswer
     exact = max(_chinese(prediction) == _chinese(reference) for reference in references)
     return float(exact), max(_chinese_f1(prediction, reference) for reference in references)
   if unanswerable:
-    references = [reference for reference in references if normalised(reference)] or [""]
+    references = tuple(filter(normalised, references)) or ("",)
   exact = max(normalised(prediction) == normalised(reference) for reference in references)
   return float(exact), max(_f1(prediction, reference, empty_is_equal=unanswerable) for reference in references)
 
