@@ -15,7 +15,12 @@ from tfm_jax.tasks.looking.prediction import Prediction, predict
 from tfm_jax.tasks.looking.saliency import Saliency, saliency
 from tfm_jax.training.load import Run
 
-QUERIES_AND_KEYS = {"": ("", ""), "encoder": ("encoder",) * 2, "decoder": ("decoder",) * 2, "cross": ("decoder", "encoder")}
+QUERIES_AND_KEYS = {
+  "": ("", ""),
+  "encoder": ("encoder", "encoder"),
+  "decoder": ("decoder", "decoder"),
+  "cross": ("decoder", "encoder"),
+}
 """Name of an attention stack -> the sides of its queries and of its keys."""
 
 
@@ -41,9 +46,7 @@ class Look:
 
   def html(self) -> str:
     """The page: one HTML document that needs no other file."""
-    sides = {
-      stack: tuple(self.example.tokens(side) for side in QUERIES_AND_KEYS[stack]) for stack in self.attention
-    }
+    sides = {stack: tuple(self.example.tokens(side) for side in QUERIES_AND_KEYS[stack]) for stack in self.attention}
     return attention_page(self, sides)
 
   def _repr_html_(self) -> str:
@@ -95,4 +98,5 @@ def attention(example: Example) -> dict[str, np.ndarray]:
     lambda params, batch: {stack: model.attention_weights(params, batch, stack)[:, 0] for stack in stacks},
     out_shardings=model.placement.replicated,
   )
-  return {stack: np.asarray(x) for stack, x in jax.device_get(run(example.params, example.batch)).items()}
+  weights = jax.device_get(run(example.params, example.batch))
+  return {stack: np.asarray(weights[stack]) for stack in stacks}
