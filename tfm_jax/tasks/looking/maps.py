@@ -95,7 +95,7 @@ def _caption(name: str, layer: int, head: int, weights_TS: np.ndarray, symbols: 
   """What a head attends to, in figures: means over its queries."""
   w = weights_TS.astype(np.float64)
   entropy = -(w * np.log(np.where(w > 0, w, 1))).sum(-1)
-  figures = [f"greatest weight {w.max():.2f}", f"a query spreads over {np.exp(entropy).mean():.1f} keys"]
+  figures = [f"greatest weight {np.max(w):.2f}", f"a query spreads over {np.exp(entropy).mean():.1f} keys"]
   if name != "cross":
     nearby = {"itself": 0, "the token before": -1, "the token after": 1}
     for who, offset in nearby.items():

@@ -75,7 +75,9 @@ def attention_page(look: "Look", sides: dict[str, tuple[list[str], ...]]) -> str
     parts.append(section(TITLES[stack], explanation, body))
   text = " ".join(look.example.text.split())
   title = text if len(text) <= 120 else text[:117] + "..."
-  return page(f"Looking at: {title}", header(title, intro, look.facts) + "".join(parts), f"<style>{STYLE}{MAP_STYLE}</style>")
+  return page(
+    f"Looking at: {title}", header(title, intro, look.facts) + "".join(parts), f"<style>{STYLE}{MAP_STYLE}</style>"
+  )
 
 
 def _prediction(prediction: "Prediction") -> str:

@@ -173,7 +173,7 @@ def _every_token(example: Example, numbers: np.ndarray) -> list[tuple[int, int]]
 def _answer_targets(example: Example, numbers: np.ndarray) -> list[tuple[int, int]]:
   """Start and end of the likeliest span, as `Model.predict` chooses it."""
   spans = np.where(np.triu(np.ones((numbers.shape[1],) * 2, bool)), numbers[0][:, None] + numbers[1], -np.inf)
-  start, end = divmod(int(spans.argmax()), numbers.shape[1])
+  start, end = divmod(int(np.argmax(spans)), numbers.shape[1])
   return [(0, start), (1, end)]
 
 
