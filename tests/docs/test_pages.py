@@ -22,6 +22,7 @@ from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.command import parse
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import STRATEGIES
+from tfm_jax.tasks import attention as attention_command
 from tfm_jax.tasks.table import TASKS
 from tfm_jax.text.tokenizers.table import KINDS
 from tfm_jax.training.checkpoint import Checkpoints
@@ -41,6 +42,7 @@ COMMANDS = {
   "-m tfm_jax.compare.scaling": ("config", "strategies", "topologies", "rows", "to", "out"),
   "-m tfm_jax.hf import": hf_command.FLAGS["import"],
   "-m tfm_jax.hf export": hf_command.FLAGS["export"],
+  "-m tfm_jax.tasks.attention": attention_command.FLAGS,
 }
 
 

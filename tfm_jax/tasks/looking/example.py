@@ -31,6 +31,7 @@ class Example:
     batch: field -> int32 [B, T]. All rows are equal: there are as many as the batch has shards, one on a single device.
     ids: side ("" of a single stack, or "encoder" and "decoder") -> the ids of its row.
     targets: of an encoder-decoder, the id that each decoder position is to predict.
+    text: the text that it was read from.
   """
 
   model: Model
@@ -39,6 +40,7 @@ class Example:
   batch: dict[str, np.ndarray]
   ids: dict[str, np.ndarray]
   targets: np.ndarray
+  text: str
 
   def tokens(self, side: str = "") -> list[str]:
     """The tokens of a side as text, with blanks made visible."""
@@ -83,7 +85,7 @@ def read(run: Run, text: str, pair: str = "", target: str = "") -> Example:
   else:
     row = _encoder_row(model, tokenizer, text, pair)
   _check_length(model, "the text", row["inputs"])
-  return Example(model, run.params, tokenizer, _batch(model, row), {"": row["inputs"]}, np.zeros(0, np.int32))
+  return Example(model, run.params, tokenizer, _batch(model, row), {"": row["inputs"]}, np.zeros(0, np.int32), text)
 
 
 def _encoder_row(model: Model, tokenizer: Tokenizer, text: str, pair: str) -> dict[str, np.ndarray]:
@@ -114,7 +116,7 @@ def _two_sides(run: Run, model: Model, tokenizer: Tokenizer, text: str, target: 
   decoder = np.append(first, targets[:-1])
   _check_length(model, "the target", decoder)
   batch = _batch(model, {"encoder_inputs": source, "decoder_inputs": decoder})
-  return Example(model, run.params, tokenizer, batch, {"encoder": source, "decoder": decoder}, targets)
+  return Example(model, run.params, tokenizer, batch, {"encoder": source, "decoder": decoder}, targets, text)
 
 
 def _written(model: Model, params: Any, tokenizer: Tokenizer, source: np.ndarray, first: int) -> np.ndarray:

@@ -17,8 +17,8 @@ from tfm_jax.training.load import Run
 
 QUERIES_AND_KEYS = {
   "": ("", ""),
-  "encoder": ("encoder",) * 2,
-  "decoder": ("decoder",) * 2,
+  "encoder": ("encoder", "encoder"),
+  "decoder": ("decoder", "decoder"),
   "cross": ("decoder", "encoder"),
 }
 """Name of an attention stack -> the sides of its queries and of its keys."""
@@ -98,4 +98,5 @@ def attention(example: Example) -> dict[str, np.ndarray]:
     lambda params, batch: {stack: model.attention_weights(params, batch, stack)[:, 0] for stack in stacks},
     out_shardings=model.placement.replicated,
   )
-  return {stack: np.asarray(x) for stack, x in jax.device_get(run(example.params, example.batch)).items()}
+  weights = jax.device_get(run(example.params, example.batch))
+  return {stack: np.asarray(weights[stack]) for stack in stacks}

@@ -12,19 +12,21 @@ _LONG = 36  # tokens from which on an enlarged map takes the whole width
 MAP_STYLE = """
 .maps { display: flex; flex-wrap: wrap; gap: 18px 28px; align-items: flex-start; }
 .maps > * { min-width: 0; max-width: 100%; }
-.small { flex: 1 1 300px; overflow-x: auto; }
+.small { flex: 0 1 auto; overflow-x: auto; }
 .small table { width: auto; border-collapse: separate; border-spacing: 3px; }
-.small th { border: 0; padding: 0 4px 0 0; text-align: center; font-size: 0.74rem; white-space: nowrap; }
+.small th { border: 0; padding: 0 4px 0 0; text-align: center; font-size: 0.74rem; white-space: nowrap;
+  vertical-align: middle; }
 .small td { border: 0; padding: 0; }
 .small label { position: relative; display: block; }
 .small input { position: absolute; opacity: 0; width: 1px; height: 1px; }
 .map { background-size: 100% 100%; background-repeat: no-repeat; image-rendering: pixelated;
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-.small .map { display: block; width: var(--small); height: var(--small); border: 1px solid var(--line); border-radius: 2px; }
+.small .map { display: block; width: var(--small); height: var(--small); border-radius: 2px;
+  border: 1px solid var(--line); }
 .small .map:hover { border-color: var(--ink); }
 .small input:checked + .map { outline: 2px solid var(--ink); outline-offset: 0; }
 .small input:focus-visible + .map { outline: 3px solid var(--more); }
-.large { flex: 0 1 auto; position: sticky; top: 12px; }
+.large { flex: 1 1 480px; position: sticky; top: 12px; }
 .wide-map .large { flex-basis: 100%; position: static; }
 .large p { font-size: 0.84rem; color: var(--soft); min-height: 3em; max-width: 58rem; }
 .large p b { color: var(--ink); }
@@ -58,7 +60,7 @@ def maps(
   """
   heads = weights.shape[1]
   longest = max(len(queries), len(keys))
-  cell = 22 if longest <= 20 else 16 if longest <= _LONG else 12
+  cell = 22 if longest <= 18 else 16 if longest <= _LONG else 12
   small = 96 if heads <= 4 else 72 if heads <= 6 else 52 if heads <= 10 else 40
   rules, rows, captions = [], [], []
   chosen = True
@@ -93,7 +95,7 @@ def _caption(name: str, layer: int, head: int, weights_TS: np.ndarray, symbols: 
   """What a head attends to, in figures: means over its queries."""
   w = weights_TS.astype(np.float64)
   entropy = -(w * np.log(np.where(w > 0, w, 1))).sum(-1)
-  figures = [f"greatest weight {w.max():.2f}", f"a query spreads over {np.exp(entropy).mean():.1f} keys"]
+  figures = [f"greatest weight {np.max(w):.2f}", f"a query spreads over {np.exp(entropy).mean():.1f} keys"]
   if name != "cross":
     nearby = {"itself": 0, "the token before": -1, "the token after": 1}
     for who, offset in nearby.items():

@@ -23,25 +23,23 @@ TITLES = {
   "cross": "Cross-attention: the decoder's tokens over the encoder's",
 }
 
-STYLE = (
-  """<style>
+STYLE = """
 :root { --more: #2f86d0; --less: #d98513; }
 .guesses { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 210px), 1fr)); gap: 14px 22px; }
 .guesses h3 { font-size: 0.84rem; margin: 0 0 3px; color: var(--soft); overflow-wrap: anywhere; }
-.bar { display: flex; justify-content: space-between; gap: 10px; padding: 1px 6px; margin-bottom: 2px; font-size: 0.84rem;
-  border-radius: 3px; font-variant-numeric: tabular-nums;
+.bar { display: flex; justify-content: space-between; gap: 10px; padding: 1px 6px; margin-bottom: 2px;
+  font-size: 0.84rem; border-radius: 3px; font-variant-numeric: tabular-nums;
   background: linear-gradient(90deg, color-mix(in srgb, var(--more) 42%, transparent) var(--p), var(--grid) var(--p)); }
 .bar span:first-child { overflow-wrap: anywhere; min-width: 0; }
 .tokens { line-height: 2; margin: 4px 0 10px; overflow-wrap: anywhere; }
-.tokens span { padding: 2px 3px; margin-right: 2px; border-radius: 3px; white-space: pre-wrap; box-decoration-break: clone;
-  -webkit-box-decoration-break: clone; }
-.tokens .at { outline: 1.5px solid var(--ink); outline-offset: -1px; }
+.tokens span { padding: 2px 3px; margin-right: 2px; border-radius: 3px; white-space: pre-wrap;
+  box-decoration-break: clone; -webkit-box-decoration-break: clone; }
 .plus { background: color-mix(in srgb, var(--more) var(--a), transparent); }
 .minus { background: color-mix(in srgb, var(--less) var(--a), transparent); }
 .tokens, .bar span:first-child, .names { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 0.84rem; }
 .heat { width: auto; margin: 6px 0 4px; }
 .heat th, .heat td { border: 0; padding: 0 2px 2px 0; text-align: center; }
-.heat th { padding: 2px 8px 2px 0; font-size: 0.78rem; white-space: nowrap; }
+.heat th { vertical-align: middle; padding: 2px 8px 2px 0; font-size: 0.78rem; white-space: nowrap; }
 .heat td > * { display: block; min-width: 52px; padding: 5px 4px; border-radius: 3px; }
 .heat .flip { font-weight: 700; text-decoration: underline; }
 label { cursor: pointer; }
@@ -50,9 +48,6 @@ label { cursor: pointer; }
     color-mix(in srgb, var(--more) 70%, transparent)); }
 h3 { font-size: 0.95rem; margin: 16px 0 4px; }
 """
-  + MAP_STYLE
-  + "</style>"
-)
 
 
 def attention_page(look: "Look", sides: dict[str, tuple[list[str], ...]]) -> str:
@@ -74,13 +69,15 @@ def attention_page(look: "Look", sides: dict[str, tuple[list[str], ...]]) -> str
     symbols = look.example.is_symbol("encoder" if stack == "cross" else stack)
     body = maps(stack or "self", weights, layers, queries, keys, symbols)
     explanation = (
-      "Rows are layers, columns heads. In each map a row is a query, a column a key; the shade is the square root of the "
-      "weight, relative to the greatest weight of that map. Click a map to enlarge it; arrow keys go through the heads."
+      "Rows are layers, columns heads. In each map a row is a query, a column a key; the shade is the square root of "
+      "the weight, relative to the greatest weight of that map. Click a map to enlarge it; arrow keys go through them."
     )
     parts.append(section(TITLES[stack], explanation, body))
-  text = " ".join(token for tokens in [look.example.tokens(side) for side in look.example.ids][:1] for token in tokens)
-  title = text if len(text) <= 90 else text[:87] + "..."
-  return page(f"Looking at: {title}", header(title, intro, look.facts) + "".join(parts), STYLE)
+  text = " ".join(look.example.text.split())
+  title = text if len(text) <= 120 else text[:117] + "..."
+  return page(
+    f"Looking at: {title}", header(title, intro, look.facts) + "".join(parts), f"<style>{STYLE}{MAP_STYLE}</style>"
+  )
 
 
 def _prediction(prediction: "Prediction") -> str:
@@ -89,12 +86,8 @@ def _prediction(prediction: "Prediction") -> str:
   cards = "".join(_card(target, probable) for target in prediction.targets[:_TARGETS])
   rest = len(prediction.targets) - _TARGETS
   more = f'<p class="soft">and {rest} more</p>' if rest > 0 else ""
-  answer = (
-    f"<p>Answer: <b>{escape(prediction.answer or '(empty)')}</b></p>" if prediction.kind.startswith("answers") else ""
-  )
-  explanation = (
-    "The likeliest choices with their probabilities." if probable else "The number that the model estimates."
-  )
+  answer = f"<p>Answer: <b>{escape(prediction.answer)}</b></p>" if prediction.answer else ""
+  explanation = "The likeliest choices with their probabilities." if probable else "What the model estimates."
   return section("Prediction", explanation, f'{answer}<div class="guesses">{cards}</div>{more}')
 
 
@@ -106,10 +99,6 @@ def _card(target: "Target", probable: bool) -> str:
     name = escape(name)
     name = f"<b>{name}</b>" if name == escape(target.name) else name
     bars.append(f'<div class="bar" style="--p:{share:.1%}"><span>{name}</span><span>{shown}</span></div>')
-  if target.name not in [name for name, _ in target.best]:
-    bars.append(
-      f'<div class="bar" style="--p:0%"><span><b>{escape(target.name)}</b></span><span>below these</span></div>'
-    )
   return f"<div><h3>{escape(target.where)}</h3>{''.join(bars)}</div>"
 
 
@@ -118,9 +107,9 @@ def _saliency(look: "Look") -> str:
   assert look.saliency is not None and look.prediction is not None
   total, each, targets = look.saliency.total, look.saliency.each, look.prediction.targets
   explanation = (
-    f"Gradient × input: {FORMULA}, the derivative of the predicted {look.prediction.quantity} with respect to the "
-    f"embedding of token t (what the first block reads: with position and norm), times that embedding, summed over its "
-    f"entries. Blue tokens raise the prediction, orange ones lower it, to first order. Point at a token for its number."
+    f"Gradient × input: {FORMULA}, where x(t) is the embedding of token t (what the first block reads: with position "
+    f"and norm) and f the {look.prediction.quantity} of the prediction. Blue tokens raise it, orange ones lower it, to "
+    f"first order. Point at a token for its number."
   )
   body = _coloured(look, total)
   if len(targets) > 1:
@@ -160,7 +149,8 @@ def _ablation(look: "Look") -> str:
   what = f"the {quantity} of the prediction" if count == 1 else f"the {quantity} of all {count} predictions together"
   explanation = (
     f"The change of {what} when the output of one head is set to zero. Orange: the prediction needs the head; blue: it "
-    f"would be surer without. Bold and underlined: another choice becomes the likeliest. Click a number for the head's map."
+    f"would be surer without. Bold and underlined: another choice becomes the likeliest. Click a number to choose the "
+    f"head's map below."
   )
   body = "".join(_heat(stack, one, top, look.layers) for stack, one in look.ablation.items())
   return section("Heads, removed one at a time", explanation, body)

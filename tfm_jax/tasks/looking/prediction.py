@@ -24,7 +24,7 @@ class Target(NamedTuple):
     place, choice: the entry of `log_probs` [P, C].
     where: what is predicted there, such as "mask at 3".
     name: the choice as text.
-    best: the likeliest choices with their probabilities; of a regression, the choice with its value.
+    best: the likeliest choices and this one with their probabilities; of a regression, the choice with its value.
   """
 
   place: int
@@ -109,9 +109,10 @@ def predict(example: Example) -> Prediction | None:
   regression = head.name == "sequence_classification" and head.num_labels == 1
   targets = []
   for place, choice in reading.targets(example, numbers):
-    best = np.argsort(-numbers[place], kind="stable")[:_SHOWN]
+    best = np.argsort(-numbers[place], kind="stable")[:_SHOWN].tolist()
+    best += [] if choice in best else [choice]
     row = numbers[place] if regression else np.exp(numbers[place])
-    named = [(reading.choice(example, int(c)), float(row[c])) for c in best]
+    named = [(reading.choice(example, c), float(row[c])) for c in best]
     targets.append(Target(place, choice, reading.place(example, place), reading.choice(example, choice), named))
   answer = ""
   if head.name == "question_answering":
@@ -172,7 +173,7 @@ def _every_token(example: Example, numbers: np.ndarray) -> list[tuple[int, int]]
 def _answer_targets(example: Example, numbers: np.ndarray) -> list[tuple[int, int]]:
   """Start and end of the likeliest span, as `Model.predict` chooses it."""
   spans = np.where(np.triu(np.ones((numbers.shape[1],) * 2, bool)), numbers[0][:, None] + numbers[1], -np.inf)
-  start, end = divmod(int(spans.argmax()), numbers.shape[1])
+  start, end = divmod(int(np.argmax(spans)), numbers.shape[1])
   return [(0, start), (1, end)]
 
 

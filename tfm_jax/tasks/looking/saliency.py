@@ -13,7 +13,7 @@ from tfm_jax.models.model import Model
 from tfm_jax.tasks.looking.example import Example
 from tfm_jax.tasks.looking.prediction import Prediction, log_probs
 
-FORMULA = "s(t) = Σ_d x(t, d) · ∂ log p / ∂ x(t, d)"
+FORMULA = "s(t) = Σ x(t, d) · ∂f / ∂x(t, d) over the entries d"
 EACH = 16  # targets that are explained one by one
 
 
@@ -39,8 +39,8 @@ def saliency(example: Example, prediction: Prediction) -> Saliency:
   places, choices = (np.array([t[i] for t in prediction.targets], np.int32) for i in (0, 1))
   run = jax.jit(functools.partial(_gradients_times_inputs, example.model, example.tokenizer.vocab_size))
   rows = jax.device_get(run(example.params, example.batch, places, choices))
-  names = {side: np.asarray(x) for side, x in rows.items()}
-  return Saliency({side: x[0] for side, x in names.items()}, {side: x[1:] for side, x in names.items()})
+  sides = {side: np.asarray(rows[side]) for side in example.ids}
+  return Saliency({side: x[0] for side, x in sides.items()}, {side: x[1:] for side, x in sides.items()})
 
 
 def _gradients_times_inputs(
