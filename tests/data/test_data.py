@@ -16,7 +16,7 @@ from tfm_jax.objectives.objective import Objective, ObjectiveConfig, Vocabulary
 from tfm_jax.objectives.plan import RowPlan, Rows, Side, Split
 from tfm_jax.objectives.table import OBJECTIVES, make_objective
 
-PRETRAINING = [name for name in OBJECTIVES if name != "sequence_classification"]
+PRETRAINING = [*OBJECTIVES]
 VOCABULARY = Vocabulary(70_000, sentinel_ids=tuple(range(69_999, 69_899, -1)))
 
 

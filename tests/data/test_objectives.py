@@ -14,7 +14,7 @@ from tfm_jax.objectives.plan import Rows
 from tfm_jax.objectives.span_corruption import SpanCorruption
 from tfm_jax.objectives.table import OBJECTIVES, make_objective
 
-PRETRAINING = [name for name in OBJECTIVES if name != "sequence_classification"]
+PRETRAINING = [*OBJECTIVES]
 SIZE = 300
 SENTINELS = tuple(range(SIZE - 1, SIZE - 101, -1))
 VOCABULARY = Vocabulary(SIZE, sentinel_ids=SENTINELS, special_ids=(0, 1, 2, 3, 4, *SENTINELS))

@@ -157,7 +157,7 @@ def prepare_text(path: Path, objective: str = "causal", kind: str = "char", **da
   return prepare(config, TokenizerConfig(kind=kind, sentinels=sentinels), ObjectiveConfig(objective), seed=0)
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "sequence_classification"])
+@pytest.mark.parametrize("name", [*OBJECTIVES])
 @pytest.mark.parametrize("packing", [True, False])
 def test_every_objective_from_a_text_file(text_file, name, packing):
   prepared = prepare_text(text_file, name, packing=packing)
@@ -276,7 +276,7 @@ def test_mistakes_are_named(text_file, changes, culprit):
     prepare(data, TokenizerConfig(kind="char"), ObjectiveConfig("mlm"), seed=0)
 
 
-@pytest.mark.parametrize("source", ["embedded", "text", "tsv"])
+@pytest.mark.parametrize("source", ["embedded", "text"])
 @pytest.mark.parametrize(
   ("changes", "culprit"),
   [
@@ -305,7 +305,7 @@ def test_files_without_a_source_are_text(caplog):
     assert resolve_data(DataConfig(**paths)) == DataConfig(source=source, **paths)
     assert f"data.source={source} is taken" in caplog.text
   caplog.clear()
-  for data in (DataConfig(), DataConfig("tsv", "a.tsv"), DataConfig("text", "a.txt")):
+  for data in (DataConfig(), DataConfig("files", "a.tsv"), DataConfig("text", "a.txt")):
     assert resolve_data(data) == data
   assert not caplog.text
 

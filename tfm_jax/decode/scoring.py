@@ -8,7 +8,9 @@ import dataclasses
 import functools
 import math
 import re
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ Guesses = list[tuple[str, float]]
 
 _MASK = "[MASK]"
 _ROWS = 32  # rows of a batch, where a text needs many
+_LOGITS = 1 << 28  # of a batch, at most: 1 GiB
 _SHORTEST = 16  # tokens of a row; shorter texts are padded
 
 
@@ -55,7 +58,7 @@ def fill_mask(
   masks = np.flatnonzero(ids == tokenizer.mask_id)
   if not masks.size:
     raise UserError(f"the text has no mask: write {_MASK} where a piece is to be predicted")
-  batch = _rows(model, [ids], _length(model, len(ids)))
+  batch = _rows(model, [ids], _length(model, len(ids)), 1)
   batch["mlm_positions"] = _padded([masks], _power_of_two(len(masks)), len(batch["inputs"]))
   probabilities, pieces = jax.device_get(_likeliest(_plain(model), top, tokenizer.vocab_size, params, batch))
   return [
@@ -83,56 +86,154 @@ def perplexity(model: Model, params: Any, tokenizer: Tokenizer, text: str, windo
   Raises:
     UserError: an encoder-decoder or another model without such a likelihood, or a text that is too short or too long.
   """
-  if window < 2:
+  masked = is_masked(model)
+  if window < 2 and not masked:
     raise UserError(f"window={window} is too short: a window needs at least 2 tokens")
-  if is_masked(model):
-    return _pseudo_perplexity(model, params, tokenizer, text)
-  if not (find_family(model.family).causal and predicts_tokens(model)):
+  documents = [tokenizer.encode(text)]
+  nll, tokens = score_documents(model, params, tokenizer, documents, None if masked else window, begin_id=begin_id)
+  if not tokens[0]:
+    reason = "the text is empty" if masked else "the text is too short for a perplexity: nothing is left to predict"
+    raise UserError(reason)
+  return math.exp(nll[0] / tokens[0])
+
+
+def score_documents(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  documents: Sequence[np.ndarray],
+  window: int | None,
+  stride: int | None = None,
+  begin_id: int = -1,
+  advance: Callable[[int], object] = lambda tokens: None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The negative log-likelihoods of documents, each token scored once; see `perplexity`.
+
+  A longer document is read in windows that begin every `stride` tokens. Of a causal model, a token is scored in the
+  first window that has it, with at least `window` - `stride` tokens before it (unless the document begins later); of a
+  masked model in the window in whose middle it lies, with half of that on both sides. Rows of all documents fill the
+  same batches.
+
+  Args:
+    model: a causal or a masked language model.
+    params: its parameters.
+    tokenizer: its tokenizer.
+    documents: the ids of each, without symbols.
+    window: tokens of a row, of a masked model with the symbols at both ends; None: rows hold whole documents.
+    stride: from 1 to `window`, which gives windows that do not overlap; None: half of `window`.
+    begin_id: see `perplexity`.
+    advance: is called with the number of tokens that each batch has scored.
+
+  Returns:
+    Sums of nats, float64 [documents], and numbers of scored tokens, int64 [documents].
+
+  Raises:
+    UserError: an encoder-decoder or another model without such a likelihood; a window or a stride that is impossible.
+  """
+  masked = is_masked(model)
+  if not masked and not (find_family(model.family).causal and predicts_tokens(model)):
     raise UserError(f"perplexity needs a causal or a masked language model: {_description(model)}")
-  ids = tokenizer.encode(text)
-  ids = np.concatenate([[begin_id], ids]) if begin_id >= 0 else ids
-  if len(ids) < 2:
-    raise UserError("the text is too short for a perplexity: nothing is left to predict")
+  symbols = sum(id >= 0 for id in (tokenizer.bos_id, tokenizer.eos_id)) if masked else 0
+  least = symbols + 1 if masked else 2
+  if window is not None and window < least:
+    raise UserError(f"window={window} is too short: a window needs at least {least} tokens")
+  room = None if window is None else window - symbols
+  if stride is not None and not 1 <= stride <= (room or stride):
+    raise UserError(f"stride={stride} must lie between 1 and {room or 'any number'}, the tokens of a window")
+  rows = (
+    row
+    for number, ids in enumerate(documents)
+    for row in (
+      _masked_rows(number, ids, tokenizer, room, stride)
+      if masked
+      else _causal_rows(number, ids, window, stride, begin_id)
+    )
+  )
+  nll, tokens = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
+  waiting: dict[int, list[_Row]] = {}  # by the length of their batch
+
+  def score(length: int) -> None:
+    batch = waiting.pop(length)
+    for row, values in zip(batch, _row_nll(model, params, batch, length), strict=True):
+      nll[row.document] += values.sum(dtype=np.float64)
+      tokens[row.document] += len(values)
+    advance(sum(len(row.targets) - row.first for row in batch))
+
   positions = position_limit(model)
-  width = min(len(ids) - 1, window)
-  if positions and width > positions:
-    raise UserError(f"window={window} is longer than the model's {positions} positions: choose {positions} or less")
-  width = min(_length(model, width), window)
-  # Each window reads `width` ids, and scores the targets that no earlier window has scored.
-  stride = max(width // 2, 1)
-  starts = range(0, max(len(ids) - 1 - width, 0) + stride, stride)
-  inputs = [ids[:-1][start : start + width] for start in starts]
-  targets = [ids[1:][start : start + width] for start in starts]
-  total, end = 0.0, 0
-  for first in range(0, len(inputs), _ROWS):
-    batch = _rows(model, inputs[first : first + _ROWS], width)
-    batch["targets"] = _padded(targets[first : first + _ROWS], width, len(batch["inputs"]))
-    nll = jax.device_get(_nll(_plain(model), params, batch))
-    for row, start in enumerate(starts[first : first + _ROWS]):
-      stop = start + len(inputs[first + row])
-      total += float(nll[row, end - start : stop - start].sum(dtype=np.float64))
-      end = stop
-  return math.exp(total / (len(ids) - 1))
+  for row in rows:
+    if window and positions and len(row.inputs) > positions:
+      raise UserError(f"window={window} is longer than the model's {positions} positions: choose {positions} or less")
+    length = min(_length(model, len(row.inputs)), window or sys.maxsize)
+    waiting.setdefault(length, []).append(row)
+    if len(waiting[length]) == _rows_of_batch(model, length, row):
+      score(length)
+  for length in sorted(waiting):
+    score(length)
+  return nll, tokens
 
 
-def _pseudo_perplexity(model: Model, params: Any, tokenizer: Tokenizer, text: str) -> float:
-  """See `perplexity`: one row per token, in which it is masked."""
-  tokens = tokenizer.encode(text)
-  if not tokens.size:
-    raise UserError("the text is empty: it has no perplexity")
-  ids = with_symbols(tokenizer, tokens)
-  before = 1 if tokenizer.bos_id >= 0 else 0
-  width, total = _length(model, len(ids)), 0.0
-  for first in range(before, before + len(tokens), _ROWS):
-    places = np.arange(first, min(first + _ROWS, before + len(tokens)))
-    masked = np.tile(ids, (len(places), 1))
-    masked[np.arange(len(places)), places] = tokenizer.mask_id
-    batch = _rows(model, list(masked), width)
-    batch["mlm_positions"] = _padded(list(places[:, None]), 1, len(batch["inputs"]))
-    batch["targets"] = _padded(list(ids[places][:, None]), 1, len(batch["inputs"]))
-    nll = jax.device_get(_nll(_plain(model), params, batch))
-    total += float(nll[: len(places)].sum(dtype=np.float64))
-  return math.exp(total / len(tokens))
+class _Row(NamedTuple):
+  """A row to be scored: `targets` from `first` on, at `mask` or, without one, at every position."""
+
+  document: int
+  inputs: np.ndarray
+  targets: np.ndarray
+  first: int = 0
+  mask: int = -1
+
+
+def _causal_rows(
+  document: int, ids: np.ndarray, window: int | None, stride: int | None, begin_id: int
+) -> Iterator[_Row]:
+  """The windows of a document; each scores the targets that no earlier one has scored."""
+  ids = np.concatenate([[begin_id], ids]) if begin_id >= 0 else ids
+  count, end = len(ids) - 1, 0
+  window = window or max(count, 1)
+  stride = stride or window // 2
+  for start in range(0, max(count - window, 0) + stride, stride) if count > 0 else ():
+    stop = min(start + window, count)
+    yield _Row(document, ids[start:stop], ids[start + 1 : stop + 1], end - start)
+    end = stop
+
+
+def _masked_rows(
+  document: int, ids: np.ndarray, tokenizer: Tokenizer, room: int | None, stride: int | None
+) -> Iterator[_Row]:
+  """One row per token, in which it is masked; `room`: the tokens of a window without symbols."""
+  count = len(ids)
+  if not count:
+    return
+  room = min(room or count, count)
+  stride = stride or max(room // 2, 1)
+  starts = [min(start, count - room) for start in range(0, count - room + stride, stride)]
+  margin, before = max(room - stride, 0) // 2, int(tokenizer.bos_id >= 0)
+  for start, following in zip(starts, [*starts[1:], None], strict=True):
+    row = with_symbols(tokenizer, ids[start : start + room])
+    first = margin if start else 0
+    last = room if following is None else following + margin - start
+    for place in range(before + first, before + last):
+      masked = row.copy()
+      masked[place] = tokenizer.mask_id
+      yield _Row(document, masked, row[place : place + 1], mask=place)
+
+
+def _rows_of_batch(model: Model, length: int, row: _Row) -> int:
+  """Rows of a batch with rows like this one: fewer than `_ROWS` if their logits would be large."""
+  width = length if row.mask < 0 else 1
+  return max(min(_ROWS, _power_of_two(_LOGITS // (width * model.vocab_size) + 1) // 2), 1)
+
+
+def _row_nll(model: Model, params: Any, rows: list[_Row], length: int) -> Iterator[np.ndarray]:
+  """The negative log-likelihoods of the targets that each row scores."""
+  count = _rows_of_batch(model, length, rows[0]) if len(rows) > 1 else 1
+  batch = _rows(model, [row.inputs for row in rows], length, count)
+  size = len(batch["inputs"])
+  one = rows[0].mask >= 0
+  if one:
+    batch["mlm_positions"] = _padded([np.array([row.mask]) for row in rows], 1, size)
+  batch["targets"] = _padded([row.targets for row in rows], 1 if one else length, size)
+  nll = jax.device_get(_nll(_plain(model), params, batch))
+  return (values[row.first : len(row.targets)] for values, row in zip(nll, rows, strict=False))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -147,8 +248,9 @@ def _likeliest(model: Model, top: int, vocab_size: int, params: Any, batch: Any)
 @functools.partial(jax.jit, static_argnums=0)
 def _nll(model: Model, params: Any, batch: Any) -> Array:
   """The negative log-likelihood of each target, [B, T or P]."""
-  log_p = jax.nn.log_softmax(model.logits(params, batch))
-  nll = -jnp.take_along_axis(log_p, batch["targets"][..., None], -1)[..., 0]
+  logits = model.logits(params, batch)
+  target_logits = jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+  nll = jax.nn.logsumexp(logits, -1) - target_logits
   return model.placement.constrain(nll, (None, None))
 
 
@@ -213,9 +315,8 @@ def _power_of_two(n: int) -> int:
   return 1 << (n - 1).bit_length()
 
 
-def _rows(model: Model, rows: list[np.ndarray], length: int) -> Arrays:
-  """A batch of rows with one document each; several rows are filled up to `_ROWS`, and to a multiple of the shards."""
-  count = _ROWS if len(rows) > 1 else 1
+def _rows(model: Model, rows: list[np.ndarray], length: int, count: int) -> Arrays:
+  """A batch of `count` rows, rounded up to a multiple of the shards, with one document in each of the first."""
   shards = model.placement.batch_shards
   count = -(-count // shards) * shards
   segments = [np.ones(len(row), np.int32) for row in rows]

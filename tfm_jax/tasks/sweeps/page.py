@@ -16,6 +16,7 @@ _STYLE = """<style>
 .curve .thread { fill: none; stroke-linejoin: round; }
 .curve .axis { stroke: var(--soft); stroke-width: 1; }
 .curve .name { font-weight: 600; fill: var(--ink); }
+section > .command { max-width: none; color: var(--ink); }
 .command { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--page); border: 1px solid var(--line);
   border-radius: 6px; padding: 10px 12px; font: 0.84rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; margin: 0; }
 tr.best td { font-weight: 600; }
@@ -53,7 +54,7 @@ def sweep_page(config: str, space: Space, points: Sequence[Point], metric: Metri
     cards = "".join(
       f'<div class="card"><h2>{escape(axis.name)}</h2>{_marginal(axis, scored, metric)}</div>' for axis in axes
     )
-    said = f"Each circle is a point; the line is the mean over the points of equal {'value' if keys else ''}."
+    said = "Each circle is a point, the best in amber; the line is the mean of points with the same value."
     parts.append(page.section(f"{metric.name} along each key", said, f'<div class="cards">{cards}</div>'))
   if any(len(run.records) > 1 for run in runs):
     said = "Held-out, one line per run; the best point is strong."
@@ -71,6 +72,8 @@ def sweep_page(config: str, space: Space, points: Sequence[Point], metric: Metri
 class _Scale:
   """Where the values of a key lie between 0 and 1: numbers in proportion, or by their logarithm; anything else evenly.
 
+  The logarithm is that of a range "log", or of a list whose values differ by a factor of ten or more.
+
   Args:
     key, name: the key, and its short name.
     points: those that are shown.
@@ -82,9 +85,8 @@ class _Scale:
     values = [point.values[key] for point in points if key in point.values]
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
     self.numeric = len(numbers) == len(values) and len(values) > 0
-    self.log = (
-      self.numeric and min(numbers) > 0 and (dimension.kind == "log" or max(numbers) >= _LOG_RATIO * min(numbers))
-    )
+    wide = self.numeric and min(numbers) > 0 and max(numbers) >= _LOG_RATIO * min(numbers)
+    self.log = dimension.kind == "log" or (dimension.kind == "choice" and wide)
     order = {value_text(value): i for i, value in enumerate(dimension.values)} if dimension.kind == "choice" else {}
     texts = sorted({value_text(value) for value in values}, key=lambda text: order.get(text, 0))
     self.distinct: list[Any] = sorted(set(numbers)) if self.numeric else texts
@@ -164,8 +166,12 @@ def _axis(x: float, name: str, top: float, bottom: float) -> str:
 def _tick(x: float, y: float, text: str) -> str:
   """A value beside an axis, readable on top of lines."""
   halo = "paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round"
-  shown = text if len(text) <= 18 else f"{text[:17]}…"
+  shown = _shortened(text, 18)
   return f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" style="{halo}">{escape(shown)}</text>'
+
+
+def _shortened(text: str, length: int) -> str:
+  return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _marginal(axis: _Scale, scored: Sequence[Point], metric: Metric) -> str:
@@ -191,8 +197,8 @@ def _marginal(axis: _Scale, scored: Sequence[Point], metric: Metric) -> str:
     lines,
     x_name=axis.name,
     x_log=axis.log,
-    x_ticks=axis.ticks(),
-    x_text=axis.text,
+    x_ticks=None if axis.numeric and len(axis.distinct) > _MOST_TICKS else axis.ticks(),
+    x_text=lambda value: _shortened(axis.text(value), 12),
     text=results.number,
   )
 
