@@ -3,14 +3,18 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from tests.support import tiny as tiny_models
 from tests.support.launching import rows as records
 from tests.support.launching import tiny, write_experiment
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import resolve_model
+from tfm_jax.ops.losses import LossConfig
 from tfm_jax.tasks.evaluate import evaluate, read_predictions, write
+from tfm_jax.tasks.multiple_choice import MultipleChoice
 from tfm_jax.tasks.question_answering import QuestionAnswering
 from tfm_jax.tasks.sequence_classification import SequenceClassification, SequenceRegression
 from tfm_jax.tasks.table import TASKS, find_task
@@ -19,6 +23,7 @@ from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
 from tfm_jax.training.config import Config, load
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
+from tfm_jax.training.loss import make_loss
 
 TOKENIZER = train_tokenizer(
   TokenizerConfig("char"), ["abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,?0123456789é"]
@@ -248,6 +253,102 @@ def test_questions_whose_answer_is_not_in_the_context_are_left_out_of_training(t
   )
   assert [example.id for example in read(QuestionAnswering, task, path, labelled=True)] == ["a"]
   assert len(read(QuestionAnswering, task, path)) == 2
+
+
+# ---- several sequences per row
+
+
+def test_the_candidate_that_repeats_the_text_is_chosen(experiment, tmp_path):
+  draw = np.random.default_rng(0)
+  words = ["red", "blue", "tall", "wide"]
+  lines = []
+  for _ in range(300):
+    word, label = draw.choice(words), int(draw.integers(0, 3))
+    others = [other for other in words if other != word]
+    endings = others[:label] + [word] + others[label:2]
+    lines.append(json.dumps({"ctx": f"a {word} thing", "endings": endings, "label": label}))
+  (tmp_path / "train.jsonl").write_text("\n".join(lines))
+  config = tiny(
+    experiment,
+    "bert",
+    task__name="multiple_choice",
+    data__path=str(tmp_path / "train.jsonl"),
+    data__eval_path=str(tmp_path / "train.jsonl"),
+    data__seq_len=32,
+    data__buckets=2,
+    train__steps=90,
+    eval__every=90,
+    eval__batches=0,
+    head__pooling="mean",
+  )
+  result = fit(config, tmp_path / "run", find_task("multiple_choice"))
+  assert result["accuracy"] > 0.8  # a third by chance
+  first = read_predictions(str(tmp_path / "run"))[0]
+  assert first["label"] == str(json.loads(lines[0])["label"] + 1) and len(first["choices"]) == 3
+  assert sum(first["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+  assert evaluate(load_run(tmp_path / "run")).scores["accuracy"] == pytest.approx(result["accuracy"])
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ({"ctx": "a", "endings": "b", "label": 0}, r"line 1: expected a text and a list"),
+    ({"ctx": "a", "endings": ["b", "c"], "label": 2}, r"line 1: the label '2' is no number .* 0 to 1"),
+    ({"ctx": "a", "endings": ["b", "c"]}, r"line 1.* has no column label"),
+  ],
+)
+def test_mistakes_in_choices_name_the_line(tmp_path, line, message):
+  (tmp_path / "a.jsonl").write_text(json.dumps(line))
+  with pytest.raises(UserError, match=message):
+    MultipleChoice.read(Config(), [tmp_path / "a.jsonl"], True, {})
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_vectors_of_similar_texts_are_near(experiment, tmp_path, labelled):
+  draw = np.random.default_rng(0)
+  lines = ["sentence1\tsentence2" + "\tscore" * labelled]
+  for n in range(200):
+    word = f"{'abcdefgh'[n % 8]}" * 4
+    other = word if not labelled or draw.random() < 0.5 else "zzzz"
+    lines.append(f"the {word}\ta {other}" + f"\t{5.0 if other == word else 0.0}" * labelled)
+  (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
+  config = tiny(
+    experiment,
+    "bert",
+    task__name="similarity",
+    data__path=str(tmp_path / "train.tsv"),
+    data__eval_path=str(tmp_path / "train.tsv"),
+    data__seq_len=16,
+    train__steps=60,
+    eval__every=60,
+    eval__batches=0,
+    model__dropout=0.0,
+  )
+  result = fit(config, tmp_path / "run", find_task("similarity"))
+  if labelled:
+    assert result["pearson"] > 0.9
+  else:
+    # Each text has 25 equal pairs, of which any may be the nearest: the nearest one is never of another word.
+    assert result["loss"] < 2.5 and result["recall_at_10"] > 0.9
+
+
+def test_the_contrastive_loss_against_numpy():
+  model = tiny_models.make_model("bert", **{"head.name": "similarity", "head.pooling": "mean", "head.pooler": "none"})
+  params = jax.jit(model.init)(jax.random.key(0))
+  draw = np.random.default_rng(0)
+  batch = {"inputs": draw.integers(5, 200, (4, 2, 8)).astype(np.int32), "segment_ids": np.ones((4, 2, 8), np.int32)}
+  batch["segment_ids"][3] = 0  # a blank row, which fills the batch
+  batch |= {"weights": np.array([1, 1, 1, 0], np.float32), "targets": np.zeros(4, np.float32)}
+  terms = make_loss(model, LossConfig())(params, batch, None)
+  pooled = lambda side: np.asarray(
+    model.outputs(params, {"inputs": batch["inputs"][:, [side]], "segment_ids": batch["segment_ids"][:, [side]]})[
+      "vectors"
+    ]
+  )
+  a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (pooled(0)[:3], pooled(1)[:3]))
+  y = a @ b.T / 0.05
+  expected = np.mean(np.log(np.exp(y).sum(1)) - np.diag(y))
+  assert float(terms.loss["labels"][0] / terms.loss["labels"][1]) == pytest.approx(expected, rel=1e-4)
 
 
 # ---- from training to another file

@@ -16,6 +16,7 @@ from tfm_jax.models.batch import check_batch
 from tfm_jax.models.cache import Cache, Memory, empty_cache
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
 from tfm_jax.models.families.table import find_family
+from tfm_jax.models.heads.groups import flatten, grouped
 from tfm_jax.models.heads.head import Outputs
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
@@ -99,6 +100,8 @@ class Model:
       UserError: fields are missing, of another shape, or out of range as far as that is known (see `check_batch`).
     """
     sides = ("encoder_", "decoder_") if self.encoder_decoder else ("",)
+    if HEADS[self.config.head.name].grouped:
+      batch, noise = flatten(batch, noise)
     check_batch(self.config, self.vocab_size, sides, batch)
     outputs: Any = self.module.apply({"params": params}, dict(batch), noise)
     return outputs
@@ -249,7 +252,10 @@ def labelled_fields(family: str, config: ModelConfig, length: int, vocab_size: i
   """The fields of a batch of rows of `length` tokens, for a head that declares its own labels."""
   head = HEADS[config.head.name]
   labels = head.fields(config, length) if head.fields else {}
-  return {**find_family(family).module.inputs(config, length, vocab_size), **labels, "rows": ROWS}
+  inputs = find_family(family).module.inputs(config, length, vocab_size)
+  if head.grouped:
+    inputs = {name: grouped(field, max(config.head.num_labels, 2)) for name, field in inputs.items()}
+  return {**inputs, **labels, "rows": ROWS}
 
 
 def admits(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,6 @@ from tfm_jax.tasks.labelled import LabelledTask, Prediction, score_lines
 from tfm_jax.tasks.report.comparison import comparison_page
 from tfm_jax.tasks.report.page import errors_page
 from tfm_jax.tasks.report.terminal import errors_text
-from tfm_jax.tasks.scores import score
 from tfm_jax.tasks.table import LANGUAGE_MODELING, TASKS, find_task
 from tfm_jax.text.corpora.files import find_text_files
 from tfm_jax.training.load import Run, load_run
@@ -79,7 +78,7 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
     if count:
       log.info("%s: %s", what, f"{count:,}")
   predictions = evaluated.predict(run.model, run.params, examples)
-  scores = score(kind.form, predictions)
+  scores = evaluated.scores(predictions)
   facts = {"task": name, "data": data, "examples": f"{len(predictions):,}", "step": f"{run.step:,}"}
   if name in GLUE and scores:
     facts["GLUE"] = ", ".join(f"{metric} {scores[metric]:.4f}" for metric in GLUE[name].metrics if metric in scores)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tfm_jax.data.prepare import find_tokenizer, vocabulary_of
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
+from tfm_jax.models.heads.groups import grouped
 from tfm_jax.models.model import Model, labelled_fields
 from tfm_jax.objectives.objective import Fields, along_row
 from tfm_jax.ops.losses import LossTerms
@@ -88,6 +89,10 @@ class LabelledTask(abc.ABC, Generic[E]):
       rows: their rows.
       outputs: row -> the head's prediction for it. Where rows are missing, their examples are left out.
     """
+
+  def scores(self, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, float]:
+    """The scores of predictions, see `tasks.scores`."""
+    return score(self.form, predictions, intervals)
 
   def training_rows(self, rows: Rows) -> Rows:
     """The rows with the weights that they have in training."""
@@ -189,7 +194,7 @@ class LabelledTask(abc.ABC, Generic[E]):
     assert self._eval is not None and self._held_out_rows is not None
     outputs = _by_row(self._eval, predictions)
     found = self.predictions(self._examples, self._held_out_rows, outputs)
-    return score(self.form, found, intervals=False)
+    return self.scores(found, intervals=False)
 
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
     """Writes the predictions for all held-out examples; the lines have their scores."""
@@ -199,7 +204,7 @@ class LabelledTask(abc.ABC, Generic[E]):
       ]
     found = self.predict(model, params, self._examples)
     run.write_predictions(found)
-    return [*score_lines(score(self.form, found)), f"every prediction: {run.predictions}"]
+    return [*score_lines(self.scores(found)), f"every prediction: {run.predictions}"]
 
   # Evaluation.
 
@@ -222,7 +227,8 @@ class LabelledTask(abc.ABC, Generic[E]):
     size = config.model.vocab_size or self.tokenizer.vocab_size
     fields = labelled_fields(config.family, config.model, config.data.seq_len, size)
     if rows.types is not None:
-      fields["token_types"] = along_row(config.data.seq_len, "types", config.model.token_types)
+      types = along_row(config.data.seq_len, "types", config.model.token_types)
+      fields["token_types"] = grouped(types, rows.members) if rows.members > 1 else types
     return fields
 
   def _log(self, train: Sequence[E], rows: Rows, counts: Counts) -> None:

@@ -55,6 +55,12 @@ class Rows:
     assert self.sources is not None and self.members == 1
     return self.sources[self.offsets[row] : self.offsets[row + 1]]
 
+  def grouped(self, members: int, labels: Mapping[str, np.ndarray]) -> "Rows":
+    """Every `members` rows of one sequence as one row, with labels of its own."""
+    count = len(self) // members
+    own = {"labels": dict(labels), "examples": np.arange(count, dtype=np.int32), "members": members}
+    return dataclasses.replace(self, **own)  # type: ignore[arg-type]
+
   def with_labels(self, labels: Mapping[str, np.ndarray]) -> "Rows":
     """The rows with some labels replaced."""
     return dataclasses.replace(self, labels={**self.labels, **labels})

@@ -98,7 +98,7 @@ class SequenceRegression(SequenceClassification):
 
   def rows(self, examples: Sequence[TextExample]) -> Rows:
     """See `LabelledTask`."""
-    labels = np.array([_number(example) for example in examples], np.float32)
+    labels = np.array([number_of(example) for example in examples], np.float32)
     known = ~np.isnan(labels)
     return self._text_rows(examples, {"targets": np.where(known, labels, 0), "weights": known.astype(np.float32)})
 
@@ -115,7 +115,7 @@ class SequenceRegression(SequenceClassification):
     found = []
     for row, output in sorted(outputs.items()):
       example = examples[rows.examples[row]]
-      label = None if example.label is None else _number(example)
+      label = None if example.label is None else number_of(example)
       found.append({"prediction": _rounded(output["value"]), "label": label, **shown(example)})
     return found
 
@@ -125,7 +125,7 @@ def shown(example: TextExample) -> dict[str, str]:
   return dict(zip(("text", "pair"), example.texts, strict=False))
 
 
-def _number(example: TextExample) -> float:
+def number_of(example: TextExample) -> float:
   """The label; NaN if there is none. Raises UserError, which names file and line."""
   if example.label is None:
     return float("nan")

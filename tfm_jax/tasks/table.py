@@ -2,8 +2,10 @@
 
 from tfm_jax.errors import UserError
 from tfm_jax.tasks.glue import GLUE
+from tfm_jax.tasks.multiple_choice import MultipleChoice
 from tfm_jax.tasks.question_answering import QuestionAnswering
 from tfm_jax.tasks.sequence_classification import SequenceClassification, SequenceRegression
+from tfm_jax.tasks.similarity import Similarity
 from tfm_jax.tasks.token_classification import TokenClassification
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.task import Task
@@ -14,6 +16,8 @@ TASKS: dict[str, type[Task]] = {
   "sequence_regression": SequenceRegression,
   "token_classification": TokenClassification,
   "question_answering": QuestionAnswering,
+  "multiple_choice": MultipleChoice,
+  "similarity": Similarity,
   **{name: SequenceRegression if glue.numbers else SequenceClassification for name, glue in GLUE.items()},
 }
 

@@ -51,12 +51,14 @@ class Head(NamedTuple):
     predict: (config, outputs of `Model.outputs`, batch) -> readable predictions for each row.
     loss: (config, placement, outputs, batch, extras) -> the terms of the loss; None: the head is not trained.
     fields: (config, tokens per row) -> the labels in a batch; None: the objective declares them.
+    grouped: whether a row has several sequences, [B, C, T]: see `heads.groups`.
   """
 
   apply: Callable[[ModelConfig, Placement, Array, Seen], Outputs]
   predict: Callable[[ModelConfig, Arrays, Batch], dict[str, Array]]
   loss: Callable[[ModelConfig, Placement, Outputs, Batch, LossConfig], LossTerms] | None = None
   fields: Callable[[ModelConfig, int], Fields] | None = None
+  grouped: bool = False
 
   @property
   def learns_from_objective(self) -> bool:

@@ -2,6 +2,7 @@
 
 from tfm_jax.models.heads.answers import QUESTION_ANSWERING
 from tfm_jax.models.heads.features import NONE, POOLED
+from tfm_jax.models.heads.groups import MULTIPLE_CHOICE, SIMILARITY
 from tfm_jax.models.heads.head import Head
 from tfm_jax.models.heads.language import LM, PRETRAINING
 from tfm_jax.models.heads.rows import SEQUENCE_CLASSIFICATION
@@ -15,5 +16,7 @@ HEADS: dict[str, Head] = {
   "sequence_classification": SEQUENCE_CLASSIFICATION,
   "token_classification": TOKEN_CLASSIFICATION,
   "question_answering": QUESTION_ANSWERING,
+  "multiple_choice": MULTIPLE_CHOICE,
+  "similarity": SIMILARITY,
   "replaced_token_detection": REPLACED_TOKEN_DETECTION,
 }
