@@ -125,7 +125,9 @@ def test_adapters_train_like_plain_matrices_under_optax():
   assert not any("lora" not in path for path in flat(state.opt_state[1][0].mu))
 
 
-@pytest.mark.parametrize("strategy", ["dp", "fsdp", "tp", "fsdp_tp"])
+@pytest.mark.parametrize(
+  "strategy", ["dp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "tp")), "fsdp_tp"]
+)
 def test_every_strategy_trains_adapters_like_one_device(strategy):
   losses, _, first = run(adapted())
   losses_8, state, first_8 = run(adapted("gpt", strategy, 8))

@@ -48,8 +48,8 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
       return terms
     others = model.apply(params, batch, noise._replace(seed=noise.seed ^ _OTHER))
     other_terms = loss_of_head(model.config, model.placement, others, batch, extras)
-    logits = [result(model.placement, each["logits"]) for each in (outputs, others)]
-    return _r_drop(terms, other_terms, *logits, batch["weights"], config.r_drop)
+    y, z = (result(model.placement, each["logits"]) for each in (outputs, others))
+    return _r_drop(terms, other_terms, y, z, batch["weights"], config.r_drop)
 
   return loss
 
