@@ -165,3 +165,23 @@ def test_what_has_no_checkpoint_cannot_be_the_best():
   best.replay(records(0.1, 0.5, 0.9, 0.7), "eval", [2, 6])
   assert best.step == 6 and not best.exhausted()
   assert best.add(8, {"score": 0.8}) and best.exhausted()  # better than what is stored, and patience counts from 0.9
+
+
+def test_a_run_that_dies_before_the_best_is_saved_loads_the_one_before_and_ends_alike(
+  stopped, experiment, tmp_path, monkeypatch
+):
+  save = Checkpoints.save
+
+  def die(self, step, trees):
+    if step == 4:
+      raise RuntimeError("killed")
+    save(self, step, trees)
+
+  with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+    patch.setattr(Checkpoints, "save", die)
+    run(experiment, tmp_path / "run", eval__patience=3)
+  assert json.loads((tmp_path / "run" / "best.json").read_text())["step"] == 4
+  assert load_run(tmp_path / "run").step == 2  # the best that has a checkpoint; 3 is the last
+  result, _ = run(experiment, tmp_path / "run", first=4, eval__patience=3)
+  assert result == stopped[0][0] and exact_rows(tmp_path / "run") == exact_rows(stopped[1])
+  assert load_run(tmp_path / "run").step == 4

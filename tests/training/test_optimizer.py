@@ -76,7 +76,7 @@ def test_state_follows_the_parameters(name):
   shardings = {
     jax.tree_util.keystr(path): (leaf.shape, sharding)
     for (path, leaf), sharding in zip(
-      jax.tree.leaves_with_path(opt_state), jax.tree.leaves(state_shardings(model, opt_state)), strict=True
+      jax.tree.leaves_with_path(opt_state), jax.tree.leaves(state_shardings(st, model.shapes(), opt_state)), strict=True
     )
   }
   wi = {path: entry for path, entry in shardings.items() if "'wi'" in path and np.prod(entry[0]) > 4}

@@ -223,3 +223,22 @@ def test_evaluation_is_without_dropout_and_extras_and_the_same_in_parts():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, parts)
   assert jax.device_get(whole.loss) == jax.device_get(whole.objective)
   assert float(whole.loss["labels"][1]) == batch["weights"].sum()
+
+
+def test_loss_and_predictions_share_the_forward_pass():
+  """One program has as many matrix products as that of the loss alone, and the rows keep their order in parts."""
+  model = make_model("bert", **{"head.name": "sequence_classification", "head.num_labels": 3})
+  batch = {name: x for name, x in make_batch("bert").items() if not name.startswith("mlm")}
+  batch |= {"targets": np.arange(16, dtype=np.int32) % 3, "weights": np.ones(16, np.float32)}
+  program = make_program(model, batch)
+  programs = [
+    step.lower(model.shapes(), batch).compile() for step in (program.eval_step(1), program.prediction_step(1))
+  ]
+  loss_alone, both = (program.as_text().count(" dot(") for program in programs)
+  assert loss_alone == both > 0
+  params = jax.jit(model.init)(jax.random.key(0))
+  expected = model.predict(params, batch)["probabilities"]
+  for microbatches in (1, 4):
+    terms, predictions = program.prediction_step(microbatches)(params, batch)
+    np.testing.assert_allclose(predictions["probabilities"], expected, rtol=1e-5)
+    assert float(terms.loss["labels"][1]) == 16

@@ -18,6 +18,8 @@ class LossConfig:
 
   label_smoothing: float = 0.0  # share of the target probability that is spread over the vocabulary
   z_loss: float = 0.0  # weight of the penalty log(Z)^2 on the softmax normaliser Z
+  # classification of rows: weight of the divergence between the classes under two dropout masks (R-Drop); 0: none
+  r_drop: float = 0.0
 
 
 class Unembedding(NamedTuple):

@@ -191,7 +191,7 @@ class Checkpoints:
     stored = self._open(step).metadata
     expected = {name: _stored(tree) for name, tree in abstract.items()}
     for name, leaves in expected.items():
-      self._check(f"checkpoint {step} of {self.directory}, {name}", leaves, stored.get(name) or {})
+      self.check(step, name, leaves, stored.get(name) or {})
     targets = {name: jax.tree.map(_target, leaves) for name, leaves in expected.items() if leaves}
     try:
       with _context():
@@ -267,9 +267,9 @@ class Checkpoints:
     except Exception as error:
       raise UserError(f"{folder} cannot be read: {_reason(error)}; delete it to use the one before") from error
 
-  @staticmethod
-  def _check(where: str, expected: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+  def check(self, step: int, name: str, expected: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Raises UserError for the first path, shape or dtype that differs: Orbax would silently cast to another dtype."""
+    where = f"checkpoint {step} of {self.directory}, {name}"
     for path in sorted(expected.keys() - stored.keys()):
       raise UserError(f"{where} has no {path}: it was saved from another model or optimizer")
     for path in sorted(stored.keys() - expected.keys()):

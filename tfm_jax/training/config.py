@@ -34,6 +34,7 @@ from tfm_jax.text.corpora.table import DOCUMENTS
 from tfm_jax.text.tokenizers.subwords import ALGORITHMS
 from tfm_jax.text.tokenizers.table import KINDS, TokenizerConfig
 from tfm_jax.training.checkpoint import CheckpointConfig
+from tfm_jax.training.lora import AdapterConfig
 from tfm_jax.training.moved import MOVED, translated
 from tfm_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerConfig
 
@@ -46,6 +47,8 @@ class TrainConfig:
   epochs: float = 0.0  # passes over the training rows, from which train.steps is computed; 0: train.steps counts
   batch_size: int = 32  # rows of the global batch
   microbatches: int = 0  # parts of the batch that are computed one after the other; 0: as many as memory requires
+  ema: float = 0.0  # decay of an average of the parameters, which evaluation and load_run use; 0: the last ones
+  unfreeze_every: int = 0  # steps after which one more layer is trained, from the head down; 0: all are from the start
   log_every: int = 50  # steps between training records in metrics.jsonl
   profile_at: int = 0  # step at which a profile of three steps is written; 0: none
 
@@ -73,6 +76,7 @@ class Config:
   objective: ObjectiveConfig = ObjectiveConfig()
   loss: LossConfig = LossConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
+  adapter: AdapterConfig = AdapterConfig()
   train: TrainConfig = TrainConfig()
   eval: EvalConfig = EvalConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
@@ -115,18 +119,20 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
   "sharding.strategy": lambda: STRATEGIES,
 }
 
-POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len")  # 0 has a meaning in other keys
+# 0 has a meaning in other keys
+POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len", "optimizer.layer_decay")
 FRACTIONS = (  # from 0 to 1
   "loss.label_smoothing",
   "optimizer.final_fraction",
   "optimizer.warmup_fraction",
+  "optimizer.layer_decay",
   "data.eval_fraction",
   "objective.mask_rate",
   "objective.random_rate",
   "objective.keep_rate",
   "objective.noise_density",
 )
-DECAYS = ("optimizer.beta1", "optimizer.beta2")
+DECAYS = ("optimizer.beta1", "optimizer.beta2", "train.ema")
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 

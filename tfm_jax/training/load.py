@@ -21,6 +21,7 @@ from tfm_jax.text.tokenizers.table import Tokenizer, load_tokenizer
 from tfm_jax.training.best import best_step
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, from_stored
+from tfm_jax.training.lora import adapter_shapes, axes_of, merge
 from tfm_jax.training.program import build_model
 
 log = logging.getLogger(__name__)
@@ -115,9 +116,43 @@ def load_run(
 
 def load_params(run: RunDirectory, model: Model, step: int | None = None) -> tuple[int, Any]:
   """(step, parameters) of a checkpoint, see `chosen_step`, under the shardings of the model. Raises UserError."""
+  config = from_stored(run.read_config())
   with Checkpoints(run.checkpoints) as checkpoints:
     step = chosen_step(run, checkpoints) if step is None else step
-    return step, checkpoints.restore(step, {"params": abstract_params(model)})["params"]
+    expected = flat(abstract_params(model))
+    average = checkpoints.shapes(step, "ema")
+    if not config.adapter.rank and not average:
+      return step, checkpoints.restore(step, {"params": nested(expected)})["params"]
+    of_adapters = adapter_shapes(config.adapter, model.shapes())
+    place = lambda path, leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=model.placement.sharding(axes_of(path).names)
+    )
+    expected |= {path: place(path, leaf) for path, leaf in of_adapters.items()}
+    stored = checkpoints.shapes(step, "params") if config.adapter.rank else expected
+    trees = {"params": {path: expected[path] for path in stored if path in expected}}
+    trees["ema"] = {path: expected[path] for path in average if path in expected}
+    restored = checkpoints.restore(step, {name: nested(tree) for name, tree in trees.items()})
+  params = flat(restored["params"]) | flat(restored["ema"])
+  if config.adapter.rank:
+    source, base_step = base_of(run, config)
+    params = flat(initial_params(source, model, config.seed, step=base_step)) | params
+  merged = jax.jit(lambda params: merge(config.adapter, params, model.placement), out_shardings=model.shardings())
+  return step, merged(nested(params))
+
+
+def base_of(run: RunDirectory, config: Config) -> tuple[RunDirectory, int]:
+  """The run that this one started from, and the step that it took of it. Raises UserError if it is not there."""
+  starts = run.starts()
+  stored = next((entry["base"] for entry in starts if entry.get("base")), None)
+  source = RunDirectory(stored["path"] if stored else config.init_from)
+  if not source.exists and config.init_from:
+    source = RunDirectory(config.init_from)  # it was moved, together with this run
+  if not source.exists:
+    raise UserError(f"{run.path} has adapters of the model in {source.path}, which is not there: put it back")
+  if stored:
+    return source, stored["step"]
+  with Checkpoints(source.checkpoints) as checkpoints:
+    return source, chosen_step(source, checkpoints)
 
 
 def chosen_step(run: RunDirectory, checkpoints: Checkpoints) -> int:
@@ -139,7 +174,9 @@ def abstract_params(model: Model) -> Any:
   return jax.tree.map(place, model.shapes(), model.shardings())
 
 
-def initial_params(run: RunDirectory, model: Model, seed: int, frozen: Collection[str] = ()) -> Any:
+def initial_params(
+  run: RunDirectory, model: Model, seed: int, frozen: Collection[str] = (), step: int | None = None
+) -> Any:
   """Parameters for a new run, from a checkpoint of another run (see `chosen_step`), whose head may differ.
 
   Parameters of the head that the checkpoint lacks, or has in another shape, are initialised; those of its head that the
@@ -150,29 +187,41 @@ def initial_params(run: RunDirectory, model: Model, seed: int, frozen: Collectio
     model: the model of the new run.
     seed: of the parameters that are initialised.
     frozen: paths of the parameters that the new run does not train.
+    step: the step of the checkpoint; None: that of `chosen_step`.
 
   Raises:
     UserError: a difference outside the head, or a frozen parameter that the checkpoint does not have.
   """
+  config = from_stored(run.read_config())
   with Checkpoints(run.checkpoints) as checkpoints:
-    step = chosen_step(run, checkpoints)
+    step = chosen_step(run, checkpoints) if step is None else step
+    log.info("starting from the parameters of %s, step %d", run.path, step)
     expected, stored = flat(abstract_params(model)), checkpoints.shapes(step, "params")
+    ready: dict[str, Any] | None = None
+    if config.adapter.rank or checkpoints.shapes(step, "ema"):  # not what is stored, but the model that it makes
+      vocab_size = config.model.vocab_size or model.vocab_size
+      source = dataclasses.replace(model, family=config.family, config=config.model, vocab_size=vocab_size)
+      ready = flat(load_params(run, source, step)[1])
+      stored = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in ready.items()}
     fresh = {p for p in expected if of_head(p) and (p not in stored or stored[p].shape != expected[p].shape)}
     if fresh & set(frozen):
       raise UserError(
-        f"optimizer.frozen matches {', '.join(sorted(fresh & set(frozen)))}, which {run.path} does not have: it would "
-        f"never be trained"
+        f"optimizer.frozen or optimizer.trained leaves {', '.join(sorted(fresh & set(frozen)))} untrained, which "
+        f"{run.path} does not have: train it too"
       )
     unused = {p for p in stored if of_head(p) and (p not in expected or p in fresh)}
-    # A checkpoint is restored whole: what is not used is read too.
-    targets = {p: leaf for p, leaf in expected.items() if p not in fresh} | {p: stored[p] for p in unused}
-    log.info("starting from the parameters of %s, step %d", run.path, step)
-    restored = flat(checkpoints.restore(step, {"params": nested(targets)})["params"])
+    if ready is None:
+      # A checkpoint is restored whole: what is not used is read too.
+      targets = {p: leaf for p, leaf in expected.items() if p not in fresh} | {p: stored[p] for p in unused}
+      ready = flat(checkpoints.restore(step, {"params": nested(targets)})["params"])
+    else:
+      wanted = {p: leaf for p, leaf in expected.items() if p not in fresh}
+      checkpoints.check(step, "params", wanted, {p: leaf for p, leaf in stored.items() if p not in unused})
   if unused - fresh:
     log.info("left behind: %s", ", ".join(sorted(unused - fresh)))
   if fresh:
     log.info("starting afresh: %s", ", ".join(sorted(fresh)))
-  return nested({p: restored[p] for p in expected if p not in fresh} | fresh_params(model, seed, fresh))
+  return nested({p: ready[p] for p in expected if p not in fresh} | fresh_params(model, seed, fresh))
 
 
 def fresh_params(model: Model, seed: int, paths: Collection[str]) -> dict[str, jax.Array]:

@@ -25,11 +25,12 @@ from tfm_jax.runtime.reporting.meter import Meter, Profiler
 from tfm_jax.runtime.reporting.tracking import Tracker
 from tfm_jax.runtime.reporting.units import human_count
 from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.training import flops
 from tfm_jax.training.best import Best
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, resolve, to_dict
-from tfm_jax.training.load import initial_params
+from tfm_jax.training.load import base_of, initial_params, load_params
 from tfm_jax.training.memory import choose_microbatches
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.program import build_program
@@ -47,6 +48,7 @@ from tfm_jax.training.start import (
   start_anew,
   start_entry,
   stored_tokenizer,
+  trained_line,
 )
 from tfm_jax.training.step import TrainState
 from tfm_jax.training.steps import TrainSteps
@@ -114,8 +116,11 @@ class _Start:
     self.rows = rows_here(self.model.placement.sharding(("batch",)), config.train.batch_size)
     self.eval_step: Any = None  # set once the number of microbatches is known
     self.result: dict[str, float] = {}
+    self.base: tuple[RunDirectory, int] | None = None  # the run and the step that this one starts from
     self.best = Best(config.eval.metric, config.eval.patience)
     self.split = next(iter(task.eval_streams), "")  # the held-out data that decides
+    if config.adapter.rank and not config.init_from:
+      raise UserError(f"adapter.rank={config.adapter.rank} adapts a model that is trained already: set init_from")
     if config.eval.metric and not self.split:
       raise UserError(f"eval.metric={config.eval.metric} chooses by held-out data, and nothing is held out")
 
@@ -128,6 +133,8 @@ class _Start:
       with together():
         self.best.replay(records, self.split, self.checkpoints.steps())
     log.info("\n%s", parameter_lines(self.model, self.abstract.params))
+    if self.program.frozen:
+      log.info("%s", trained_line(self.program))
     train_steps, microbatches = None, 0
     if latest is None or (latest < config.train.steps and not self.best.exhausted()):
       earlier = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
@@ -153,7 +160,10 @@ class _Start:
       run.write_config(to_dict(self.config))
     run.write_best(self.best.describe(self.split))
     source = run if latest is not None or not self.config.init_from else RunDirectory(self.config.init_from)
-    run.append_start(start_entry(self.model, self.task, latest or 0, microbatches) | {"origin": source.origin()})
+    entry = start_entry(self.model, self.task, latest or 0, microbatches) | {"origin": source.origin()}
+    if self.base is not None:
+      entry["base"] = {"path": str(self.base[0].path), "step": self.base[1]}
+    run.append_start(entry)
     if train_steps is None:
       log.info("this run is finished: %d steps are done", latest)
       records = [record for record in run.read_metrics() if record.pop("split") == "eval"]
@@ -171,13 +181,20 @@ class _Start:
   def _best_params(self, state: TrainState) -> Any:
     """The parameters of the best evaluation, whose metrics become the result; without `eval.metric`, the last ones."""
     if self.best.step is None:
-      return state.params
+      return self._shown(state)
     name = self.best.metric
     log.info("the best evaluation by %s is that of step %d: %.6g", name, self.best.step, self.best.metrics[name])
     self.result = self.best.metrics
     if self.best.step == int(state.step):
-      return state.params
-    return self.checkpoints.restore(self.best.step, {"params": self.abstract.params})["params"]
+      return self._shown(state)
+    return load_params(self.run, self.model, self.best.step)[1]
+
+  def _shown(self, state: TrainState) -> Any:
+    """The parameters of the model that evaluations of this state see."""
+    params = self.program.shown(state)
+    if not self.config.adapter.rank:
+      return params
+    return jax.jit(self.program.model_params, out_shardings=self.model.shardings())(params)
 
   def _compile(self, earlier: int) -> tuple[int, Any]:
     """(number of microbatches, compiled train step); `earlier`: the number that the last start used, 0 for none.
@@ -195,15 +212,18 @@ class _Start:
 
   def _state(self, latest: int | None) -> TrainState:
     """The state of the checkpoint of step `latest`; None: a state of step 0."""
-    config = self.config
-    if latest is not None:
-      log.info("resuming from the checkpoint of step %d", latest)
-      return TrainState(**self.checkpoints.restore(latest, self.abstract._asdict()))
-    params = None
-    if config.init_from:
-      source = RunDirectory(config.init_from)
-      params = initial_params(source, self.model, config.seed, self.program.named_frozen)
-    return self.program.init(params)
+    config, program = self.config, self.program
+    if latest is None and not config.init_from:
+      return program.init()
+    base = None
+    if latest is None or config.adapter.rank:  # the checkpoints of adapters lack what is frozen
+      self.base = base_of(self.run, config)
+      base = initial_params(self.base[0], self.model, config.seed, program.named_frozen, self.base[1])
+    if latest is None:
+      return program.init(base)
+    log.info("resuming from the checkpoint of step %d", latest)
+    state = TrainState(**self.checkpoints.restore(latest, program.stored(self.abstract)))
+    return state if base is None else state._replace(params=nested(flat(base) | flat(state.params)))
 
   def _meter(self, tracker: Tracker) -> Meter:
     """The meter of this run; logs what its FLOP counts mean."""
@@ -262,7 +282,7 @@ class _Start:
           if save:
             tracker.sync()  # every record up to this step is on disk before the checkpoint commits
             self.checkpoints.best = self.best.step
-            self.checkpoints.save(step, state._asdict())
+            self.checkpoints.save(step, self.program.stored(state))
           meter.resume()
         if signal is not None and not last:
           self.checkpoints.wait()
@@ -297,8 +317,9 @@ class _Start:
     sums: list[Any] = []
     predictions: list[Any] = []
     pending: Any = None
+    params = self.program.shown(state)
     for batch in stream(self.rows):
-      results = self.eval_step(state.params, self.program.put(batch, self.rows))
+      results = self.eval_step(params, self.program.put(batch, self.rows))
       self.program.settle(results)
       if not self.task.predicts:
         sums.append(results)

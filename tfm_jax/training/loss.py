@@ -3,14 +3,20 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from tfm_jax.errors import UserError
 from tfm_jax.models.heads.table import HEADS
+from tfm_jax.models.heads.terms import result
 from tfm_jax.models.model import Model
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossConfig, LossTerms
 
 Batch = Mapping[str, Array]
+_OTHER = np.uint32(0x9E3779B9)  # changes the seed of the second dropout masks
 LossFunction = Callable[[Any, Batch, Noise | None], LossTerms]
 
 
@@ -27,6 +33,7 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
 
   Raises:
     ValueError: the head has no loss.
+    UserError: when it is traced: `loss.r_drop` is set, and the head does not classify rows.
   """
   name = model.config.head.name
   loss_of_head = HEADS[name].loss
@@ -35,6 +42,28 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
 
   def loss(params: Any, batch: Batch, noise: Noise | None) -> LossTerms:
     extras = config if noise is not None else LossConfig()
-    return loss_of_head(model.config, model.placement, model.apply(params, batch, noise), batch, extras)
+    outputs = model.apply(params, batch, noise)
+    terms = loss_of_head(model.config, model.placement, outputs, batch, extras)
+    if noise is None or not config.r_drop:
+      return terms
+    others = model.apply(params, batch, noise._replace(seed=noise.seed ^ _OTHER))
+    other_terms = loss_of_head(model.config, model.placement, others, batch, extras)
+    y, z = (result(model.placement, each["logits"]) for each in (outputs, others))
+    return _r_drop(terms, other_terms, y, z, batch["weights"], config.r_drop)
 
   return loss
+
+
+def _r_drop(terms: LossTerms, other: LossTerms, y_BC: Array, z_BC: Array, weights_B: Array, factor: float) -> LossTerms:
+  """R-Drop (Liang et al. 2021): the mean of two losses, and `factor` times the mean of both divergences of the classes.
+
+  Reports are those of the first pass.
+  """
+  if y_BC.ndim != 2:
+    raise UserError(f"loss.r_drop={factor:g} is for heads that classify rows: set it to 0")
+  log_p, log_q = jax.nn.log_softmax(y_BC), jax.nn.log_softmax(z_BC)
+  # KL(p, q) + KL(q, p)
+  both = ((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q)).sum(-1)
+  ((name, (one, weight)),) = terms.objective.items()
+  objective = 0.5 * (one + other.objective[name][0]) + factor * 0.5 * (weights_B * both).sum()
+  return terms._replace(objective={name: (objective, weight)})

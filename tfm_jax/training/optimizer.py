@@ -13,7 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import Axes
-from tfm_jax.models.model import Model
+from tfm_jax.runtime.trees import flat
+from tfm_jax.sharding.placement import Placement
+from tfm_jax.training.lora import axes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class OptimizerConfig:
   epsilon: float = 1e-8  # added to the root of that average (adamw, adam)
   grad_clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
   frozen: str = ""  # regular expression; parameters whose path starts with a match are not trained; empty: none
+  trained: str = ""  # regular expression; only parameters whose path starts with a match are trained; empty: all are
+  layer_decay: float = 1.0  # factor of the learning rate per layer below the head; 1: all layers have the same rate
 
 
 # Name -> learning rate after the warm-up, as a fraction of the peak. Arguments: the config; the update n, from 1; and
@@ -164,20 +168,20 @@ def per_matrix(tx: optax.GradientTransformation, axes: Any) -> optax.GradientTra
   return optax.GradientTransformation(init, update)
 
 
-def state_shardings(model: Model, opt_state: Any) -> Any:
+def state_shardings(placement: Placement, shapes: Any, opt_state: Any) -> Any:
   """The sharding of each array of the optimizer state: that of its parameter, matched by path and shape.
 
-  A factored moment lacks one axis of its parameter's matrix and is sharded like the others. Arrays that match no
-  parameter (counters, placeholders) are replicated.
+  `shapes` are the parameters. A factored moment lacks one axis of its parameter's matrix and is sharded like the
+  others. Arrays that match no parameter (counters, placeholders) are replicated.
   """
-  parameters = {_keys(path): (leaf.shape, model.axes(path)) for path, leaf in jax.tree.leaves_with_path(model.shapes())}
+  parameters = {tuple(path.split("/")): (leaf.shape, axes_of(path)) for path, leaf in flat(shapes).items()}
 
   def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
     if _keys(path) in parameters:
       shape, axes = parameters[_keys(path)]
       if leaf.shape == shape:
-        return model.placement.sharding(axes.names)
-      parts = list(model.placement.spec(axes.names))
+        return placement.sharding(axes.names)
+      parts = list(placement.spec(axes.names))
       shape = matrix_shape(shape, axes)
       if axes.is_matrix:
         middle = axes.layers + axes.inputs
@@ -185,8 +189,8 @@ def state_shardings(model: Model, opt_state: Any) -> Any:
         parts = [*parts[: axes.layers], parts[axes.layers], parts[middle]]
       for missing in (None, *range(len(shape))):
         if leaf.shape == tuple(n for i, n in enumerate(shape) if i != missing):
-          return NamedSharding(model.placement.mesh, PartitionSpec(*(p for i, p in enumerate(parts) if i != missing)))
-    return model.placement.replicated
+          return NamedSharding(placement.mesh, PartitionSpec(*(p for i, p in enumerate(parts) if i != missing)))
+    return placement.replicated
 
   return jax.tree.map_with_path(place, opt_state)
 

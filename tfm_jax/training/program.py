@@ -19,17 +19,21 @@ from jax.sharding import NamedSharding
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import attention_need
+from tfm_jax.models.heads.head import of_head
+from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model, admits
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.attention import find_kernel
 from tfm_jax.runtime.allocator import Heap, keep_freed_memory
 from tfm_jax.runtime.devices import all_devices
-from tfm_jax.runtime.trees import flat, join, partition
+from tfm_jax.runtime.trees import flat, join, nested, partition
 from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.config import Config
+from tfm_jax.training.depth import make_rates
 from tfm_jax.training.flops import Flops, count, sequence_lengths
 from tfm_jax.training.lengths import at_length
+from tfm_jax.training.lora import adapter_shapes, axes_of, fresh_adapters, merge, merged_loss
 from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.memory import device_limit, peak_bytes
 from tfm_jax.training.optimizer import make_optimizer, schedule, state_shardings
@@ -78,7 +82,8 @@ class Program:
     config: the resolved configuration.
     model: the model on its mesh.
     fields: field name -> shape, dtype and logical axes of the arrays of a batch.
-    loss: (params, batch, noise) -> the named sums of the loss and the metrics, see `training.loss`.
+    loss: (params, batch, noise) -> the named sums of the loss and the metrics, see `training.loss`; of all parameters,
+      adapters included.
   """
 
   config: Config
@@ -90,6 +95,21 @@ class Program:
   def placement(self) -> Placement:
     """The strategy on its mesh."""
     return self.model.placement
+
+  @functools.cached_property
+  def shapes(self) -> Any:
+    """The parameters of the model and the adapters, as shapes."""
+    model = flat(self.model.shapes())
+    return nested(model | adapter_shapes(self.config.adapter, nested(model)))
+
+  @property
+  def trained(self) -> Any:
+    """The parameters that are trained, as shapes."""
+    return partition(self.shapes, self.frozen)[0]
+
+  def model_params(self, params: Any) -> Any:
+    """The parameters of the model, with the adapters added to its weights. To be traced."""
+    return merge(self.config.adapter, params, self.placement)
 
   @property
   def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -118,21 +138,39 @@ class Program:
   @functools.cached_property
   def flops(self) -> Flops:
     """The floating-point operations of one step on the global batch, all devices together."""
-    trained, constant = partition(self.model.shapes(), self.frozen)
+    trained, constant = partition(self.shapes, self.frozen)
     loss = lambda params, others, _: self.loss(join(params, others[0]), others[1], None)
     return count(loss, trained, (constant, self.batch_shapes))
 
   @functools.cached_property
   def named_frozen(self) -> frozenset[str]:
-    """Paths of the parameters that `optimizer.frozen` matches. Raises UserError if it is set and matches none."""
-    paths, pattern = flat(self.model.shapes()).keys(), self.config.optimizer.frozen
+    """Paths of the parameters that the configuration says not to train.
+
+    Those that `optimizer.frozen` matches, and those that `optimizer.trained` does not. With adapters, an empty
+    `optimizer.trained` stands for the head of a task: it learns from labels that the model has not seen.
+
+    Raises:
+      UserError: one of the two is set and matches nothing.
+    """
+    frozen, trained = self._matching("frozen"), self._matching("trained")
+    model = flat(self.model.shapes()).keys()
+    if self.config.adapter.rank and not self.config.optimizer.trained:
+      of_task = not HEADS[self.config.model.head.name].learns_from_objective
+      trained = {path for path in model if of_task and of_head(path)}
+    elif not self.config.optimizer.trained:
+      trained = set(model)
+    return frozenset(frozen | (model - trained))
+
+  def _matching(self, key: str) -> set[str]:
+    """The paths that the regular expression `optimizer.KEY` matches; none if it is empty. Raises UserError."""
+    paths, pattern = flat(self.shapes).keys(), getattr(self.config.optimizer, key)
     try:
-      named = frozenset(path for path in paths if pattern and re.match(pattern, path))
+      found = {path for path in paths if pattern and re.match(pattern, path)}
     except re.error as error:
-      raise UserError(f"optimizer.frozen={pattern!r} is not a regular expression: {error}") from error
-    if pattern and not named:
-      raise UserError(f"optimizer.frozen={pattern!r} matches no parameter; they are {', '.join(sorted(paths))}")
-    return named
+      raise UserError(f"optimizer.{key}={pattern!r} is not a regular expression: {error}") from error
+    if pattern and not found:
+      raise UserError(f"optimizer.{key}={pattern!r} matches no parameter; they are {', '.join(sorted(paths))}")
+    return found
 
   @functools.cached_property
   def frozen(self) -> frozenset[str]:
@@ -143,34 +181,45 @@ class Program:
     Raises:
       UserError: `optimizer.frozen` is not valid, or nothing is left to train.
     """
-    paths, named = flat(self.model.shapes()).keys(), self.named_frozen
+    paths, named = flat(self.shapes).keys(), self.named_frozen
     objective = lambda params, batch: self.loss(params, batch, None).objective
-    unused = _unused(objective, self.model.shapes(), self.batch_shapes)
+    unused = _unused(objective, self.shapes, self.batch_shapes)
     if unused - named:
       log.info("not trained, as the loss does not depend on them: %s", ", ".join(sorted(unused - named)))
     if not paths - named - unused:
-      raise UserError(f"optimizer.frozen={self.config.optimizer.frozen!r} leaves no parameter to train")
+      key = "frozen" if self.config.optimizer.frozen else "trained"
+      raise UserError(f"optimizer.{key}={getattr(self.config.optimizer, key)!r} leaves no parameter to train")
     return frozenset(named | unused)
 
   @functools.cached_property
   def tx(self) -> optax.GradientTransformation:
     """The Optax chain over the trained parameters. The learning rate is applied by the train step, not by the chain."""
-    trained = partition(self.model.shapes(), self.frozen)[0]
-    axes = jax.tree.map_with_path(lambda path, _: self.model.axes(path), trained)
-    return make_optimizer(self.config.optimizer, axes)
+    return make_optimizer(self.config.optimizer, nested({path: axes_of(path) for path in flat(self.trained)}))
 
   @functools.cached_property
   def state(self) -> TrainState:
     """The training state as `jax.ShapeDtypeStruct`s with shardings: what is compiled for, and restored into."""
-    opt_state = jax.eval_shape(self.tx.init, partition(self.model.shapes(), self.frozen)[0])
+    opt_state = jax.eval_shape(self.tx.init, self.trained)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.placement.replicated)
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    shardings = nested({path: self.placement.sharding(axes_of(path).names) for path in flat(self.shapes)})
+    params = jax.tree.map(place, self.shapes, shardings)
     return TrainState(
       scalar,
       scalar,
-      jax.tree.map(place, self.model.shapes(), self.model.shardings()),
-      jax.tree.map(place, opt_state, state_shardings(self.model, opt_state)),
+      params,
+      jax.tree.map(place, opt_state, state_shardings(self.placement, self.shapes, opt_state)),
+      partition(params, self.frozen)[0] if self.config.train.ema else (),
     )
+
+  def stored(self, state: TrainState) -> dict[str, Any]:
+    """The trees of a state, or of its shapes, that checkpoints hold. With adapters, frozen parameters are left out."""
+    trees = state._asdict()
+    return trees | {"params": partition(state.params, self.frozen)[0]} if self.config.adapter.rank else trees
+
+  def shown(self, state: TrainState) -> Any:
+    """The parameters that are evaluated: the trained ones are their average, if there is one."""
+    return join(state.ema, partition(state.params, self.frozen)[1]) if self.config.train.ema else state.params
 
   def init(self, params: Any = None) -> TrainState:
     """The state of step 0, each array created under its sharding.
@@ -179,20 +228,35 @@ class Program:
       params: the parameters to start from, which are donated; None: fresh ones from `config.seed`.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+    key = jax.random.key(self.config.seed)
     if params is None:
-      params = jax.jit(self.model.init, out_shardings=shardings.params)(jax.random.key(self.config.seed))
+      params = jax.jit(self.model.init, out_shardings=self.model.shardings())(key)
 
     def at_step_zero(params: Any) -> TrainState:
       zero = jnp.zeros((), jnp.int32)
-      return TrainState(zero, zero, params, self.tx.init(partition(params, self.frozen)[0]))
+      params = nested(flat(params) | fresh_adapters(self.config.adapter, self.model.shapes(), key))
+      trained = partition(params, self.frozen)[0]
+      average = jax.tree.map(jnp.copy, trained) if self.config.train.ema else ()
+      return TrainState(zero, zero, params, self.tx.init(trained), average)
 
     return jax.jit(at_step_zero, out_shardings=shardings, donate_argnums=0)(params)
 
   def train_step(self, microbatches: int) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """The pure function (state, batch) -> (state, metrics): see `make_train_step`."""
-    rate = schedule(self.config.optimizer, self.config.train.steps)
+    train, optimizer = self.config.train, self.config.optimizer
+    rate = schedule(optimizer, train.steps)
+    rates = make_rates(self.shapes, self.trained, optimizer.layer_decay, train.unfreeze_every)
     return make_train_step(
-      self.loss, self.tx, rate, self.placement, self.fields, microbatches, self.config.seed, self.frozen
+      self.loss,
+      self.tx,
+      rate,
+      self.placement,
+      self.fields,
+      microbatches,
+      self.config.seed,
+      self.frozen,
+      rates,
+      train.ema,
     )
 
   def compile(self, microbatches: int) -> Any:
@@ -223,7 +287,8 @@ class Program:
 
   def prediction_step(self, microbatches: int) -> Callable[[Any, Any], Any]:
     """The jitted function (params, batch) -> (`LossTerms`, `Model.predict` of all rows), replicated."""
-    step = make_prediction_step(self.loss, self.model.predict, self.placement, self.fields, microbatches)
+    predict = lambda params, batch: self.model.predict(self.model_params(params), batch)
+    step = make_prediction_step(self.loss, predict, self.placement, self.fields, microbatches)
     return jax.jit(step, out_shardings=self.placement.replicated)
 
   def put(self, batch: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> dict[str, Array]:
@@ -271,7 +336,8 @@ def build_program(
       f"train.batch_size={config.train.batch_size} does not divide into the {shards} parts of replica x data: "
       f"choose a multiple of {shards}"
     )
-  return Program(config, model, fields, loss(model) if loss else make_loss(model, config.loss))
+  of_model = loss(model) if loss else make_loss(model, config.loss)
+  return Program(config, model, fields, merged_loss(config.adapter, of_model, model.placement))
 
 
 def _unused(function: Callable[[Any, Any], Any], params: Any, batch: Any) -> set[str]:

@@ -24,9 +24,12 @@ from tfm_jax.runtime.agreement import differing, together
 from tfm_jax.runtime.interruption import Interrupted, ended_at_once
 from tfm_jax.runtime.reporting.parameter_table import ParameterRow, parameter_table
 from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.runtime.trees import flat as flat_tree
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, changed_keys, flat, from_stored, to_dict
 from tfm_jax.training.lengths import at_length, batch_length, check_lengths
+from tfm_jax.training.lora import axes_of
+from tfm_jax.training.program import Program
 from tfm_jax.training.task import Task, TextTask
 
 log = logging.getLogger(__name__)
@@ -224,10 +227,19 @@ def parameter_lines(model: Model, params: Any) -> str:
     assert leaf.sharding is not None
     shard = leaf.sharding.shard_shape(leaf.shape)
     name = "/".join(key.key for key in path)
-    return ParameterRow(name, leaf.shape, model.axes(path).names, shard, math.prod(shard) * leaf.dtype.itemsize)
+    return ParameterRow(name, leaf.shape, axes_of(name).names, shard, math.prod(shard) * leaf.dtype.itemsize)
 
   rows = [row(path, leaf) for path, leaf in jax.tree.leaves_with_path(params)]
   return f"{parameter_table(rows)}\n{model.parameter_count():,} parameters, without the padding of the vocabulary"
+
+
+def trained_line(program: Program) -> str:
+  """How many of the parameters are trained, and the size of the optimizer state."""
+  sizes = {path: math.prod(leaf.shape) for path, leaf in flat_tree(program.shapes).items()}
+  trained = sum(size for path, size in sizes.items() if path not in program.frozen)
+  moments = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.state.opt_state))
+  share = f"{trained:,} of {sum(sizes.values()):,} parameters ({trained / sum(sizes.values()):.2%})"
+  return f"trained: {share}; the optimizer state has {moments:,} numbers"
 
 
 def start_entry(model: Model, task: Task, step: int, microbatches: int) -> dict[str, Any]:

@@ -25,14 +25,16 @@ class TrainState(NamedTuple):
   Attributes:
     step: int32 scalar, the number of steps taken.
     skipped: int32 scalar, the number of consecutive steps, up to the last one, whose update was not finite.
-    params: nested dict of float32 arrays, frozen parameters included.
+    params: nested dict of float32 arrays, frozen parameters and adapters included.
     opt_state: the Optax state of the trained parameters.
+    ema: the moving average of the trained parameters; () without `train.ema`.
   """
 
   step: Any
   skipped: Any
   params: Any
   opt_state: Any
+  ema: Any = ()
 
 
 def make_train_step(
@@ -44,6 +46,8 @@ def make_train_step(
   microbatches: int,
   seed: int,
   frozen: Collection[str] = (),
+  rates: Callable[[Array], Any] | None = None,
+  ema: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -61,6 +65,9 @@ def make_train_step(
     microbatches: number of parts of the batch, whose gradients are summed one after the other.
     seed: of the dropout masks.
     frozen: paths of the parameters that have no gradient and no optimizer state.
+    rates: step -> factors of the learning rate, a tree that broadcasts with the trained parameters; None: all are 1.
+    ema: decay of the average of the trained parameters, at most (1 + step) / (10 + step), so that it forgets the first
+      ones soon; 0: there is none.
 
   Returns:
     The new state, and the metrics as float32 scalars: those of the loss, `grad_norm` (before clipping),
@@ -94,6 +101,8 @@ def make_train_step(
     grad_norm = optax.tree.norm(grads)
     rate = learning_rate(state.step)
     direction, opt_state = tx.update(grads, state.opt_state, trainable)
+    if rates is not None:
+      direction = jax.tree.map(lambda d, factor: factor * d, direction, rates(state.step))
     updated = jax.tree.map(lambda p, d: p - rate * d, trainable, direction)
     good = jnp.isfinite(total(terms.objective)) & jnp.isfinite(grad_norm)
     # An optimizer can turn finite gradients into an update that is not finite: everywhere, which the smallest parameter
@@ -102,11 +111,16 @@ def make_train_step(
     # step of BERT-base with 8 rows on XLA:CPU.
     smallest = min(jax.tree.leaves(updated), key=lambda leaf: leaf.size)
     keep = lambda new, old: jnp.where(good & jnp.isfinite(new), new, old)
+    kept, average = jax.tree.map(keep, updated, trainable), state.ema
+    if ema:
+      share = 1 - jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+      average = jax.tree.map(lambda a, p: jnp.where(good, a + share * (p - a), a), average, kept)
     new = TrainState(
       state.step + 1,
       jnp.where(good & jnp.isfinite(smallest).all(), 0, state.skipped + 1),
-      join(jax.tree.map(keep, updated, trainable), constant),
+      join(kept, constant),
       jax.tree.map(keep, opt_state, state.opt_state),
+      average,
     )
     return new, terms.means() | {"grad_norm": grad_norm, "learning_rate": rate, "skipped": new.skipped}
 
