@@ -11,6 +11,7 @@ from tfm_jax.tasks.report.parts import SHARES, FormReport, Row, matrix, paired_c
 from tfm_jax.tasks.scores import Comparison, Difference, compare
 
 SHOWN = 20  # examples in each direction
+RIGHT_OR_WRONG = (("hit", "miss"), ("miss", "even"))  # colours of the 2 x 2 table
 
 
 def comparison_page(
@@ -80,7 +81,7 @@ def _right_or_wrong(found: Comparison, names: tuple[str, str]) -> str:
     f"McNemar's exact test of the {counts[0, 1] + counts[1, 0]:,} examples that only one run gets right: p = {p}. "
     "Percentages are shares of the row."
   )
-  return page.section("Right and wrong", explained, matrix(rows, columns, counts, corner=""))
+  return page.section("Right and wrong", explained, matrix(rows, columns, counts, "", RIGHT_OR_WRONG))
 
 
 def _gains(found: Comparison, rows_a: Sequence[Row], rows_b: Sequence[Row]) -> tuple[list[int], list[int]]:

@@ -176,21 +176,34 @@ def odds(rows: Iterable[tuple[str, float, str]]) -> str:
   return f'<div class="odds">{"".join(line(*row) for row in rows)}</div>'
 
 
-def matrix(rows: Sequence[str], columns: Sequence[str], counts: np.ndarray, corner: str = "label \\ prediction") -> str:
-  """A confusion matrix: counts [rows, columns] and their shares of the row as colour; equal names are hits."""
+def matrix(
+  rows: Sequence[str],
+  columns: Sequence[str],
+  counts: np.ndarray,
+  corner: str = "label \\ prediction",
+  kinds: Sequence[Sequence[str]] | None = None,
+) -> str:
+  """A confusion matrix: counts and, as text and colour, their shares of the row.
+
+  Args:
+    rows, columns: names of the labels and of the predictions.
+    counts: [rows, columns].
+    corner: the title of the first column.
+    kinds: the colour of each cell, "hit", "miss" or "even"; None: a hit if the row and the column have one name.
+  """
   totals = counts.sum(axis=1)
   body = []
   for i, row in enumerate(rows):
     cells = []
     for j, column in enumerate(columns):
       share = counts[i, j] / totals[i] if totals[i] else 0.0
-      kind = "hit" if row == column else "miss"
+      kind = kinds[i][j] if kinds else "hit" if row == column else "miss"
       part = f"{8 + 52 * share:.0f}%" if counts[i, j] else "0%"
-      text = f"{counts[i, j]:,}<small>{share:.0%}</small>" if counts[i, j] else "&nbsp;<small>&nbsp;</small>"
+      text = f"{counts[i, j]:,}<small>{share:.0%}</small>" if counts[i, j] else "\u00a0<small>\u00a0</small>"
       cells.append(Html(f'<span class="cell {kind}" style="--part:{part}">{text}</span>'))
     body.append([named(row), *cells, f"{totals[i]:,}"])
-  long = max(map(len, columns), default=0) > 12 or len(columns) > 8
-  titles = [Html(f'<span class="turned">{escape(named(name))}</span>') if long else named(name) for name in columns]
+  wide = sum(max(len(name), 6) for name in columns) > 90
+  titles = [Html(f'<span class="turned">{escape(named(name))}</span>') if wide else named(name) for name in columns]
   return page.table([corner, *titles, "all"], body, kind="matrix")
 
 

@@ -32,6 +32,7 @@ ol.choices { margin: 0 0 6px; padding-left: 1.4rem; overflow-wrap: anywhere; }
 .cell small { display: block; font-size: 0.74rem; line-height: 1.1; color: inherit; opacity: 0.75; }
 .cell.hit { background: color-mix(in srgb, var(--c3) var(--part), transparent); }
 .cell.miss { background: color-mix(in srgb, var(--bad) var(--part), transparent); }
+.cell.even { background: color-mix(in srgb, var(--c5) var(--part), transparent); }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 18px 34px; }
 .beside > * { min-width: 0; }
 td:has(> .bar) { width: 38%; }
