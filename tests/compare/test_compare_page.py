@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import re
-import shutil
 import struct
-import subprocess
 import zlib
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -13,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from tests.support.browser import headless
 from tests.support.comparisons import COMPARISONS, GIB, MIB, NASTY, forecast, measured, mesh, shard_map
 from tfm_jax.compare.report.page import html_page
 from tfm_jax.compare.report.shard_map import SIDE, compress
@@ -327,17 +326,7 @@ MEASURE = """<script>addEventListener("load", () => {
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-  path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-  if path is None:
-    pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
-  profile = tmp_path_factory.mktemp("profile")
-
-  def run(page, width, *flags):
-    command = [path, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
-    command += [f"--user-data-dir={profile}", f"--window-size={width},2400", "--virtual-time-budget=2000", *flags]
-    return subprocess.run([*command, page.as_uri()], check=True, capture_output=True, text=True, timeout=120).stdout
-
-  return run
+  return headless(tmp_path_factory.mktemp("profile"))
 
 
 def png(path):

@@ -24,8 +24,8 @@ STYLE = """
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
 main { max-width: 1200px; margin: 0 auto; padding: 28px 24px 48px; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 2px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 0 0 2px; }
-p { margin: 0 0 10px; }
+h2 { font-size: 1.15rem; margin: 0 0 2px; overflow-wrap: anywhere; }
+p { margin: 0 0 10px; overflow-wrap: anywhere; }
 small, .soft { color: var(--soft); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px;
   margin-top: 18px; }

@@ -102,9 +102,10 @@ class AnswersReport:
     references = list(dict.fromkeys(row["label"])) or [NO_ANSWER]
     exact, f1 = self._judged(row)
     said = "right" if exact else f"F1 {f1:.0%}"
+    listed = ", ".join(f'<span class="good">{escape(text)}</span>' for text in references)
     return (
       f'<p class="text"><span class="{"good" if exact else "bad"}">{escape(answer)}</span> <small>({said})</small>, '
-      f"reference: {', '.join(f'<span class=good>{escape(text)}</span>' for text in references)}</p>"
+      f"reference: {listed}</p>"
     )
 
   def _candidates(self, row: Row) -> str:

@@ -7,10 +7,21 @@ import numpy as np
 from tfm_jax.runtime.reporting import page
 from tfm_jax.tasks.report.forms import FORMS
 from tfm_jax.tasks.report.page import LEGENDS, document
-from tfm_jax.tasks.report.parts import SHARES, FormReport, Row, matrix, paired_cases, score_text, score_title
+from tfm_jax.tasks.report.parts import (
+  SHARES,
+  FormReport,
+  Row,
+  breakable,
+  matrix,
+  paired_cases,
+  score_names,
+  score_text,
+  score_title,
+)
 from tfm_jax.tasks.scores import Comparison, Difference, compare
 
 SHOWN = 20  # examples in each direction
+RIGHT_OR_WRONG = (("even", "miss"), ("hit", "even"))  # colours of the 2 x 2 table: what the second run loses and wins
 
 
 def comparison_page(
@@ -41,7 +52,8 @@ def _scores(found: Comparison, names: tuple[str, str]) -> str:
   """Scores of both, their differences and p-values."""
   scale = max((max(abs(one.low), abs(one.high), abs(one.difference)) for one in found.differences.values()), default=0)
   rows = []
-  for name, one in found.differences.items():
+  for name in score_names({name: one.a for name, one in found.differences.items()}):
+    one = found.differences[name]
     place = lambda value: 0.5 + 0.5 * value / (scale or 1)
     drawn = page.bar(place(one.difference), place(one.low), place(one.high), zero=0.5) if name in SHARES else ""
     rows.append(
@@ -50,7 +62,7 @@ def _scores(found: Comparison, names: tuple[str, str]) -> str:
         f"{signed(name, one.low)} to {signed(name, one.high)}", p_text(one),
       ]
     )  # fmt: skip
-  columns = ["score", "", *names, "difference", "95% interval", "p"]
+  columns = ["score", "", *map(breakable, names), "difference", "95% interval", "p"]
   explained = (
     f"Difference: {names[1]} minus {names[0]}, with the interval and the two-sided p-value of the paired bootstrap "
     "over the examples. If the interval does not contain 0, chance hardly explains the difference."
@@ -78,9 +90,9 @@ def _right_or_wrong(found: Comparison, names: tuple[str, str]) -> str:
   p = f"{found.mcnemar_p:.4f}" if found.mcnemar_p >= 0.0001 else "< 0.0001"
   explained = (
     f"McNemar's exact test of the {counts[0, 1] + counts[1, 0]:,} examples that only one run gets right: p = {p}. "
-    "Percentages are shares of the row."
+    f"Percentages are shares of all examples. Red: lost by {names[1]}; green: won."
   )
-  return page.section("Right and wrong", explained, matrix(rows, columns, counts, corner=""))
+  return page.section("Right and wrong", explained, matrix(rows, columns, counts, "", RIGHT_OR_WRONG))
 
 
 def _gains(found: Comparison, rows_a: Sequence[Row], rows_b: Sequence[Row]) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from tfm_jax.runtime.reporting import page
 from tfm_jax.runtime.reporting.page import Html
 from tfm_jax.tasks.scores import MAIN, score
 from tfm_jax.tasks.scoring.answers import language_of
+from tfm_jax.tasks.scoring.bootstrap import ratio
 
 Row = Mapping[str, Any]
 OPEN = 10  # examples of a list that are not folded
@@ -93,9 +95,11 @@ def score_text(name: str, value: float) -> str:
 
 
 def score_names(scores: Mapping[str, float]) -> list[str]:
-  """The scores, without the ends of their intervals."""
-  ends = {f"{name}_{end}" for name in scores for end in ("low", "high")}
-  return [name for name in scores if name not in ends]
+  """The scores, without the ends of their intervals, and without `f1_macro` where that is the F1."""
+  hidden = {f"{name}_{end}" for name in scores for end in ("low", "high")}
+  if scores.get("f1_macro") == scores.get("f1"):
+    hidden.add("f1_macro")
+  return [name for name in scores if name not in hidden]
 
 
 def interval_text(name: str, low: float, high: float) -> str:
@@ -168,30 +172,50 @@ def named(name: str) -> str:
   return name if name.strip() else "(empty)"
 
 
+def breakable(name: str) -> Html:
+  """A name that may be broken where its parts meet, as a path or an identifier."""
+  return Html(re.sub(r"([/_.-])(?=\w)", r"\1<wbr/>", escape(name)))
+
+
 def odds(rows: Iterable[tuple[str, float, str]]) -> str:
   """Probabilities as bars: (name, probability, "good", "bad" or "")."""
   line = lambda name, value, kind: (
-    f'<span class="name {kind}">{escape(name)}</span>{page.bar(value, kind=kind or "soft")}<span>{value:.1%}</span>'
+    f'<span class="name {kind}">{breakable(name)}</span>{page.bar(value, kind=kind or "soft")}<span>{value:.1%}</span>'
   )
   return f'<div class="odds">{"".join(line(*row) for row in rows)}</div>'
 
 
-def matrix(rows: Sequence[str], columns: Sequence[str], counts: np.ndarray, corner: str = "label \\ prediction") -> str:
-  """A confusion matrix: counts [rows, columns] and their shares of the row as colour; equal names are hits."""
+def matrix(
+  rows: Sequence[str],
+  columns: Sequence[str],
+  counts: np.ndarray,
+  corner: str = "label \\ prediction",
+  kinds: Sequence[Sequence[str]] | None = None,
+) -> str:
+  """A confusion matrix: counts and, as text and colour, their shares of the row, or of all where `kinds` are given.
+
+  Args:
+    rows, columns: names of the labels and of the predictions.
+    counts: [rows, columns].
+    corner: the title of the first column.
+    kinds: the colour of each cell, "hit", "miss" or "even"; None: a hit if the row and the column have one name.
+  """
   totals = counts.sum(axis=1)
+  shares = ratio(counts, counts.sum() if kinds else totals[:, None])
   body = []
   for i, row in enumerate(rows):
     cells = []
     for j, column in enumerate(columns):
-      share = counts[i, j] / totals[i] if totals[i] else 0.0
-      kind = "hit" if row == column else "miss"
+      share = shares[i, j]
+      kind = kinds[i][j] if kinds else "hit" if row == column else "miss"
       part = f"{8 + 52 * share:.0f}%" if counts[i, j] else "0%"
-      text = f"{counts[i, j]:,}<small>{share:.0%}</small>" if counts[i, j] else "&nbsp;<small>&nbsp;</small>"
+      text = f"{counts[i, j]:,}<small>{share:.0%}</small>" if counts[i, j] else "\u00a0<small>\u00a0</small>"
       cells.append(Html(f'<span class="cell {kind}" style="--part:{part}">{text}</span>'))
-    body.append([named(row), *cells, f"{totals[i]:,}"])
-  long = max(map(len, columns), default=0) > 12 or len(columns) > 8
-  titles = [Html(f'<span class="turned">{escape(named(name))}</span>') if long else named(name) for name in columns]
-  return page.table([corner, *titles, "all"], body, kind="matrix")
+    body.append([breakable(named(row)), *cells, f"{totals[i]:,}"])
+  titles = [breakable(named(name)) for name in columns]
+  if sum(max(len(name), 6) for name in columns) > 90:
+    titles = [Html(f'<span class="turned">{title}</span>') for title in titles]
+  return page.table([corner, *titles, "all"], body, kind="matrix dense" if len(columns) > 12 else "matrix")
 
 
 def confusion(pairs: Iterable[tuple[str, str]], names: Sequence[str]) -> tuple[list[str], np.ndarray]:

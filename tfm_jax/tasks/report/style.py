@@ -30,8 +30,12 @@ ol.choices { margin: 0 0 6px; padding-left: 1.4rem; overflow-wrap: anywhere; }
 .matrix td.n:has(.cell) { padding: 0; }
 .cell { display: block; padding: 5px 9px; min-width: 3.2rem; print-color-adjust: exact; }
 .cell small { display: block; font-size: 0.74rem; line-height: 1.1; color: inherit; opacity: 0.75; }
+.dense { font-size: 0.78rem; }
+.dense th.n, .dense td.n { padding-left: 3px; padding-right: 3px; }
+.dense .cell { padding: 4px 5px; min-width: 0; }
 .cell.hit { background: color-mix(in srgb, var(--c3) var(--part), transparent); }
 .cell.miss { background: color-mix(in srgb, var(--bad) var(--part), transparent); }
+.cell.even { background: color-mix(in srgb, var(--c5) var(--part), transparent); }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 18px 34px; }
 .beside > * { min-width: 0; }
 td:has(> .bar) { width: 38%; }
