@@ -72,11 +72,12 @@ CASES = {
   "answer": (("bert", {"head__name": "question_answering"}), (PAIR, TEXT)),
   "replaced": (("electra", {"head__name": "replaced_token_detection", "embedding_dim": 16}), (TEXT,)),
 }
-EVERY = pytest.mark.parametrize("case", CASES)
-FAST = ("masks", "next token", "target", "tags")
-COSTLY = pytest.mark.parametrize(
-  "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
-)
+
+
+def cases(*fast):
+  """Every case; those that are not named are slow."""
+  marked = [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+  return pytest.mark.parametrize("case", marked)
 
 
 def run_of(case):
@@ -111,13 +112,18 @@ def expected_log_probs(model, size, params, batch):
   return y if y.shape[-1] == 1 else y - np.log(np.exp(y).sum(-1, keepdims=True))
 
 
-def values_of(example, params, prediction, batch=None):
-  """The log-probability of each target."""
-  numbers = expected_log_probs(example.model, example.tokenizer.vocab_size, params, batch or example.batch)
+def values_of(example, params, prediction, shifts=None):
+  """The log-probability of each target, with the embeddings of a side shifted."""
+  shifts, width = shifts or {}, example.model.config.embed_dim
+  batch = dict(example.batch)
+  for side, ids in example.ids.items():
+    name = f"{side}_embedding_shifts" if side else "embedding_shifts"
+    batch[name] = shifts.get(side, np.zeros((1, len(ids), width), np.float32))
+  numbers = expected_log_probs(example.model, example.tokenizer.vocab_size, params, batch)
   return np.array([numbers[t.place, t.choice] for t in prediction.targets]), numbers
 
 
-@COSTLY
+@cases("masks", "next token", "target", "tags")
 def test_saliency_is_the_derivative_along_the_embedding_of_each_token(case):
   run, example, prediction = looked(case)
   result = saliency(example, prediction)
@@ -128,8 +134,7 @@ def test_saliency_is_the_derivative_along_the_embedding_of_each_token(case):
       for sign in (1, -1):
         shift = np.zeros_like(embeddings)
         shift[0, t] = sign * 1e-2 * embeddings[0, t]
-        name = f"{side}_embedding_shifts" if side else "embedding_shifts"
-        ends.append(values_of(example, run.params, prediction, example.batch | {name: shift})[0])
+        ends.append(values_of(example, run.params, prediction, {side: shift})[0])
       slopes = (ends[0] - ends[1]) / 2e-2
       assert result.total[side][t] == pytest.approx(slopes.sum(), abs=2e-2, rel=2e-2)
       assert result.each[side][:, t] == pytest.approx(slopes[: len(result.each[side])], abs=1e-2, rel=2e-2)
@@ -144,7 +149,7 @@ def test_tokens_after_the_one_that_is_predicted_have_no_saliency():
   assert (np.triu(each, 1) == 0).all() and (np.abs(np.diag(each)) > 0).all()
 
 
-@COSTLY
+@cases("masks", "next token", "target", "tags")
 def test_ablation_is_the_model_with_zeros_for_the_rows_of_a_head(case):
   run, example, prediction = looked(case)
   before, numbers = values_of(example, run.params, prediction)
@@ -180,7 +185,7 @@ def test_a_layer_without_all_of_its_heads_is_one_without_attention(monkeypatch):
   np.testing.assert_allclose(silent, expected, atol=1e-5)
 
 
-@EVERY
+@cases("masks", "next token", "target", "tags", "classes", "value", "answer", "replaced")
 def test_the_prediction_is_that_of_the_model(case):
   run, example, prediction = looked(case)
   expected = PREDICT(run.model, run.params, example.batch)
@@ -345,6 +350,8 @@ def test_a_notebook_shows_it_in_a_frame():
   ("family", "changes", "texts", "message"),
   [
     ("bert", {}, ("  ",), "the text is empty"),
+    ("bert", {}, ("[SEP]",), "no token but symbols"),
+    ("gpt", {}, ("\x07",), "the text has no tokens"),
     ("bert", {}, ("the cat " * 30,), r"the text has \d+ tokens, but the model has 32 positions: shorten it"),
     ("llama", {}, ("the cat " * 400,), r"the text has \d+ tokens, and pictures show at most 512"),
     ("gpt", {}, (TEXT, PAIR), "a pair is for encoders: family=gpt reads one text"),
