@@ -27,7 +27,7 @@ QUERIES_AND_KEYS = {
 """Name of an attention stack -> the sides of its queries and of its keys."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Look:
   """What a model does with one text. A notebook shows it as a page.
 
@@ -46,6 +46,11 @@ class Look:
   attention: dict[str, np.ndarray]
   layers: tuple[int, ...]
   facts: dict[str, str]
+
+  def __repr__(self) -> str:
+    """In one line."""
+    names = [target.name for target in self.prediction.targets] if self.prediction else []
+    return f"Look({self.example.text!r}, predicted={names})"
 
   def html(self) -> str:
     """The page: one HTML document that needs no other file."""
