@@ -3,7 +3,9 @@
 import base64
 import dataclasses
 import functools
+import json
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -420,3 +422,30 @@ def test_mistakes_in_the_command_are_one_line(workdir, tmp_path, arguments, mess
   lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
   assert len(lines) == 1 and message in lines[0]
   assert not out.exists()
+
+
+CLICK = """<script>addEventListener("load", () => {
+  const image = query => getComputedStyle(document.querySelector(query)).backgroundImage;
+  const first = image("#self .large .map") === image(".map.self-0-0");
+  document.querySelector('.heat label[for="self-1-2"]').click();
+  const said = [...document.querySelectorAll("#self .said")].filter(x => getComputedStyle(x).display !== "none");
+  const e = document.documentElement;
+  document.title = JSON.stringify({first, second: image("#self .large .map") === image(".map.self-1-2"),
+    other: image(".map.self-1-2") !== image(".map.self-0-0"), said: said.map(x => x.textContent.split(":")[0]),
+    overflow: e.scrollWidth - e.clientWidth}); });</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 500])
+def test_in_a_browser_a_click_on_a_head_enlarges_its_map(width, tmp_path):
+  browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+  if browser is None:
+    pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
+  page = tmp_path / "page.html"
+  page.write_text(look(make_run("bert"), MASKED).html().replace("</body>", CLICK), encoding="utf-8")
+  line = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+  line += [f"--user-data-dir={tmp_path}/profile", f"--window-size={width},1200", "--virtual-time-budget=2000"]
+  done = subprocess.run([*line, page.as_uri()], check=True, capture_output=True, text=True, timeout=120)
+  result = json.loads(re.search(r"<title>(\{.*?\})</title>", done.stdout)[1])
+  said = ["Layer 1, head 2"]
+  assert result == {"first": True, "second": True, "other": True, "said": said, "overflow": 0}
