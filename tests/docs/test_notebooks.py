@@ -72,7 +72,7 @@ def test_it_runs(path, tmp_path):
   shutil.copytree(ROOT / "configs", here / "configs", ignore=shutil.ignore_patterns("__pycache__"))
   before = visible()
   places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-  env = environment(devices=8) | {name: str(tmp_path / name.lower()) for name in places}
+  env = environment() | {name: str(tmp_path / name.lower()) for name in places}
   env["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this interpreter, not one that a user has under the same name
   env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
   result = tmp_path / "result.ipynb"

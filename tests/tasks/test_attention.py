@@ -3,7 +3,9 @@
 import base64
 import dataclasses
 import functools
+import json
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -72,11 +74,12 @@ CASES = {
   "answer": (("bert", {"head__name": "question_answering"}), (PAIR, TEXT)),
   "replaced": (("electra", {"head__name": "replaced_token_detection", "embedding_dim": 16}), (TEXT,)),
 }
-EVERY = pytest.mark.parametrize("case", CASES)
-FAST = ("masks", "next token", "target", "tags")
-COSTLY = pytest.mark.parametrize(
-  "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
-)
+
+
+def cases(*fast):
+  """Every case; those that are not named are slow."""
+  marked = [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+  return pytest.mark.parametrize("case", marked)
 
 
 def run_of(case):
@@ -111,13 +114,18 @@ def expected_log_probs(model, size, params, batch):
   return y if y.shape[-1] == 1 else y - np.log(np.exp(y).sum(-1, keepdims=True))
 
 
-def values_of(example, params, prediction, batch=None):
-  """The log-probability of each target."""
-  numbers = expected_log_probs(example.model, example.tokenizer.vocab_size, params, batch or example.batch)
+def values_of(example, params, prediction, shifts=None):
+  """The log-probability of each target, with the embeddings of a side shifted."""
+  shifts, width = shifts or {}, example.model.config.embed_dim
+  batch = dict(example.batch)
+  for side, ids in example.ids.items():
+    name = f"{side}_embedding_shifts" if side else "embedding_shifts"
+    batch[name] = shifts.get(side, np.zeros((1, len(ids), width), np.float32))
+  numbers = expected_log_probs(example.model, example.tokenizer.vocab_size, params, batch)
   return np.array([numbers[t.place, t.choice] for t in prediction.targets]), numbers
 
 
-@COSTLY
+@cases("masks", "next token", "target", "tags")
 def test_saliency_is_the_derivative_along_the_embedding_of_each_token(case):
   run, example, prediction = looked(case)
   result = saliency(example, prediction)
@@ -128,8 +136,7 @@ def test_saliency_is_the_derivative_along_the_embedding_of_each_token(case):
       for sign in (1, -1):
         shift = np.zeros_like(embeddings)
         shift[0, t] = sign * 1e-2 * embeddings[0, t]
-        name = f"{side}_embedding_shifts" if side else "embedding_shifts"
-        ends.append(values_of(example, run.params, prediction, example.batch | {name: shift})[0])
+        ends.append(values_of(example, run.params, prediction, {side: shift})[0])
       slopes = (ends[0] - ends[1]) / 2e-2
       assert result.total[side][t] == pytest.approx(slopes.sum(), abs=2e-2, rel=2e-2)
       assert result.each[side][:, t] == pytest.approx(slopes[: len(result.each[side])], abs=1e-2, rel=2e-2)
@@ -144,7 +151,7 @@ def test_tokens_after_the_one_that_is_predicted_have_no_saliency():
   assert (np.triu(each, 1) == 0).all() and (np.abs(np.diag(each)) > 0).all()
 
 
-@COSTLY
+@cases("masks", "next token", "target", "tags")
 def test_ablation_is_the_model_with_zeros_for_the_rows_of_a_head(case):
   run, example, prediction = looked(case)
   before, numbers = values_of(example, run.params, prediction)
@@ -180,7 +187,7 @@ def test_a_layer_without_all_of_its_heads_is_one_without_attention(monkeypatch):
   np.testing.assert_allclose(silent, expected, atol=1e-5)
 
 
-@EVERY
+@cases("masks", "next token", "target", "tags", "classes", "value", "answer", "replaced")
 def test_the_prediction_is_that_of_the_model(case):
   run, example, prediction = looked(case)
   expected = PREDICT(run.model, run.params, example.batch)
@@ -345,6 +352,8 @@ def test_a_notebook_shows_it_in_a_frame():
   ("family", "changes", "texts", "message"),
   [
     ("bert", {}, ("  ",), "the text is empty"),
+    ("bert", {}, ("[SEP]",), "no token but symbols"),
+    ("gpt", {}, ("\x07",), "the text has no tokens"),
     ("bert", {}, ("the cat " * 30,), r"the text has \d+ tokens, but the model has 32 positions: shorten it"),
     ("llama", {}, ("the cat " * 400,), r"the text has \d+ tokens, and pictures show at most 512"),
     ("gpt", {}, (TEXT, PAIR), "a pair is for encoders: family=gpt reads one text"),
@@ -413,3 +422,30 @@ def test_mistakes_in_the_command_are_one_line(workdir, tmp_path, arguments, mess
   lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
   assert len(lines) == 1 and message in lines[0]
   assert not out.exists()
+
+
+CLICK = """<script>addEventListener("load", () => {
+  const image = query => getComputedStyle(document.querySelector(query)).backgroundImage;
+  const first = image("#self .large .map") === image(".map.self-0-0");
+  document.querySelector('.heat label[for="self-1-2"]').click();
+  const said = [...document.querySelectorAll("#self .said")].filter(x => getComputedStyle(x).display !== "none");
+  const e = document.documentElement;
+  document.title = JSON.stringify({first, second: image("#self .large .map") === image(".map.self-1-2"),
+    other: image(".map.self-1-2") !== image(".map.self-0-0"), said: said.map(x => x.textContent.split(":")[0]),
+    overflow: e.scrollWidth - e.clientWidth}); });</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 500])
+def test_in_a_browser_a_click_on_a_head_enlarges_its_map(width, tmp_path):
+  browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+  if browser is None:
+    pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
+  page = tmp_path / "page.html"
+  page.write_text(look(make_run("bert"), MASKED).html().replace("</body>", CLICK), encoding="utf-8")
+  line = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+  line += [f"--user-data-dir={tmp_path}/profile", f"--window-size={width},1200", "--virtual-time-budget=2000"]
+  done = subprocess.run([*line, page.as_uri()], check=True, capture_output=True, text=True, timeout=120)
+  result = json.loads(re.search(r"<title>(\{.*?\})</title>", done.stdout)[1])
+  said = ["Layer 1, head 2"]
+  assert result == {"first": True, "second": True, "other": True, "said": said, "overflow": 0}

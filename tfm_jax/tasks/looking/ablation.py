@@ -58,8 +58,9 @@ def ablate(example: Example, prediction: Prediction) -> dict[str, Ablation]:
   for stack, path in STACKS.items():
     wo = flat(example.params).get(path)
     if wo is not None:
-      run = jax.jit(functools.partial(_values_without, example.model, example.tokenizer.vocab_size, stack))
-      values, best = (np.asarray(x) for x in jax.device_get(run(example.params, example.batch, places, choices)))
+      settings = (example.model, example.tokenizer.vocab_size, stack)
+      arrays = _values_without(*settings, example.params, example.batch, places, choices)
+      values, best = (np.asarray(x) for x in arrays)
       before = prediction.log_probs[places].argmax(-1)
       shape = wo.shape[:2]
       change = (values - prediction.values).sum(-1).reshape(shape)
@@ -67,6 +68,7 @@ def ablate(example: Example, prediction: Prediction) -> dict[str, Ablation]:
   return result
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _values_without(
   model: Model, size: int, stack: str, params: Any, batch: Any, places: Array, choices: Array
 ) -> tuple[Array, Array]:

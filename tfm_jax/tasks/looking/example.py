@@ -153,8 +153,10 @@ def _check_texts(model: Model, text: str, pair: str, target: str) -> None:
 
 
 def _check_length(model: Model, name: str, ids: np.ndarray) -> None:
-  """Raises UserError for more tokens than the model has positions, or than pictures can show."""
+  """Raises UserError for no tokens, for more than the model has positions, or than pictures can show."""
   limit = position_limit(model)
+  if not len(ids):
+    raise UserError(f"{name} has no tokens: the tokenizer leaves nothing of it")
   if limit and len(ids) > limit:
     raise UserError(f"{name} has {len(ids)} tokens, but the model has {limit} positions: shorten it")
   if len(ids) > LONGEST:

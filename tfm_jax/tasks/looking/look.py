@@ -1,12 +1,15 @@
 """`look`: everything that the attention page shows, as arrays."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from tfm_jax.errors import UserError
+from tfm_jax.models.model import Model
 from tfm_jax.runtime.reporting.page import frame
 from tfm_jax.tasks.looking.ablation import Ablation, ablate
 from tfm_jax.tasks.looking.example import Example, read
@@ -24,7 +27,7 @@ QUERIES_AND_KEYS = {
 """Name of an attention stack -> the sides of its queries and of its keys."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Look:
   """What a model does with one text. A notebook shows it as a page.
 
@@ -43,6 +46,11 @@ class Look:
   attention: dict[str, np.ndarray]
   layers: tuple[int, ...]
   facts: dict[str, str]
+
+  def __repr__(self) -> str:
+    """In one line."""
+    names = [target.name for target in self.prediction.targets] if self.prediction else []
+    return f"Look({self.example.text!r}, predicted={names})"
 
   def html(self) -> str:
     """The page: one HTML document that needs no other file."""
@@ -93,10 +101,11 @@ def look(run: Run, text: str, pair: str = "", target: str = "", layers: Sequence
 def attention(example: Example) -> dict[str, np.ndarray]:
   """Stack -> the weight of each key for each query of every layer and head, float32 [N, H, T, S]."""
   stacks = ("encoder", "decoder", "cross") if example.model.encoder_decoder else ("",)
-  model = example.model
-  run = jax.jit(
-    lambda params, batch: {stack: model.attention_weights(params, batch, stack)[:, 0] for stack in stacks},
-    out_shardings=model.placement.replicated,
-  )
-  weights = jax.device_get(run(example.params, example.batch))
-  return {stack: np.asarray(weights[stack]) for stack in stacks}
+  return {stack: np.asarray(_weights(example.model, stack, example.params, example.batch)) for stack in stacks}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _weights(model: Model, stack: str, params: Any, batch: Any) -> jax.Array:
+  """The attention weights of the first row."""
+  weights = model.attention_weights(params, batch, stack)[:, 0]
+  return model.placement.constrain(weights, (None, None, None, None))

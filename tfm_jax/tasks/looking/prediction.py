@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from tfm_jax.decode.scoring import is_masked
+from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.tasks.looking.example import Example
 
@@ -86,6 +87,7 @@ class Kind(NamedTuple):
   kind: Callable[[Example], str]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def log_probs(model: Model, size: int, params: Any, batch: Any) -> Array:
   """The log-probabilities [P, C] of the first row's choices; of a regression, its value [1, 1].
 
@@ -95,17 +97,20 @@ def log_probs(model: Model, size: int, params: Any, batch: Any) -> Array:
     params: its parameters.
     batch: as for `Model.logits`.
   """
-  return KINDS[model.config.head.name].log_probs(model.logits(params, batch)[0], size)
+  numbers = KINDS[model.config.head.name].log_probs(model.logits(params, batch)[0], size)
+  return model.placement.constrain(numbers, (None, None))
 
 
 def predict(example: Example) -> Prediction | None:
-  """What the model predicts for the example; None if its head predicts nothing (`none`, `pooled`)."""
+  """What the model predicts for the example; None if its head predicts nothing (`none`, `pooled`).
+
+  Raises UserError for a text of symbols alone, of which nothing is predicted.
+  """
   model, head = example.model, example.model.config.head
   if head.name not in KINDS:
     return None
   reading = KINDS[head.name]
-  run = jax.jit(functools.partial(log_probs, model, example.tokenizer.vocab_size))
-  numbers = np.asarray(jax.device_get(run(example.params, example.batch)))
+  numbers = np.asarray(log_probs(model, example.tokenizer.vocab_size, example.params, example.batch))
   regression = head.name == "sequence_classification" and head.num_labels == 1
   targets = []
   for place, choice in reading.targets(example, numbers):
@@ -114,6 +119,8 @@ def predict(example: Example) -> Prediction | None:
     row = numbers[place] if regression else np.exp(numbers[place])
     named = [(reading.choice(example, c), float(row[c])) for c in best]
     targets.append(Target(place, choice, reading.place(example, place), reading.choice(example, choice), named))
+  if not targets:
+    raise UserError("the text has no token but symbols: there is nothing to predict")
   answer = ""
   if head.name == "question_answering":
     (_, start), (_, end) = reading.targets(example, numbers)

@@ -37,12 +37,13 @@ class Saliency:
 def saliency(example: Example, prediction: Prediction) -> Saliency:
   """The saliency of the tokens of an example for its predicted choices."""
   places, choices = (np.array([t[i] for t in prediction.targets], np.int32) for i in (0, 1))
-  run = jax.jit(functools.partial(_gradients_times_inputs, example.model, example.tokenizer.vocab_size))
-  rows = jax.device_get(run(example.params, example.batch, places, choices))
+  size = example.tokenizer.vocab_size
+  rows = _gradients_times_inputs(example.model, size, example.params, example.batch, places, choices)
   sides = {side: np.asarray(rows[side]) for side in example.ids}
   return Saliency({side: x[0] for side, x in sides.items()}, {side: x[1:] for side, x in sides.items()})
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _gradients_times_inputs(
   model: Model, size: int, params: Any, batch: dict[str, Array], places: Array, choices: Array
 ) -> dict[str, Array]:
@@ -58,4 +59,4 @@ def _gradients_times_inputs(
   each = jnp.eye(len(value))[:EACH]
   weights = jnp.concatenate([jnp.ones((1, len(value))), each])
   products = lambda weight: jax.tree.map(lambda g, x: (g[0] * x[0]).sum(-1), pull(weight)[0], x)
-  return jax.lax.map(products, weights)
+  return jax.tree.map(lambda s: model.placement.constrain(s, (None, None)), jax.lax.map(products, weights))
