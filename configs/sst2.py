@@ -29,3 +29,8 @@ def get_config():
   c.train.update({"batch_size": 64, "steps": 3000, "log_every": 100})
   c.eval.update({"every": 500, "batches": 0})
   return c.lock()
+
+
+def get_sweep():
+  """What `python -m tfm_jax.tasks.sweep --config=configs/sst2.py` tries."""
+  return {"optimizer.learning_rate": [3e-4, 1e-3, 3e-3], "model.dropout": [0.0, 0.1]}

@@ -196,9 +196,9 @@ class Sweep:
     if failed:
       name, error = failed[0]
       raise UserError(f"{len(failed)} of {self._total} runs failed (the same command tries again); {name}: {error}")
-    runs = self._runs()
-    if runs and not any(self.metric.of(run.records) for run in runs):
-      raise UserError(f"no run has a score: {self._missing(runs[0])}")
+    finished = [run for run in self._runs() if run.status == FINISHED]
+    if finished and not any(self.metric.of(run.records) for run in finished):
+      raise UserError(f"no run has a score: {self._missing(finished[0])}")
 
 
 if __name__ == "__main__":
