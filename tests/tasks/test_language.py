@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import gzip
 import math
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +15,7 @@ import tests.support.tiny as tiny_models
 from tests.training.test_scoring import TEXTS, make_run
 from tfm_jax.decode import scoring
 from tfm_jax.errors import UserError
+from tfm_jax.tasks import language
 from tfm_jax.tasks.language import evaluate_text
 
 DOCUMENTS = [" ".join(TEXTS[:5]), "the cat sat", "a dog ran after one small grey bird", " ".join(TEXTS[1:5])]
@@ -154,6 +158,15 @@ def test_words_bytes_and_characters_are_those_of_the_text(tmp_path, document, do
   assert scores["bits_per_byte"] == pytest.approx(scores["nll"] / scores["bytes"] / math.log(2), rel=1e-12)
   assert scores["bits_per_character"] * scores["characters"] == pytest.approx(scores["bits_per_byte"] * scores["bytes"])
   assert scores["unknown_tokens"] == without["unknown_tokens"] > 0
+
+
+@pytest.mark.skipif("TFM_DATA_DIR" not in os.environ, reason="TFM_DATA_DIR names no folder with wikitext2")
+def test_words_of_wikitext_are_as_many_as_its_authors_count():
+  """Merity et al. (2016): 217,646 tokens of validation text, <eos> at each line end included."""
+  with gzip.open(Path(os.environ["TFM_DATA_DIR"], "wikitext2", "valid.txt.gz"), "rt", encoding="utf-8") as file:
+    text = file.read()
+  assert language._counts([text], line_ends=True)["words"].tolist() == [217_646]
+  assert language._counts([text], line_ends=False)["words"].tolist() == [217_646 - 3_760]
 
 
 def test_word_perplexity_is_that_of_the_total_whatever_the_tokens(tmp_path):
