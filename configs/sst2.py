@@ -19,3 +19,8 @@ def get_config(variant=""):
   c.task.name = "sst2"
   c.data.update(task.files("sst2", "train.tsv.gz", "dev.tsv.gz") | {"seq_len": 64})
   return c.lock()
+
+
+def get_sweep():
+  """What `python -m tfm_jax.tasks.sweep --config=configs/sst2.py` tries."""
+  return {"optimizer.learning_rate": [3e-4, 1e-3, 3e-3], "model.dropout": [0.0, 0.1]}

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import gzip
 import math
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +15,7 @@ import tests.support.tiny as tiny_models
 from tests.training.test_scoring import TEXTS, make_run
 from tfm_jax.decode import scoring
 from tfm_jax.errors import UserError
+from tfm_jax.tasks import language
 from tfm_jax.tasks.language import evaluate_text
 
 DOCUMENTS = [" ".join(TEXTS[:5]), "the cat sat", "a dog ran after one small grey bird", " ".join(TEXTS[1:5])]
@@ -51,8 +55,9 @@ def causal_oracle(run, text, window, stride):
   return total, len(ids) - 1
 
 
-@pytest.mark.parametrize(("variant", "begins"), [("gpt", False), ("llama", True)])
-@pytest.mark.parametrize(("window", "stride"), [(8, 3), (16, 16)])
+@pytest.mark.parametrize(
+  ("variant", "begins", "window", "stride"), [("gpt", False, 8, 3), ("llama", True, 8, 8), ("gpt", True, 12, 12)]
+)
 def test_each_token_is_scored_once_given_its_window(file, variant, begins, window, stride):
   run = make_run(variant)
   run = dataclasses.replace(run, begin_id=run.tokenizer.bos_id if begins else -1)
@@ -135,7 +140,7 @@ TEXT = "the Öl costs 3 €\nand a 猫 sat\n\nthe cat\n"
 
 
 @pytest.mark.parametrize(
-  ("document", "documents", "lines", "size"), [("block", 2, 3, 39), ("line", 3, 3, 38), ("file", 1, 4, 42)]
+  ("document", "documents", "lines", "size"), [("block", 2, 3, 40), ("line", 3, 3, 39), ("file", 1, 4, 43)]
 )
 def test_words_bytes_and_characters_are_those_of_the_text(tmp_path, document, documents, lines, size):
   """A blank line is a line of a file, and only separates other documents."""
@@ -148,11 +153,20 @@ def test_words_bytes_and_characters_are_those_of_the_text(tmp_path, document, do
   assert scores["words"] == 11 + lines
   extra = len(TEXT.encode()) - len(TEXT)
   assert scores["bytes"] == scores["characters"] + extra and extra == 5
-  assert scores["bytes"] == size + 4
+  assert scores["bytes"] == size
   assert scores["word_perplexity"] == pytest.approx(math.exp(scores["nll"] / scores["words"]), rel=1e-12)
   assert scores["bits_per_byte"] == pytest.approx(scores["nll"] / scores["bytes"] / math.log(2), rel=1e-12)
   assert scores["bits_per_character"] * scores["characters"] == pytest.approx(scores["bits_per_byte"] * scores["bytes"])
   assert scores["unknown_tokens"] == without["unknown_tokens"] > 0
+
+
+@pytest.mark.skipif("TFM_DATA_DIR" not in os.environ, reason="TFM_DATA_DIR names no folder with wikitext2")
+def test_words_of_wikitext_are_as_many_as_its_authors_count():
+  """Merity et al. (2016): 217,646 tokens of validation text, <eos> at each line end included."""
+  with gzip.open(Path(os.environ["TFM_DATA_DIR"], "wikitext2", "valid.txt.gz"), "rt", encoding="utf-8") as file:
+    text = file.read()
+  assert language._counts([text], line_ends=True)["words"].tolist() == [217_646]
+  assert language._counts([text], line_ends=False)["words"].tolist() == [217_646 - 3_760]
 
 
 def test_word_perplexity_is_that_of_the_total_whatever_the_tokens(tmp_path):

@@ -19,8 +19,9 @@
 
 import dataclasses
 import logging
+import math
+import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def main(flags: Flags) -> None:
     raise UserError(f"--out={out}: the folder of a sweep must be on a file system of this host")
   with locked(Path(out).expanduser()) as lock:
     folder = Folder(Path(out).expanduser(), path, flags.overrides)
-    sweep = Sweep(space, folder, metric, list(range(seeds)) if seeds > 1 else None)
+    sweep = Sweep(space, folder, metric, list(range(seeds)) if seeds > 1 else None, jobs)
     try:
       run_all(path, sweep.take, sweep.ended, jobs, lock)
     finally:
@@ -96,17 +97,17 @@ class Sweep:
     folder: where.
     metric: what points are ranked by.
     seeds: of the runs of each point; None: one run, with the seed of the configuration.
+    jobs: runs at a time, for the remaining time.
   """
 
-  def __init__(self, space: Space, folder: Folder, metric: Metric, seeds: list[int] | None) -> None:
-    self.space, self.folder, self.metric, self.seeds = space, folder, metric, seeds
+  def __init__(self, space: Space, folder: Folder, metric: Metric, seeds: list[int] | None, jobs: int) -> None:
+    self.space, self.folder, self.metric, self.seeds, self.jobs = space, folder, metric, seeds, jobs
     values = space.points
     if space.kind == "optuna":  # points of an earlier start
       values = tuple(known for _, known in folder.known if set(known) == set(space.dimensions))[: space.count]
     self.points = [folder.point(point, seeds) for point in values]
     self._total = space.count * len(seeds or [None])
     self._seconds: list[float] = []
-    self._start = time.monotonic()
     runs = self._runs()
     if done := sum(run.status == FINISHED for run in runs):
       log.info("%d of %d runs are finished already, in %s", done, self._total, folder.path)
@@ -152,13 +153,13 @@ class Sweep:
     self.write(active=left > 0)
 
   def _progress(self, left: int) -> str:
-    """The best so far, and the time that the rest will take at the pace of this start."""
+    """The best so far, and the time that the rest will take if runs take as long as those of this start."""
     top = results.best(self.points, self.metric)
     parts = [f"best so far {results.score_text(top, self.metric)} ({top.text})"] if top else []
     if left and self._seconds:
       ended = sum(run.status in (FINISHED, FAILED) for run in self._runs())
-      pace = (time.monotonic() - self._start) / max(len(self._seconds), 1)
-      parts.append(f"{ended} of {self._total} done, about {human_seconds(pace * left)} left")
+      seconds = statistics.fmean(self._seconds) * math.ceil(left / self.jobs)
+      parts.append(f"{ended} of {self._total} done, about {human_seconds(seconds)} left")
     else:
       parts.append(f"{left} left" if left else "none left")
     return "; ".join(parts)
@@ -196,9 +197,9 @@ class Sweep:
     if failed:
       name, error = failed[0]
       raise UserError(f"{len(failed)} of {self._total} runs failed (the same command tries again); {name}: {error}")
-    runs = self._runs()
-    if runs and not any(self.metric.of(run.records) for run in runs):
-      raise UserError(f"no run has a score: {self._missing(runs[0])}")
+    finished = [run for run in self._runs() if run.status == FINISHED]
+    if finished and not any(self.metric.of(run.records) for run in finished):
+      raise UserError(f"no run has a score: {self._missing(finished[0])}")
 
 
 if __name__ == "__main__":
