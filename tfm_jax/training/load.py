@@ -147,8 +147,10 @@ def base_of(run: RunDirectory, config: Config) -> tuple[RunDirectory, int]:
   source = RunDirectory(stored["path"] if stored else config.init_from)
   if not source.exists and config.init_from:
     source = RunDirectory(config.init_from)  # it was moved, together with this run
-  if not source.exists:
+  if not source.exists and stored and config.adapter.rank:
     raise UserError(f"{run.path} has adapters of the model in {source.path}, which is not there: put it back")
+  if not source.exists:
+    raise UserError(f"init_from={config.init_from} is not a run directory: it has no config.json")
   if stored:
     return source, stored["step"]
   with Checkpoints(source.checkpoints) as checkpoints:

@@ -166,7 +166,7 @@ class _Start:
     run.append_start(entry)
     if train_steps is None:
       log.info("this run is finished: %d steps are done", latest)
-      records = [record for record in run.read_metrics() if record.pop("split") == "eval"]
+      records = [record for record in run.read_metrics() if record.pop("split") == self.split]
       self.result = {name: value for name, value in records[-1].items() if name != "step"} if records else {}
     else:
       with Tracker(run, self.config.train.steps, latest) as tracker:
