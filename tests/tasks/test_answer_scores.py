@@ -95,6 +95,7 @@ def test_answers_score_as_the_script_of_squad_2_0(triples):
     ("U.S. Army", ["US army"], 1, 1),
     ("an apple a day", ["apple day"], 1, 1),
     ("theatre", ["atre"], 0, 0),
+    ("fox–the–hen", ["fox– –hen"], 1, 1),  # punctuation beyond ASCII stays, and an article leaves a space
     ("red fox", ["the fox", "red red fox"], 0, 0.8),
     ("", ["fox"], 0, 0),
     ("the", ["a"], 1, 0),  # both are nothing: SQuAD 1.1 counts no common word

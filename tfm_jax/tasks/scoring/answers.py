@@ -78,7 +78,7 @@ class Answers:
     gains = np.where(self.has_answer, f1, [-1.0 if text else 0.0 for text in texts])
     levels = np.array([row["no_answer"] for row in self._rows], np.float64)
     order = np.argsort(levels, kind="stable")
-    totals = np.concatenate([[0.0], np.cumsum(gains[order])]) + (~self.has_answer).sum()
+    totals = np.cumsum([(~self.has_answer).sum(), *gains[order]])  # summed in the official order: ties stay ties
     best = int(np.argmax(totals))
     threshold = float(levels[order[best - 1]]) if best else 0.0  # 0, as in the official script, if none is better
     return {"best_f1": float(totals[best] / len(totals[1:])), "best_f1_threshold": threshold}
@@ -123,7 +123,10 @@ def _f1(prediction: str, reference: str, empty_is_equal: bool) -> float:
   if empty_is_equal and not (ours and theirs):
     return float(ours == theirs)
   common = sum((Counter(ours) & Counter(theirs)).values())
-  return 2 * common / (len(ours) + len(theirs)) if common else 0.0
+  if not common:
+    return 0.0
+  precision, recall = common / len(ours), common / len(theirs)
+  return (2 * precision * recall) / (precision + recall)  # to the last bit the official value, which decides ties
 
 
 def _chinese(text: str) -> str:
