@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from etils import epath
 
+from tfm_jax.errors import UserError
+
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 """The first ids of every vocabulary that is trained here, in order; WordPiece has its own names for them."""
 
@@ -155,9 +157,9 @@ class Tokenizer(abc.ABC):
   def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     """The ids of each text, in which names of special tokens are text like any other."""
 
-  @abc.abstractmethod
   def _encode_with_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """See `encode_with_spans`; spans may include white space."""
+    """See `encode_with_spans`; spans may include white space. A kind without it serves no task of tags or answers."""
+    raise UserError(f"tokenizer.kind={self.kind} does not tell which characters its tokens stand for")
 
   @abc.abstractmethod
   def _text(self, ids: np.ndarray) -> str:
