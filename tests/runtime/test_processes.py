@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from tests.support.launching import ROOT, environment, exact_rows, free_port, quick_fit, rows, tiny, write_experiment
@@ -22,6 +23,7 @@ from tfm_jax.runtime import interruption
 from tfm_jax.training import memory
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import resolve
+from tfm_jax.training.load import load_run
 
 # Runs train.py and records, as lines of JSON, the rows of each training batch, and the files written in a folder.
 # Arguments: the file for the records, that folder, and the event at the batch of step 3: "fail", "SIGTERM" or nothing.
@@ -195,6 +197,35 @@ def test_two_processes_train_as_one_does(experiment, pair, tmp_path):
   same_metrics(folder / "run", tmp_path / "run")
   (start,) = json.loads((folder / "run" / "run.json").read_text())
   assert start["devices"] == {"count": 8, "kind": "cpu", "processes": 2}
+
+
+def test_two_processes_end_early_with_adapters_and_an_average_as_one_does(experiment, pair, tmp_path):
+  """The metric that decides never changes, so that the first evaluation after step 0 is the best one."""
+  values = {
+    "init_from": str(pair[0] / "run"),
+    "sharding.strategy": "fsdp",
+    "adapter.rank": 2,
+    "train.epochs": 0.1,
+    "train.ema": 0.5,
+    "optimizer.warmup_steps": 0,
+    "optimizer.warmup_fraction": 0.3,
+    "optimizer.layer_decay": 0.8,
+    "eval.metric": "unigram_entropy",
+    "eval.patience": 2,
+    "eval.every": 2,
+    "checkpoint.keep": 1,
+  }
+  flags = [f"--config={experiment}", f"--workdir={tmp_path / 'two'}", *(f"--config.{k}={v}" for k, v in values.items())]
+  logs = two([["train.py", *flags]] * 2, tmp_path)
+  assert [log[-1] for log in logs] == ["status 0", "status 0"], logs
+  quick_fit(tiny(experiment, **values), tmp_path / "one")
+  same_metrics(tmp_path / "two", tmp_path / "one")
+  assert max(step for _, step in exact_rows(tmp_path / "two")) == 6
+  for name in ("one", "two"):
+    assert Checkpoints(tmp_path / name / "checkpoints").steps() == [2, 6]
+  one, other = load_run(tmp_path / "one"), load_run(tmp_path / "two")
+  assert one.step == other.step == 2
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one.params, other.params)
 
 
 def test_each_process_reads_only_the_rows_of_its_devices(experiment, pair):

@@ -71,7 +71,8 @@ def make_rates(shapes: Any, trained: Any, decay: float, unfreeze_every: int) -> 
   """
   if decay == 1 and not unfreeze_every:
     return None
-  far = {path: distance for path, distance in distances(shapes).items() if path in flat(trained)}
+  everywhere = distances(shapes)
+  far = {path: everywhere[path] for path in flat(trained)}
 
   def rates(step: Array) -> Any:
     factors = {path: jnp.float32(decay) ** distance for path, distance in far.items()}
