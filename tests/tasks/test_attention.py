@@ -332,7 +332,7 @@ def test_text_is_escaped():
 def test_a_head_that_predicts_nothing_still_has_its_attention():
   result = look(make_run("bert", head__name="none"), TEXT)
   assert result.prediction is None and result.saliency is None and result.ablation is None
-  assert "predicts nothing" in result.html()
+  assert "has no prediction to explain" in result.html()
 
 
 def test_twelve_layers_of_twelve_heads_and_128_tokens_stay_small():

@@ -59,7 +59,7 @@ def attention_page(look: "Look", sides: dict[str, tuple[list[str], ...]]) -> str
   """
   parts = []
   if look.prediction is None:
-    intro = f"The head {look.example.model.config.head.name} predicts nothing: there is no saliency and no ablation."
+    intro = f"The head {look.example.model.config.head.name} has no prediction to explain: only attention is shown."
   else:
     intro = f"The model {look.prediction.kind}."
     parts += [_prediction(look.prediction), _saliency(look), _ablation(look)]
