@@ -22,7 +22,7 @@ from tfm_jax.runtime.command import Flags
 from tfm_jax.tasks import sweep
 from tfm_jax.tasks.sweeps import adaptive
 from tfm_jax.tasks.sweeps.page import sweep_page
-from tfm_jax.tasks.sweeps.processes import SweepInterrupted, _devices, locked
+from tfm_jax.tasks.sweeps.processes import SweepInterrupted, _devices, _program_cache, locked
 from tfm_jax.tasks.sweeps.runs import FINISHED, Folder, Metric, Point, SweepRun
 from tfm_jax.tasks.sweeps.space import Dimension, point_name, space_of, value_text
 from tfm_jax.training.config import parse_value
@@ -358,6 +358,15 @@ def test_gpus_are_divided_among_jobs(monkeypatch, visible, jobs, expected):
   variables = [_devices(slot, jobs) for slot in range(jobs)]
   names = ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION")
   assert [tuple(map(v.get, names)) for v in variables] == expected
+
+
+def test_runs_side_by_side_write_no_cache_of_compiled_programs_together(monkeypatch):
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/cache/xla")
+  folders = [_program_cache(slot).get("JAX_COMPILATION_CACHE_DIR", "/cache/xla") for slot in range(3)]
+  assert folders == ["/cache/xla", "/cache/xla-job1", "/cache/xla-job2"]
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  monkeypatch.setenv("TFM_CACHE_DIR", "/mine")
+  assert _program_cache(1)["JAX_COMPILATION_CACHE_DIR"] == "/mine/xla-job1"
 
 
 # Adaptive points.
