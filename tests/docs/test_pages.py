@@ -22,6 +22,7 @@ from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.command import parse
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import STRATEGIES
+from tfm_jax.tasks import sweep
 from tfm_jax.tasks.table import TASKS
 from tfm_jax.text.tokenizers.table import KINDS
 from tfm_jax.training.checkpoint import Checkpoints
@@ -39,6 +40,7 @@ COMMANDS = {
   "train.py": FLAGS,
   "-m tfm_jax.compare": ("config", "strategies", "devices", "topology", "steps", "parameter", "out"),
   "-m tfm_jax.compare.scaling": ("config", "strategies", "topologies", "rows", "to", "out"),
+  "-m tfm_jax.tasks.sweep": sweep.FLAGS,
   "-m tfm_jax.hf import": hf_command.FLAGS["import"],
   "-m tfm_jax.hf export": hf_command.FLAGS["export"],
 }
@@ -207,7 +209,11 @@ def test_there_are_commands_to_check():
 
 def test_flags_of_commands_are_those_of_the_commands():
   """`COMMANDS` above names what the commands themselves document."""
-  for name, module in {"-m tfm_jax.compare": compare_command, "-m tfm_jax.compare.scaling": scaling}.items():
+  for name, module in {
+    "-m tfm_jax.compare": compare_command,
+    "-m tfm_jax.compare.scaling": scaling,
+    "-m tfm_jax.tasks.sweep": sweep,
+  }.items():
     documented = set(re.findall(r"^--(\w+)=", str(module.__doc__), re.MULTILINE))
     assert documented - {"config"} <= set(COMMANDS[name]), name
 
