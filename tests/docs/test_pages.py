@@ -213,7 +213,11 @@ def test_there_are_commands_to_check():
 
 def test_flags_of_commands_are_those_of_the_commands():
   """`COMMANDS` above names what the commands themselves document."""
-  for name, module in {"-m tfm_jax.compare": compare_command, "-m tfm_jax.compare.scaling": scaling}.items():
+  for name, module in {
+    "-m tfm_jax.compare": compare_command,
+    "-m tfm_jax.compare.scaling": scaling,
+    "-m tfm_jax.tasks.sweep": sweep,
+  }.items():
     documented = set(re.findall(r"^--(\w+)=", str(module.__doc__), re.MULTILINE))
     assert documented - {"config"} <= set(COMMANDS[name]), name
 

@@ -1,4 +1,4 @@
-"""Sweeps: what is tried, runs in processes of their own, what a killed sweep leaves, and the page."""
+"""Sweeps: runs in processes of their own, what a failed or a killed one leaves, and going on."""
 
 import json
 import os
@@ -7,13 +7,9 @@ import shlex
 import signal
 import subprocess
 import sys
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.support.launching import EXPERIMENT, ROOT, environment, exact_rows, train, write_text
 from tests.support.refusal import refusal
@@ -21,11 +17,9 @@ from tfm_jax.errors import UserError
 from tfm_jax.runtime.command import Flags
 from tfm_jax.tasks import sweep
 from tfm_jax.tasks.sweeps import adaptive
-from tfm_jax.tasks.sweeps.page import sweep_page
-from tfm_jax.tasks.sweeps.processes import SweepInterrupted, _devices, locked
-from tfm_jax.tasks.sweeps.runs import FINISHED, Folder, Metric, Point, SweepRun
-from tfm_jax.tasks.sweeps.space import Dimension, point_name, space_of, value_text
-from tfm_jax.training.config import parse_value
+from tfm_jax.tasks.sweeps.processes import SweepInterrupted, _devices, _program_cache, locked
+from tfm_jax.tasks.sweeps.runs import Folder
+from tfm_jax.tasks.sweeps.space import Dimension
 
 # A run signals its sweep before it writes a row of metrics, and waits until it is told to end.
 HOOK = """
@@ -84,117 +78,6 @@ def content(out):
   return json.loads((out / "sweep.json").read_text())
 
 
-# What is tried.
-
-
-def test_a_grid_is_every_combination_and_the_last_key_changes_fastest():
-  space = space_of(
-    {"optimizer.learning_rate": [1e-4, 1], "model.dropout": (0.0, 0.1), "train.batch_size": range(8, 17, 8)}
-  )
-  assert len(space.points) == space.count == 8
-  assert space.points[:3] == (
-    {"optimizer.learning_rate": 1e-4, "model.dropout": 0.0, "train.batch_size": 8},
-    {"optimizer.learning_rate": 1e-4, "model.dropout": 0.0, "train.batch_size": 16},
-    {"optimizer.learning_rate": 1e-4, "model.dropout": 0.1, "train.batch_size": 8},
-  )
-  assert isinstance(space.points[-1]["optimizer.learning_rate"], float)
-  assert [dict(p) for p in space_of({"seed": [3, 4]}).points] == [{"seed": 3}, {"seed": 4}]
-  assert len(space_of({"model.num_layers": [1, 2, 3]}, limit=2).points) == 2
-
-
-def test_a_list_is_its_points():
-  space = space_of([{"model.num_layers": 2}, {"model.num_layers": 4, "model.dropout": 0.1}, {}])
-  assert space.points == ({"model.num_layers": 2}, {"model.num_layers": 4, "model.dropout": 0.1}, {})
-  assert space.dimensions["model.num_layers"].values == (2, 4)
-
-
-RANDOM = {
-  "optimizer.learning_rate": ("log", 1e-5, 1e-3),
-  "model.dropout": ("uniform", 0.0, 0.3),
-  "model.num_layers": ("int", 1, 4),
-  "train.batch_size": [16, 32],
-}
-
-
-@settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 1000), count=st.integers(1, 30))
-def test_random_points_are_inside_different_and_those_of_a_longer_sweep(seed, count):
-  points = space_of({"random": count, "seed": seed, **RANDOM}).points
-  longer = space_of({"random": count + 3, "seed": seed, **RANDOM}).points
-  fewer_keys = {key: RANDOM[key] for key in list(RANDOM)[:2]}
-  assert longer[:count] == points and len({json.dumps(point) for point in points}) == count
-  for point, part in zip(points, space_of({"random": count, "seed": seed, **fewer_keys}).points, strict=True):
-    assert 1e-5 <= point["optimizer.learning_rate"] <= 1e-3 and 0 <= point["model.dropout"] <= 0.3
-    assert point["model.num_layers"] in range(1, 5) and point["train.batch_size"] in (16, 32)
-    assert part == {key: point[key] for key in part}
-    assert float(f"{point['model.dropout']:.3g}") == point["model.dropout"]
-
-
-def test_draws_fill_their_ranges_evenly():
-  points = space_of({"random": 2000, **RANDOM}).points
-  rates = np.log10([point["optimizer.learning_rate"] for point in points])
-  assert np.histogram(rates, 4, (-5, -3))[0] == pytest.approx(500, abs=90)
-  dropouts = [point["model.dropout"] for point in points]
-  assert np.histogram(dropouts, 4, (0, 0.3))[0] == pytest.approx(500, abs=90)
-  layers = [point["model.num_layers"] for point in points]
-  assert np.bincount(layers)[1:] == pytest.approx(500, abs=90)
-  assert abs(np.corrcoef(rates, dropouts)[0, 1]) < 0.08
-  assert space_of({"random": 5, "seed": 1, **RANDOM}).points != points[:5]
-
-
-def test_a_small_space_gives_each_point_once():
-  space = space_of(
-    {"random": 50, "model.num_layers": [1, 2, 3], "seed": [0, 1]}
-  )  # a list: the key of the configuration
-  assert space.count == len(space.points) == 6
-
-
-@pytest.mark.parametrize(
-  ("space", "message"),
-  [
-    (
-      {"optimizer.learningrate": [1e-4]},
-      r"config\.optimizer\.learningrate does not exist; did you mean .*learning_rate",
-    ),
-    ({"model.dropout": []}, r"the list of model\.dropout is empty"),
-    ({"model.dropout": 0.1}, r"model\.dropout needs a list of values, not 0\.1: write \[0\.1\]"),
-    ({"model.dropout": "ab"}, "needs a list of values"),
-    ({"model.dropout": [0.1, "a"]}, r"config\.model\.dropout='a' is of type str"),
-    ({"optimizer.name": ["adamw", "lion"]}, "'lion' is not one of adamw"),
-    ({"train.batch_size": [-8]}, "must be a number of at least 0"),
-    ({"model.dropout": [0.1, 0.1]}, r"model\.dropout has 0\.1 twice"),
-    ({"model.dropout": ("uniform", 0.0, 0.1)}, 'needs "random": N'),
-    ({"random": 0, **RANDOM}, "'random' is the number of points"),
-    ({"random": 3, "optuna": 3, **RANDOM}, "has both 'random' and 'optuna'"),
-    ({"random": 3}, r"get_sweep\(\) is empty"),
-    ({"random": 3, "model.dropout": ("log", 0.0, 0.1)}, "needs 0 < low < high"),
-    ({"random": 3, "model.dropout": ("uniform", 0.1)}, r'is \("uniform", low, high\)'),
-    ({"random": 3, "model.num_layers": ("log", 1, 4)}, "is of type int: it needs a list, or"),
-    ({"random": 3, "optimizer.name": ("uniform", 1, 4)}, "is of type str: it needs a list, not"),
-    ([{"model.dropout": 0.1}, {"model.dropout": 0.1}], "points 1 and 2 are the same"),
-    ({}, "is empty"),
-    ([], "is empty"),
-    ("model.dropout", "must return a dict of lists or a list of dicts"),
-  ],
-)
-def test_a_wrong_space_is_one_line(space, message):
-  assert re.search(message, refusal(space_of, space))
-
-
-def test_names_are_readable_and_depend_on_their_point_alone():
-  point = {"optimizer.learning_rate": 3e-4, "train.batch_size": 32, "optimizer.name": "adam"}
-  assert point_name(point) == "learning_rate=0.0003_batch_size=32_optimizer.name=adam"
-  strange = {"data.path": "/a b/../c", "model.scan": False, "model.dropout": None}
-  assert "/" not in point_name(strange) and " " not in point_name(strange)
-  assert point_name(strange) != point_name(strange | {"data.path": "/a:b/../c"})
-  assert len(point_name({f"optimizer.{name * 9}": 1.0 for name in "abcdefghij"})) < 140
-  for key, value in [("model.scan", False), ("model.dropout", 1e-7), ("model.dropout", None), ("train.steps", 3)]:
-    assert parse_value(key, value_text(value)) == value
-
-
-# Runs.
-
-
 def test_mistakes_are_told_before_anything_starts(tmp_path):
   path = write_sweep(tmp_path, {"model.dropout": [0.0, 0.1]})
   out = tmp_path / "out"
@@ -204,6 +87,7 @@ def test_mistakes_are_told_before_anything_starts(tmp_path):
     ("--jobs=0: a whole number", {}, {"jobs": 0}),
     ("--evaluation=first: choose last or best", {}, {"evaluation": "first"}),
     (r"train\.stepz does not exist", {"train.stepz": "1"}, {}),
+    (r"task\.name='translation' is not one of", {"task.name": "translation"}, {}),
     ("must be on a file system of this host", {}, {"out": "gs://bucket/sweep"}),
   ]:
     with pytest.raises(UserError, match=message):
@@ -360,45 +244,20 @@ def test_gpus_are_divided_among_jobs(monkeypatch, visible, jobs, expected):
   assert [tuple(map(v.get, names)) for v in variables] == expected
 
 
-# Adaptive points.
+def test_runs_side_by_side_write_no_cache_of_compiled_programs_together(monkeypatch):
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/cache/xla")
+  folders = [_program_cache(slot).get("JAX_COMPILATION_CACHE_DIR", "/cache/xla") for slot in range(3)]
+  assert folders == ["/cache/xla", "/cache/xla-job1", "/cache/xla-job2"]
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  monkeypatch.setenv("TFM_CACHE_DIR", "/mine")
+  assert _program_cache(1)["JAX_COMPILATION_CACHE_DIR"] == "/mine/xla-job1"
 
 
 def test_without_optuna_one_line_names_the_extra(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "optuna", None)
-  path = write_sweep(tmp_path, {"optuna": 3, **RANDOM})
+  path = write_sweep(tmp_path, {"optuna": 3, "model.dropout": [0.0, 0.1]})
   with pytest.raises(UserError, match=r"needs the package optuna: pip install -e '\.\[sweep\]'"):
     run_sweep(path, tmp_path / "out")
-
-
-DIMENSIONS = {
-  "optimizer.learning_rate": Dimension("log", (1e-5, 1e-1)),
-  "model.num_layers": Dimension("int", (1, 8)),
-  "optimizer.name": Dimension("choice", ("adamw", "sgd")),
-}
-
-
-def distance(point):
-  """Smallest at 1e-3, four layers and adamw."""
-  rate = np.log10(point["optimizer.learning_rate"]) + 3
-  return float(rate**2 + (point["model.num_layers"] - 4) ** 2 / 4 + (point["optimizer.name"] != "adamw"))
-
-
-def test_adaptive_points_depend_on_results_alone_and_come_closer():
-  pytest.importorskip("optuna", reason="pip install -e '.[sweep]'")
-  results = []
-  for _ in range(40):
-    point = adaptive.propose(DIMENSIONS, results, False, 0)
-    results.append((point, distance(point)))
-  assert len({json.dumps(point) for point, _ in results}) == 40
-  scores = [score for _, score in results]
-  assert np.mean(scores[-10:]) < 0.5 * np.mean(scores[:10])
-  assert adaptive.propose(DIMENSIONS, results[:20], False, 0) == results[20][0]
-  opposite = [(point, -score) for point, score in results[:20]]
-  assert adaptive.propose(DIMENSIONS, opposite, True, 0) == results[20][0]
-  foreign = [({"model.dropout": 0.1}, 1.0), ({**results[0][0], "model.num_layers": 99}, 0.0)]
-  assert adaptive.propose(DIMENSIONS, [*foreign, (results[0][0], None)], False, 0) not in [results[0][0], None]
-  two = {"optimizer.name": DIMENSIONS["optimizer.name"]}
-  assert adaptive.propose(two, [({"optimizer.name": name}, 1.0) for name in ("adamw", "sgd")], False, 0) is None
 
 
 @pytest.mark.slow
@@ -415,87 +274,6 @@ def test_an_adaptive_sweep_runs_and_goes_on(tmp_path, few_devices):
   assert points[1]["values"] == adaptive.propose(
     {"optimizer.learning_rate": Dimension("log", (1e-4, 1e-1))}, known, False, 0
   )
-
-
-# The page.
-
-
-class Page(HTMLParser):
-  """Checks that tags are closed, and collects them."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.open, self.tags = [], []
-    self.feed(text)
-    assert not self.open
-
-  def handle_starttag(self, tag, attributes):
-    self.tags.append((tag, dict(attributes)))
-    if tag != "meta":
-      self.open.append(tag)
-
-  def handle_startendtag(self, tag, attributes):
-    self.tags.append((tag, dict(attributes)))
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-
-NASTY = '<script>alert("no & never")</script>'
-
-
-def made_up(count=12, seeds=2):
-  """A random sweep with invented curves; one run failed, and one point has a value that is not plain text."""
-  space = space_of({"random": count, **RANDOM, "data.path": ["a", NASTY]})
-  points = []
-  for number, values in enumerate(space.points, 1):
-    top = 0.9 - 0.1 * abs(np.log10(values["optimizer.learning_rate"]) + 4) - values["model.dropout"] / 3
-    runs = []
-    for seed in range(seeds):
-      records = [
-        {"step": step, "split": "eval", "loss": 1.0, "accuracy": top * (1 - np.exp(-step / 200)) + 0.005 * seed}
-        for step in range(0, 1001, 100)
-      ]
-      run = SweepRun(
-        number,
-        values,
-        seed,
-        Path(f"{number:03d}_seed={seed}"),
-        {},
-        {},
-        FINISHED,
-        "",
-        records,
-        61.0,
-      )
-      runs.append(run)
-    points.append(Point(number, values, runs))
-  points[3].runs[1].status, points[3].runs[1].error = "failed", f"killed by SIGKILL: {NASTY}"
-  return space, points
-
-
-def test_the_page_is_whole_escaped_and_needs_nothing_else():
-  space, points = made_up()
-  text = sweep_page("configs/sst2.py", space, points, Metric("accuracy"))
-  parsed = Page(text)
-  assert "<script" not in text and "https://" not in text and "prefers-color-scheme: dark" in text
-  assert [tag for tag, _ in parsed.tags].count("h2") == 6 + len(space.dimensions)
-  threads = [a for tag, a in parsed.tags if a.get("class") == "thread"]
-  assert len(threads) == 12 and "var(--c4)" in threads[-1]["style"] and "var(--c4)" not in threads[0]["style"]
-  assert sum(a.get("class") == "solid" for tag, a in parsed.tags if tag == "polyline") >= 2  # the best's curves
-  assert "http-equiv" not in text and "http-equiv" in sweep_page("x", space, points, Metric("accuracy"), active=True)
-  for some in ([], points[:1]):
-    Page(sweep_page("x", space, some, Metric("accuracy")))
-    Page(sweep_page("x", space, some, Metric("nothing")))
-
-
-def test_the_table_is_sorted_by_the_metric():
-  _, points = made_up()
-  for metric in (Metric("accuracy"), Metric("loss")):
-    means = [point.mean(metric) for point in sweep.results.ranked(points, metric)]
-    assert means == sorted(means, reverse=metric.name == "accuracy")
-  points[0].runs[0].records[-1]["accuracy"] = None  # as JSON has a value that is not finite
-  assert Metric("accuracy").of(points[0].runs[0].records)[0] == 900
 
 
 def test_numbers_of_points_survive_a_lost_sweep_json(tmp_path):

@@ -35,6 +35,7 @@ from tfm_jax.tasks.sweeps.processes import locked, run_all
 from tfm_jax.tasks.sweeps.runs import FAILED, FINISHED, WAITING, Folder, Metric, SweepRun
 from tfm_jax.tasks.sweeps.space import Space, point_text, space_of
 from tfm_jax.tasks.sweeps.worker import replace
+from tfm_jax.tasks.table import find_task
 from tfm_jax.training.config import load
 from tfm_jax.training.help import config_keys
 
@@ -53,6 +54,7 @@ def main(flags: Flags) -> None:
   if seeds > 1 and ("seed" in space.dimensions or "seed" in flags.overrides):
     raise UserError(f"--seeds={seeds} sets the seed of every run, but the seed is set elsewhere as well: remove one")
   jobs, config = _whole(flags, "jobs", 1), load(path, flags.overrides)
+  find_task(config.task.name)
   metric = Metric(flags.values.get("metric") or ("accuracy" if config.task.name else "loss"), _evaluation(flags))
   if space.kind == "optuna":
     adaptive.check_installed()

@@ -14,6 +14,8 @@ from tfm_jax.tasks.sweeps.space import Space, short_keys, value_text
 _STYLE = """<style>
 .curve .points { stroke: none; }
 .curve .thread { fill: none; stroke-linejoin: round; }
+.curve .faint { opacity: 0.45; }
+.card .curve { overflow: visible; }
 .curve .axis { stroke: var(--soft); stroke-width: 1; }
 .curve .name { font-weight: 600; fill: var(--ink); }
 section > .command { max-width: none; color: var(--ink); }
@@ -45,7 +47,9 @@ def sweep_page(config: str, space: Space, points: Sequence[Point], metric: Metri
   parts = [page.header(title, intro, facts)]
   if top:
     parts.append(
-      page.section("Best configuration", "", f'<p class="command">{escape(results.command(config, top))}</p>')
+      page.section(
+        "Best configuration", "", f'<p class="command">{escape(results.command(config, top, lines=True))}</p>'
+      )
     )
   if len(scored) > 1:
     axes = [_Scale(key, name, scored, space) for key, name in short_keys(keys).items()]

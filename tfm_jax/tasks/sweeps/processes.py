@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from tfm_jax.cache import cache_dir
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.interruption import Interrupted
 from tfm_jax.tasks.sweeps.runs import FAILED, FINISHED, INTERRUPTED, LOG, RUNNING, SweepRun
@@ -97,7 +98,7 @@ def _start(config: str, run: SweepRun, slot: int, jobs: int, lock: "IO[str] | No
   flags = [f"--config={config}", f"--workdir={run.folder}", *run.flags()]
   command = [sys.executable, "-m", "tfm_jax.tasks.sweeps.worker", *flags]
   path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
-  environment = os.environ | {"PYTHONPATH": path} | _devices(slot, jobs)
+  environment = os.environ | {"PYTHONPATH": path} | _devices(slot, jobs) | _program_cache(slot)
   with (run.folder / LOG).open("ab") as log:
     begins = log.seek(0, os.SEEK_END)
     process = subprocess.Popen(
@@ -124,6 +125,18 @@ def _devices(slot: int, jobs: int) -> dict[str, str]:
   if jobs > len(gpus):
     variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{_MEMORY / -(-jobs // len(gpus)):.3f}"
   return variables
+
+
+def _program_cache(slot: int) -> dict[str, str]:
+  """Variables for a cache of compiled programs of this slot: JAX's is not safe to write side by side."""
+  if not slot:
+    return {}
+  folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir() / "xla")
+  seconds = os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")  # as `use_compilation_cache`
+  return {
+    "JAX_COMPILATION_CACHE_DIR": f"{folder}-job{slot}",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": seconds,
+  }
 
 
 def _finish(one: _Started, interrupted: bool) -> None:

@@ -64,14 +64,16 @@ def table(points: Sequence[Point], metric: Metric, keys: Sequence[str]) -> str:
   return "\n".join(map(line, [columns, *rows]))
 
 
-def command(config: str, point: Point) -> str:
-  """The point as a command line. Of several seeds it has none: the seed is not what was found."""
+def command(config: str, point: Point, lines: bool = False) -> str:
+  """The point as a command, in one line or one flag per line. Of several seeds it has none: none of them was found."""
   overrides = dict(point.runs[0].overrides)
   if len(point.runs) > 1:
     overrides.pop("seed", None)
   name = Path(config.replace(".py", "").replace(":", "_")).name
   words = ["python", "train.py", f"--config={config}", f"--workdir=runs/{name}_best"]
-  return shlex.join([*words, *(f"--config.{key}={value}" for key, value in overrides.items())])
+  words += [f"--config.{key}={value}" for key, value in overrides.items()]
+  between = " \\\n  " if lines else " "
+  return between.join([shlex.join(words[:3]), *map(shlex.quote, words[3:])])
 
 
 def failures(points: Sequence[Point]) -> list[tuple[str, str]]:
