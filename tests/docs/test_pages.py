@@ -216,7 +216,7 @@ def test_flags_of_commands_are_those_of_the_commands():
   for name, module in {
     "-m tfm_jax.compare": compare_command,
     "-m tfm_jax.compare.scaling": scaling,
-    "-m tfm_jax.tasks.sweep": sweep,
+    "-m tfm_jax.tasks.sweep": sweep_command,
   }.items():
     documented = set(re.findall(r"^--(\w+)=", str(module.__doc__), re.MULTILINE))
     assert documented - {"config"} <= set(COMMANDS[name]), name
