@@ -19,4 +19,6 @@ def get_config(variant=""):
   c.task.name = "token_classification"
   c.data.update(task.files("conll2003", "train.txt.gz", "dev.txt.gz"))
   c.data.seq_len = 128
+  if not variant:
+    c.train.steps, c.eval.every = 1500, 250
   return c.lock()

@@ -1,6 +1,7 @@
 """Rows of examples and their batches: nothing is lost, little is padded, and a batch is a function of its step."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfm_jax.objectives.objective import Vocabulary
+from tfm_jax.tasks.augmentation import Augmentation
 from tfm_jax.tasks.rows import RowBatches, lengths_of, make_rows
 from tfm_jax.tasks.texts import text_rows
 from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
@@ -141,3 +143,38 @@ def test_the_order_is_shuffled_within_a_length_too():
     if 0 in rows:
       partners.update(rows)
   assert len(partners) > 50
+
+
+AUGMENTED = Vocabulary(200, special_ids=(0, 1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(("hide", "hide_spans"), [(0.2, 0.0), (0.0, 0.2), (0.1, 0.1)])
+def test_a_share_of_the_ordinary_tokens_is_hidden_anew_in_each_epoch(hide, hide_spans):
+  rows = rows_of([60] * 200)
+  rows = dataclasses.replace(rows, tokens=np.maximum(rows.tokens % 190, 1))
+  batches = RowBatches(rows, 50, 0, (64,), True, augment=Augmentation(hide, hide_spans, 0.0, AUGMENTED))
+  plain = RowBatches(rows, 50, 0, (64,), True)
+  masks = {}
+  for step in range(8):  # two epochs
+    a, b = batches.batch(step), plain.batch(step)
+    ordinary = ~np.isin(b["inputs"], (0, 1, 2, 3, 4))
+    changed = a["inputs"] != b["inputs"]
+    assert (a["inputs"][changed] == AUGMENTED.mask_id).all() and not (changed & ~ordinary).any()
+    assert 0.7 * (hide + hide_spans) < changed.sum() / ordinary.sum() < 1.1 * (hide + hide_spans)
+    for i, row in enumerate(plain.rows_of(step)):
+      masks.setdefault(row, []).append(changed[i])
+    for name in a:
+      if name != "inputs":
+        np.testing.assert_array_equal(a[name], b[name])
+  assert all(not np.array_equal(first, second) for first, second in masks.values())
+
+
+def test_swapped_tokens_are_the_same_tokens():
+  rows = rows_of([60] * 50)
+  rows = dataclasses.replace(rows, tokens=rows.tokens % 190)
+  batch = RowBatches(rows, 50, 0, (64,), True, augment=Augmentation(0.0, 0.0, 0.3, AUGMENTED)).batch(0)
+  plain = RowBatches(rows, 50, 0, (64,), True).batch(0)
+  moved = batch["inputs"] != plain["inputs"]
+  assert 0.2 < moved.sum() / (plain["segment_ids"] > 0).sum() < 0.6
+  np.testing.assert_array_equal(np.sort(batch["inputs"]), np.sort(plain["inputs"]))
+  assert not moved[np.isin(plain["inputs"], (0, 1, 2, 3, 4))].any()

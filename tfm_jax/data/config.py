@@ -44,6 +44,9 @@ class TaskConfig:
   pair: str = ""  # the second text, if there is one
   label: str = ""  # the class, number or tag
   class_weights: str = ""  # of the training loss: balanced (all classes weigh the same), or numbers with commas
+  hide: float = 0.0  # augmentation: the share of tokens that become the mask token (or the unknown one) in training
+  hide_spans: float = 0.0  # augmentation: the share of tokens that are hidden in spans of three
+  swap: float = 0.0  # augmentation: the share of tokens that change places with the next (not of tags and answers)
   stride: int = 128  # question_answering: tokens that two windows of a long context share
   answer_tokens: int = 30  # question_answering: most tokens of a predicted answer
 

@@ -22,6 +22,7 @@ from tfm_jax.models.model import Model, labelled_fields
 from tfm_jax.objectives.objective import Fields, along_row
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.tasks.augmentation import Augmentation
 from tfm_jax.tasks.rows import RowBatches, Rows, lengths_of
 from tfm_jax.tasks.scores import score
 from tfm_jax.text.corpora.corpus import Corpus, Counts
@@ -125,7 +126,13 @@ class LabelledTask(abc.ABC, Generic[E]):
     self.fingerprints = {"data": fingerprint, "tokenizer": self.tokenizer.fingerprint}
     rows = self.rows(train)
     size, pad = config.train.batch_size, self.vocabulary.pad_id
-    self._train = RowBatches(self.training_rows(rows), size, config.seed, self.lengths, shuffle=True, pad=pad)
+    augment = Augmentation(config.task.hide, config.task.hide_spans, config.task.swap, self.vocabulary)
+    if augment.swap and self.form in ("tags", "answers"):
+      raise UserError(
+        f"task.swap={augment.swap:g} would move tokens away from their labels: task.name={config.task.name}"
+      )
+    weighted = self.training_rows(rows)
+    self._train = RowBatches(weighted, size, config.seed, self.lengths, shuffle=True, pad=pad, augment=augment)
     self.num_rows = self._train.num_rows
     self.fields = self._fields(rows)
     self._examples = held_out

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tfm_jax.data.permutation import permute
+from tfm_jax.objectives.draws import Draws
+from tfm_jax.tasks.augmentation import Augmentation
 
 Batch = dict[str, np.ndarray]
 
@@ -115,6 +117,7 @@ class RowBatches:
     shuffle: training (True) or evaluation (False).
     pad: the token id where there is no token.
     limit: of evaluation, the number of batches; they hold rows from everywhere. 0: all rows.
+    augment: of training, changes the tokens of rows; None: they stay.
   """
 
   def __init__(
@@ -126,9 +129,11 @@ class RowBatches:
     shuffle: bool,
     pad: int = 0,
     limit: int = 0,
+    augment: Augmentation | None = None,
   ) -> None:
     self._rows, self.batch_size, self._seed, self._shuffle, self._pad = rows, batch_size, seed, shuffle, pad
     self.num_rows = len(rows)
+    self._augment = augment if augment and augment.active else None
     self._lengths = np.asarray(lengths)
     self._bucket = np.searchsorted(self._lengths, rows.lengths)
     if not shuffle:
@@ -185,7 +190,15 @@ class RowBatches:
       """One value per token of each row."""
       return self._shaped(np.where(valid, values[places] if len(values) else blank, blank).astype(values.dtype))
 
+    # The ids of rows decide dropout and augmentation: those of an epoch differ from those of the others.
+    ids = np.where(real, (rows + epoch * self.num_rows) % 2**31, 0).astype(np.int32)
     out = {"inputs": along(source.tokens, self._pad)}
+    if self._augment is not None:
+      flat = out["inputs"].reshape(-1, length)
+      draws = Draws.of(
+        self._seed, 0, np.repeat(ids, members) * np.int64(members) + np.tile(np.arange(members), len(ids))
+      )
+      out["inputs"] = self._augment(flat, draws).reshape(out["inputs"].shape)
     out["segment_ids"] = self._shaped(valid.astype(np.int32))
     out["positions"] = self._shaped((valid * column).astype(np.int32))
     if source.types is not None:
@@ -194,8 +207,7 @@ class RowBatches:
     for name, values in source.labels.items():
       picked = values[np.maximum(rows, 0)]
       out[name] = np.where(real.reshape(-1, *[1] * (picked.ndim - 1)), picked, 0).astype(values.dtype)
-    # The ids of rows decide the dropout: those of an epoch differ from those of the others.
-    out["rows"] = np.where(real, (rows + epoch * self.num_rows) % 2**31, 0).astype(np.int32)
+    out["rows"] = ids
     return out
 
   def _shaped(self, array: np.ndarray) -> np.ndarray:
