@@ -50,10 +50,10 @@ def test_heads_and_objectives_that_are_not_in_the_entry_are_refused_in_one_line(
       resolve(config)
 
 
-def test_a_decoder_answers_no_questions():
+def test_a_decoder_predicts_no_masked_tokens():
   for family in ("gpt", "llama"):
-    with pytest.raises(UserError, match=r"head\.name=question_answering"):
-      from_dict({"family": family, "head": {"name": "question_answering"}})
+    with pytest.raises(UserError, match=r"head\.name=pretraining"):
+      from_dict({"family": family, "head": {"name": "pretraining"}})
 
 
 # Axes.

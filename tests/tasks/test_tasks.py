@@ -17,6 +17,7 @@ from tfm_jax.tasks.evaluate import evaluate, read_predictions, write
 from tfm_jax.tasks.multiple_choice import MultipleChoice
 from tfm_jax.tasks.question_answering import QuestionAnswering
 from tfm_jax.tasks.sequence_classification import SequenceClassification, SequenceRegression
+from tfm_jax.tasks.similarity import Similarity
 from tfm_jax.tasks.table import TASKS, find_task
 from tfm_jax.tasks.token_classification import TokenClassification
 from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
@@ -100,7 +101,9 @@ def test_a_label_that_training_does_not_have_is_named(tmp_path):
     SequenceClassification, "sequence_classification", head={"head.labels": "no|yes", "head.num_labels": 2}
   )
   (tmp_path / "a.tsv").write_text("text\tlabel\na\tyes\nb\tmaybe\n")
-  with pytest.raises(UserError, match=r"a\.tsv, line 3: the label 'maybe' is not a class .* no, yes"):
+  with pytest.raises(
+    UserError, match=r"a\.tsv, line 3: the label 'maybe' is not a class of the training data.* no, yes"
+  ):
     task.rows(read(SequenceClassification, task, tmp_path / "a.tsv"))
 
 
@@ -136,6 +139,17 @@ def test_regression_learns_numbers_from_pairs(experiment, tmp_path):
   assert result["pearson"] > 0.9 and TASKS["stsb"] is SequenceRegression
   predictions = read_predictions(str(tmp_path / "run"))
   assert isinstance(predictions[0]["prediction"], float) and predictions[0]["label"] in (0.0, 1.0, 2.0)
+
+
+def test_a_decoder_classifies_by_its_last_token(experiment, tmp_path):
+  draw = np.random.default_rng(0)
+  rows = [(f"{'x' * int(draw.integers(1, 9))} {word}", word) for word in draw.choice(["yes", "no"], 200)]
+  (tmp_path / "train.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+  changes = {"task__name": "sequence_classification", "data__path": str(tmp_path / "train.tsv"), "data__seq_len": 16}
+  changes |= {"data__eval_path": str(tmp_path / "train.tsv"), "train__steps": 60, "eval__every": 60, "eval__batches": 0}
+  result = fit(tiny(experiment, "gpt", **changes), tmp_path / "run", SequenceClassification)
+  assert result["accuracy"] > 0.95
+  assert load_run(tmp_path / "run").config.model.head.pooling == "last"
 
 
 # ---- tags
@@ -176,10 +190,17 @@ def test_a_long_sentence_takes_several_rows_and_every_word_is_predicted(tmp_path
   assert task.predictions(examples, rows, outputs) == []  # not all of its rows are there
 
 
+def test_a_file_without_tags_is_read_whatever_column_the_config_names(tmp_path):
+  task = task_of(TokenClassification, "token_classification", head=TAGS, label="2")
+  (tmp_path / "a.txt").write_text("a\nb\n")
+  (sentence,) = read(TokenClassification, task, tmp_path / "a.txt")
+  assert (sentence.words, sentence.tags) == (("a", "b"), None)
+
+
 def test_a_tag_that_training_does_not_have_is_named(tmp_path):
   task = task_of(TokenClassification, "token_classification", head=TAGS)
   (tmp_path / "a.txt").write_text("a O\nb B-LOC\n")
-  with pytest.raises(UserError, match=r"a\.txt, line 2: the tag 'B-LOC' is not one of"):
+  with pytest.raises(UserError, match=r"a\.txt, line 2: the tag 'B-LOC' is not one of the training data"):
     task.rows(read(TokenClassification, task, tmp_path / "a.txt"))
 
 
@@ -349,6 +370,45 @@ def test_the_contrastive_loss_against_numpy():
   y = a @ b.T / 0.05
   expected = np.mean(np.log(np.exp(y).sum(1)) - np.diag(y))
   assert float(terms.loss["labels"][0] / terms.loss["labels"][1]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_whether_there_may_be_no_answer_is_known_from_training(tmp_path):
+  answer = {"text": "1928", "answer_start": CONTEXT.index("1928")}
+  both = [{"id": "a", "question": "q", "answers": [answer]}, {"id": "b", "question": "r", "answers": []}]
+  base = Config()
+  for qas, possible in ((both, True), (both[:1], False)):
+    path = questions(tmp_path, *qas)
+    data = dataclasses.replace(base.data, path=str(path), eval_path=str(path))
+    config = dataclasses.replace(base, data=data, task=load_task("question_answering"))
+    assert QuestionAnswering.configure(config).task.no_answer == possible
+  # A model that is certain that there is none says so, if it may, of a file without answers.
+  for possible in (True, False):
+    task = task_of(QuestionAnswering, "question_answering", 128, no_answer=possible)
+    examples = read(QuestionAnswering, task, questions(tmp_path, {"id": "a", "question": "q"}))
+    rows = task.rows(examples)
+    (found,) = task.predictions(examples, rows, {0: right(rows, 0)})
+    assert (found["prediction"] == "") == possible
+
+
+def test_similar_labels_are_scaled_as_in_training(tmp_path):
+  task = task_of(Similarity, "similarity", head={"head.num_labels": 1}, scale=5.0)
+  (tmp_path / "a.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t4\n")
+  rows = task.rows(read(Similarity, task, tmp_path / "a.tsv"))
+  assert rows.labels["targets"].tolist() == [pytest.approx(0.8)]
+
+
+@pytest.mark.parametrize("name", ["mrpc", "similarity"])
+def test_a_pair_that_is_missing_is_named(tmp_path, name):
+  (tmp_path / "a.tsv").write_text("sentence1\tlabel\na\t1\n")
+  config = dataclasses.replace(Config(), task=load_task(name))
+  with pytest.raises(UserError, match=r"a\.tsv has no column sentence2"):
+    find_task(name).read(config, [tmp_path / "a.tsv"], False, {})
+
+
+def test_predictions_with_line_separators_in_their_texts_are_read(tmp_path):
+  row = {"prediction": "a", "label": None, "text": "one\u2028two\x85three"}
+  (tmp_path / "predictions.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+  assert read_predictions(str(tmp_path)) == [row]
 
 
 # ---- from training to another file

@@ -54,6 +54,14 @@ def test_columns_by_number_have_no_header_unless_it_says_so(tmp_path):
   assert values(read_table([write(tmp_path / "b.csv", "label,text\n1,x\n")], columns)) == [("x", "1")]
 
 
+def test_a_number_is_a_column_and_no_name_in_the_first_row(tmp_path):
+  columns = {"text": Column("2", ("text",)), "label": Column("1", ("label",))}
+  assert values(read_table([write(tmp_path / "a.tsv", "1\tgood film\n0\tbad film\n")], columns)) == [
+    ("good film", "1"),
+    ("bad film", "0"),
+  ]
+
+
 def test_a_column_that_is_not_required_may_be_missing(tmp_path):
   assert values(read_table([write(tmp_path / "a.tsv", "text\nx\n")], COLUMNS)) == [("x", None)]
 
@@ -132,6 +140,14 @@ def test_mistakes_in_columns_name_file_and_line(tmp_path, text, columns, message
     read_conll([write(tmp_path / "a.txt", text)], *columns)
 
 
+def test_a_number_sign_is_a_word_and_comments_have_other_columns(tmp_path):
+  path = write(tmp_path / "a.txt", "# newdoc id = 1\n# # B-NP\n1 # I-NP\n\n# NN O\n")
+  assert [(s.words, s.tags) for s in read_conll([path])] == [
+    (("#", "1"), ("B-NP", "I-NP")),
+    (("#",), ("O",)),
+  ]
+
+
 # ---- SQuAD
 
 
@@ -158,6 +174,8 @@ def test_answers_are_looked_up_where_the_file_is_wrong(tmp_path):
   [
     ("{", r"a\.json is not JSON"),
     ('{"data": []}', r"a\.json has no questions"),
+    (squad("c", {"id": "x", "question": "q", "answers": [{"text": "c", "answer_start": "y"}]}), r"question 'x'"),
+    (squad("c \ud83d", {"id": "x", "question": "q"}), r"a\.json: half of a character"),
     ('{"rows": []}', r"a\.json: no key 'data'"),
     (squad("c", {"id": "x", "answers": []}), r"no key 'question'"),
     (squad("c", {"id": "x", "question": "q", "answers": [{"answer_start": 1}]}), r"question 'x': no key 'text'"),

@@ -49,6 +49,8 @@ class TaskConfig:
   swap: float = 0.0  # augmentation: the share of tokens that change places with the next (not of tags and answers)
   stride: int = 128  # question_answering: tokens that two windows of a long context share
   answer_tokens: int = 30  # question_answering: most tokens of a predicted answer
+  no_answer: bool = False  # question_answering: whether a question may have none; set if some in training have none
+  scale: float = 1.0  # similarity: labels are divided by it; set to the largest in training
 
 
 def resolve_data(data: DataConfig) -> DataConfig:

@@ -45,7 +45,7 @@ class HeadConfig:
   activation: str = ""  # activation of the transform; empty: model.activation
   bias: bool = False  # a bias in the output layer
   pooler: str = "none"  # dense layer on the pooled vector of a row, with the activation tanh or relu; none: no layer
-  pooling: str = "first"  # vector that stands for a row: first (the first token's) or mean (over its tokens)
+  pooling: str = "first"  # vector that stands for a row: first or last (of its tokens), or mean (over them)
   num_labels: int = 2  # number of classes of a classification head; 1: a number is predicted
   labels: str = ""  # names of the classes, separated by "|"; empty: unnamed
 
@@ -163,7 +163,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "scale_output": ("always", "never", "tied"),
   "head.activation": ("gelu", "gelu_tanh", "relu", "silu"),
   "head.pooler": ("none", "tanh", "relu"),
-  "head.pooling": ("first", "mean"),
+  "head.pooling": ("first", "last", "mean"),
 }
 
 

@@ -7,7 +7,16 @@ from tfm_jax.models.layers import Attention, Layer, Mlp
 from tfm_jax.models.towers import Network
 
 EVERY_HEAD: tuple[str, ...] = ()
-DECODER_HEADS = ("lm", "none")
+DECODER_HEADS = (
+  "lm",
+  "none",
+  "pooled",
+  "sequence_classification",
+  "token_classification",
+  "question_answering",
+  "multiple_choice",
+  "similarity",
+)
 
 
 @dataclasses.dataclass(frozen=True)

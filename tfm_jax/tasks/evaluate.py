@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfm_jax.errors import UserError
+from tfm_jax.runtime.agreement import process_index
 from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.labelled import LabelledTask, Prediction, score_lines
 from tfm_jax.tasks.report.comparison import comparison_page
@@ -68,6 +69,9 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
   if not data:
     raise UserError("no file to evaluate: say --data=FILE (the run has no data.eval_path)")
   config = dataclasses.replace(run.config, task=dataclasses.replace(run.config.task, name=name))
+  size, shards = batch_size or config.train.batch_size, run.model.placement.batch_shards
+  if size % shards:
+    raise UserError(f"{size} rows do not divide into the {shards} parts of the batch: say --batch_size=N")
   if batch_size:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
   _check_head(kind, config)
@@ -121,13 +125,19 @@ def write(out: str, evaluation: Evaluation, against: str = "") -> list[str]:
     check_same_examples(e.predictions, other, against)
     names = (e.facts["run"], against)
     files["comparison.html"] = comparison_page(e.form, e.predictions, other, names, e.facts)
+  return _write_files(out, files)
+
+
+def _write_files(out: str, files: Mapping[str, str]) -> list[str]:
+  """Writes files into a folder, each atomically; process 0 does. Raises UserError."""
   folder = Path(out)
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-      temporary = folder / f".{name}.{os.getpid()}"
-      temporary.write_text(text, encoding="utf-8")
-      os.replace(temporary, folder / name)
+    if process_index() == 0:
+      folder.mkdir(parents=True, exist_ok=True)
+      for name, text in files.items():
+        temporary = folder / f".{name}.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, folder / name)
   except OSError as error:
     raise UserError(f"cannot write to --out={out}: {error.strerror or error}") from error
   return [str(folder / name) for name in files]
@@ -137,7 +147,8 @@ def read_predictions(path: str) -> list[Prediction]:
   """The rows of a predictions.jsonl, or of the one in a folder. Raises UserError."""
   file = Path(path) / "predictions.jsonl" if Path(path).is_dir() else Path(path)
   try:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    # Not `splitlines`, which also splits at other line separators, within texts.
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
   except (OSError, ValueError) as error:
     raise UserError(f"{file} is no predictions.jsonl: {error}") from error
 
@@ -159,23 +170,28 @@ def evaluate_run(
   run = load_run(workdir, step=step, strategy=strategy)
   folder = out or str(Path(workdir) / "evaluation")
   if task == LANGUAGE_MODELING:
-    return _language(run, workdir, data, folder)
+    if against or batch_size:
+      raise UserError(f"--{'against' if against else 'batch_size'} does not apply to --task={LANGUAGE_MODELING}")
+    return _language(run, data, folder)
   evaluation = evaluate(run, data, task, batch_size)
   evaluation = dataclasses.replace(evaluation, facts={**evaluation.facts, "run": workdir})
   paths = write(folder, evaluation, against)
+  written = [f"written: {path}" for path in paths]
   if not evaluation.scores:
-    return [f"{evaluation.facts['data']} has no labels: nothing is scored", *(f"written: {path}" for path in paths)]
-  return [str(evaluation), *(f"written: {path}" for path in paths)]
+    return [f"{evaluation.facts['data']} has no labels: nothing is scored", *written]
+  labelled = any(row["label"] is not None for row in evaluation.predictions)
+  return [*([str(evaluation)] if labelled else score_lines(evaluation.scores)), *written]
 
 
-def _language(run: Run, workdir: str, data: str, out: str) -> list[str]:
+def _language(run: Run, data: str, out: str) -> list[str]:
   """Perplexities of a text."""
   from tfm_jax.tasks.language import evaluate_text
 
+  if not (data or run.config.data.eval_path):
+    raise UserError("no text to evaluate: say --data=FILE (the run has no data.eval_path)")
   scores, rows = evaluate_text(run, data or run.config.data.eval_path)
-  folder = Path(out)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / "scores.json").write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n")
-  text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-  (folder / "predictions.jsonl").write_text(text, encoding="utf-8")
-  return [*score_lines(scores), f"written: {folder / 'scores.json'}", f"written: {folder / 'predictions.jsonl'}"]
+  files = {
+    "scores.json": json.dumps(scores, indent=2, allow_nan=False) + "\n",
+    "predictions.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+  }
+  return [*score_lines(scores), *(f"written: {path}" for path in _write_files(out, files))]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tfm_jax.data.prepare import find_tokenizer, vocabulary_of
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.groups import grouped
 from tfm_jax.models.model import Model, labelled_fields
 from tfm_jax.objectives.objective import Fields, along_row
@@ -38,6 +39,7 @@ E = TypeVar("E")
 Outputs = Mapping[str, np.ndarray]
 Prediction = dict[str, Any]
 
+_UNREAD: dict[str, Any] = {"no_answer": False, "scale": 1.0}  # keys of the task that reading does not depend on
 SOURCE = "files"
 """`data.source` of tasks: the files at `data.path`, whose form their endings and the task tell."""
 
@@ -73,6 +75,11 @@ class LabelledTask(abc.ABC, Generic[E]):
     """The keys of the head ("head.name", ...) that follow from the training examples."""
 
   @classmethod
+  def task_keys(cls, examples: Sequence[E]) -> dict[str, Any]:
+    """The keys of the section `task` that follow from the training examples."""
+    return {}
+
+  @classmethod
   @abc.abstractmethod
   def texts(cls, example: E) -> Sequence[str]:
     """The texts of an example; the first decides with which others it is held out."""
@@ -106,8 +113,12 @@ class LabelledTask(abc.ABC, Generic[E]):
     """Sets the head, with the classes of the file at `data.path`. Raises UserError."""
     data = dataclasses.replace(config.data, source=SOURCE)
     config = dataclasses.replace(config, data=data)
-    head = cls.head(config, cls.split(config)[0])
-    return dataclasses.replace(config, model=replaced(config.model, head))
+    train, held_out = cls.split(config)
+    head = cls.head(config, train if config.data.eval_path else [*train, *held_out])
+    if find_family(config.family).causal and config.model.head.pooling == "first":
+      head.setdefault("head.pooling", "last")  # the first token of a causal model knows nothing of the others
+    task = dataclasses.replace(config.task, **cls.task_keys(train))
+    return dataclasses.replace(config, model=replaced(config.model, head), task=task)
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     counts: Counts = {}
@@ -175,7 +186,9 @@ class LabelledTask(abc.ABC, Generic[E]):
   @classmethod
   def _read(cls, config: Config, files: list[Path], labelled: bool, counts: Counts) -> list[E]:
     stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    examples, found = _examples(cls, config.task, config.data.errors, labelled, stamps, config)
+    # `configure` and the task read the same files: what `configure` changes is no part of the key.
+    same = dataclasses.replace(config, model=Config().model, task=dataclasses.replace(config.task, **_UNREAD))
+    examples, found = _examples(cls, labelled, stamps, same)
     for name, count in found.items():
       counts[name] = counts.get(name, 0) + count
     return list(examples)
@@ -264,9 +277,9 @@ def score_lines(scores: Mapping[str, float]) -> list[str]:
 
 @functools.lru_cache(maxsize=4)
 def _examples(
-  task: Any, columns: Any, errors: str, labelled: bool, stamps: tuple[tuple[Path, int, int], ...], config: Any
+  task: Any, labelled: bool, stamps: tuple[tuple[Path, int, int], ...], config: Any
 ) -> tuple[tuple[Any, ...], Counts]:
-  """What `read` gives: `configure` and the task read the same files."""
+  """What `read` gives."""
   counts: Counts = {}
   return tuple(task.read(config, [file for file, _, _ in stamps], labelled, counts)), counts
 

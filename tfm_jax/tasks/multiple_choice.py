@@ -11,7 +11,7 @@ from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
 from tfm_jax.tasks.rows import Rows
 from tfm_jax.tasks.texts import text_rows
 from tfm_jax.text.corpora.corpus import Counts
-from tfm_jax.text.examples.tables import Column, read_table
+from tfm_jax.text.examples.tables import Column, check_text, read_table
 from tfm_jax.training.config import Config
 
 _CHOICES = ("endings", "choices", "candidates", "options")
@@ -45,7 +45,7 @@ class MultipleChoice(LabelledTask[Choice]):
     columns = {
       "text": Column(task.text, _TEXT),
       "pair": Column(task.pair, _CHOICES),
-      "label": Column(task.label, ("label", "answer"), required=labelled or bool(task.label)),
+      "label": Column(task.label, ("label", "answer"), required=labelled),
     }
     examples = []
     for row in read_table(files, columns, config.data.errors, counts):
@@ -54,6 +54,8 @@ class MultipleChoice(LabelledTask[Choice]):
       strings = isinstance(candidates, list) and all(isinstance(one, str) for one in candidates)
       if not strings or len(candidates) < 2 or not isinstance(text, str):
         raise UserError(f"{place}: expected a text and a list of at least two texts: set task.text and task.pair")
+      for one in (text, *candidates):
+        check_text(one, place)
       if labelled and label in (None, ""):
         raise UserError(f"{place}: no label")
       number = None if label in (None, "") else _number(str(label), len(candidates), place)

@@ -58,6 +58,11 @@ class QuestionAnswering(LabelledTask[Question]):
     return {"head.name": cls.head_name}
 
   @classmethod
+  def task_keys(cls, examples: Sequence[Question]) -> dict[str, Any]:
+    """See `LabelledTask`: whether there may be no answer."""
+    return {"no_answer": any(example.answers == () for example in examples)}
+
+  @classmethod
   def texts(cls, example: Question) -> Sequence[str]:
     """See `LabelledTask`: questions about the same context stay together."""
     return (example.context, example.question)
@@ -111,7 +116,8 @@ class QuestionAnswering(LabelledTask[Question]):
         # The least certain of the windows that say so: an answer in one of them is an answer.
         null = float(scores[0].sum())
         nothing[number] = min(nothing.get(number, null), null)
-    unanswerable = any(example.answers == () for example in examples)
+    # Also of imported models, of whose training nothing is known.
+    unanswerable = self.config.task.no_answer or any(example.answers == () for example in examples)
     return [_prediction(examples[number], found, nothing[number], unanswerable) for number, found in spans.items()]
 
 

@@ -29,7 +29,8 @@ class SequenceClassification(LabelledTask[TextExample]):
     """See `LabelledTask`."""
     glue = GLUE.get(config.task.name)
     names = {"text": glue.text, "pair": glue.pair, "label": glue.label} if glue else {}
-    return read_texts(config, files, labelled, counts, {"text": TEXT, "pair": PAIR, "label": LABEL} | names)
+    usual = {"text": TEXT, "pair": PAIR, "label": LABEL} | names
+    return read_texts(config, files, labelled, counts, usual, pairs=bool(glue and glue.pair))
 
   @classmethod
   def head(cls, config: Config, examples: Sequence[TextExample]) -> dict[str, Any]:

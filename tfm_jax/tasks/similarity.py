@@ -29,7 +29,7 @@ class Similarity(LabelledTask[TextExample]):
   @classmethod
   def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[TextExample]:
     """See `LabelledTask`. Labels are never required."""
-    examples = read_texts(config, files, False, counts, {"text": TEXT, "pair": PAIR, "label": LABEL})
+    examples = read_texts(config, files, False, counts, {"text": TEXT, "pair": PAIR, "label": LABEL}, pairs=True)
     for example in examples:
       if len(example.texts) != 2:
         raise UserError(f"{example.place}: one text, where pairs are compared: set task.text and task.pair")
@@ -47,6 +47,12 @@ class Similarity(LabelledTask[TextExample]):
     return {"head.name": cls.head_name, "head.num_labels": 1 if known else 2, "head.labels": "", "head.pooling": "mean"}
 
   @classmethod
+  def task_keys(cls, examples: Sequence[TextExample]) -> dict[str, Any]:
+    """See `LabelledTask`: the scale of the labels."""
+    largest = max((number_of(example) for example in examples if example.label is not None), default=1.0)
+    return {"scale": largest}
+
+  @classmethod
   def texts(cls, example: TextExample) -> Sequence[str]:
     """See `LabelledTask`."""
     return example.texts
@@ -57,7 +63,7 @@ class Similarity(LabelledTask[TextExample]):
     flat = text_rows(texts, {}, self.tokenizer, self.vocabulary, self.config.data.seq_len, token_types=False)
     labels = np.array([number_of(example) for example in examples], np.float32)
     known = ~np.isnan(labels) if self.config.model.head.num_labels == 1 else np.ones(len(labels), bool)
-    scaled = np.where(known & ~np.isnan(labels), labels, 0) / max(np.nanmax(labels, initial=0), 1e-9)
+    scaled = np.where(known & ~np.isnan(labels), labels, 0) / self.config.task.scale
     return flat.grouped(2, {"targets": scaled.astype(np.float32), "weights": known.astype(np.float32)})
 
   def predictions(

@@ -10,7 +10,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.objectives.objective import Vocabulary
 from tfm_jax.tasks.rows import Rows, make_rows
 from tfm_jax.text.corpora.corpus import Counts
-from tfm_jax.text.examples.tables import Column, listed, read_table
+from tfm_jax.text.examples.tables import Column, check_text, listed, read_table
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 
@@ -34,7 +34,12 @@ class TextExample(NamedTuple):
 
 
 def read_texts(
-  config: Config, files: Sequence[Path], labelled: bool, counts: Counts, names: Mapping[str, tuple[str, ...]]
+  config: Config,
+  files: Sequence[Path],
+  labelled: bool,
+  counts: Counts,
+  names: Mapping[str, tuple[str, ...]],
+  pairs: bool = False,
 ) -> list[TextExample]:
   """The examples of tables, with the columns that the section `task` names, or else the usual names.
 
@@ -44,6 +49,7 @@ def read_texts(
     labelled: whether each example must have a label.
     counts: see `read_table`.
     names: usual names of the columns text, pair and label.
+    pairs: whether each example must have two texts.
 
   Raises:
     UserError: a mistake in a file, named by its line, or files of which only some have pairs.
@@ -51,10 +57,10 @@ def read_texts(
   task = config.task
   columns = {
     "text": Column(task.text, names["text"]),
-    "label": Column(task.label, names["label"], required=labelled or bool(task.label)),
+    "label": Column(task.label, names["label"], required=labelled),
   }
   if task.pair or not task.text:  # a config that names the text's column also names the pair's
-    columns["pair"] = Column(task.pair, names["pair"], required=bool(task.pair))
+    columns["pair"] = Column(task.pair, names["pair"], required=bool(task.pair) or pairs)
   examples: list[TextExample] = []
   for row in read_table(files, columns, config.data.errors, counts):
     texts = (
@@ -77,7 +83,7 @@ def read_texts(
 
 def _text(value: Any, row: Any) -> str:
   if isinstance(value, str):
-    return value
+    return check_text(value, f"{row.file}, line {row.line}")
   raise UserError(f"{row.file}, line {row.line}: the text is {value!r}, not a text: set task.text and task.pair")
 
 
@@ -117,7 +123,7 @@ def check_labels(config: Config, classes: Sequence[str], examples: Sequence[Text
   for example in examples:
     if example.label is not None and example.label not in classes:
       raise UserError(
-        f"{example.place}: the label {example.label!r} is not a class of {config.data.path}, whose classes are "
+        f"{example.place}: the label {example.label!r} is not a class of the training data, whose classes are "
         f"{listed(classes)}"
       )
 

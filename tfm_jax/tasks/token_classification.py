@@ -98,7 +98,7 @@ class TokenClassification(LabelledTask[Sentence]):
     for i, tag in enumerate(sentence.tags):
       if tag not in numbers:
         raise UserError(
-          f"{sentence.file}, line {sentence.line + i}: the tag {tag!r} is not one of {self.config.data.path}, whose "
+          f"{sentence.file}, line {sentence.line + i}: the tag {tag!r} is not one of the training data, whose "
           f"tags are {listed(self.tags)}"
         )
     return np.array([numbers[tag] for tag in sentence.tags])

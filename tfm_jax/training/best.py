@@ -10,12 +10,13 @@ from typing import Any
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.run_directory import RunDirectory
 
-_SMALLER = ("loss", "perplexity", "bits_per_byte")
+_SMALLER = ("loss", "objective", "perplexity", "bits_per_byte", "bits_per_character", "error", "bio_faults")
 
 
 def smaller_is_better(metric: str) -> bool:
-  """Whether a smaller value of a metric is better: of losses, perplexities and errors."""
-  return metric in _SMALLER or metric.startswith("loss_") or metric == "error" or metric.endswith("_error")
+  """Whether a smaller value of a metric is better: of losses, perplexities, errors and faults."""
+  named = metric.startswith("loss_") or metric.endswith(("_loss", "_perplexity", "_error"))
+  return metric in _SMALLER or named
 
 
 class Best:

@@ -33,12 +33,15 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
 
   Raises:
     ValueError: the head has no loss.
-    UserError: when it is traced: `loss.r_drop` is set, and the head does not classify rows.
+    UserError: `loss.r_drop` is set, and the head does not classify rows.
   """
   name = model.config.head.name
   loss_of_head = HEADS[name].loss
   if loss_of_head is None:
     raise ValueError(f"head.name={name} has no loss: it has no targets to learn from")
+
+  if config.r_drop and (name != "sequence_classification" or model.config.head.num_labels < 2):
+    raise UserError(f"loss.r_drop={config.r_drop:g} is for heads that classify rows: set it to 0")
 
   def loss(params: Any, batch: Batch, noise: Noise | None) -> LossTerms:
     extras = config if noise is not None else LossConfig()
@@ -59,8 +62,6 @@ def _r_drop(terms: LossTerms, other: LossTerms, y_BC: Array, z_BC: Array, weight
 
   Reports are those of the first pass.
   """
-  if y_BC.ndim != 2:
-    raise UserError(f"loss.r_drop={factor:g} is for heads that classify rows: set it to 0")
   log_p, log_q = jax.nn.log_softmax(y_BC), jax.nn.log_softmax(z_BC)
   # KL(p, q) + KL(q, p)
   both = ((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q)).sum(-1)

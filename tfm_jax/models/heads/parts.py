@@ -56,9 +56,13 @@ class Classifier(Layer):
 
 
 def pooled(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Array:
-  """One vector per row, [B, D]: the first token's or the mean of all tokens, then the pooler if there is one."""
+  """One vector per row, [B, D]: the first or last token's, or the mean of all, then the pooler if there is one."""
   if c.head.pooling == "first":
     h_BD = h_BTD[:, 0]
+  elif c.head.pooling == "last":
+    real_BT = jnp.ones(h_BTD.shape[:2], jnp.int32) if seen.segments_BT is None else (seen.segments_BT != 0)
+    last_B = (real_BT * jnp.arange(h_BTD.shape[1], dtype=jnp.int32)[None]).argmax(1)
+    h_BD = jnp.take_along_axis(h_BTD, last_B[:, None, None], axis=1)[:, 0]
   else:
     weights = jnp.ones(h_BTD.shape[:2]) if seen.segments_BT is None else (seen.segments_BT != 0).astype(jnp.float32)
     total = (h_BTD.astype(jnp.float32) * weights[:, :, None]).sum(1)

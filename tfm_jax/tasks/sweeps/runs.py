@@ -18,11 +18,11 @@ from tfm_jax.errors import UserError
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.sweeps.space import Values, point_name, point_text, value_text
 from tfm_jax.tasks.sweeps.worker import RESULT, replace
+from tfm_jax.training.best import smaller_is_better
 from tfm_jax.training.config import changed_keys, from_stored, load, to_dict
 
 POINT, LOG = "point.json", "log.txt"
 WAITING, RUNNING, FINISHED, FAILED, INTERRUPTED = "waiting", "running", "finished", "failed", "interrupted"
-FALLING = ("loss", "objective", "perplexity", "bits_per_byte", "bits_per_character", "error", "calibration")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Metric:
   @property
   def larger_is_better(self) -> bool:
     """Not of losses, perplexities, bits and errors."""
-    return not (self.name in FALLING or self.name.endswith(("_loss", "_error", "_perplexity")))
+    return not smaller_is_better(self.name)
 
   def of(self, records: Iterable[Mapping[str, Any]]) -> tuple[int, float] | None:
     """(step, value) in the records of evaluations; None: no evaluation has a finite one."""

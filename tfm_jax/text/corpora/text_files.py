@@ -16,7 +16,7 @@ from tfm_jax.text.corpora.opening import JSON_LINES, check_json_lines, ending
 DOCUMENTS = ("block", "line", "file")
 """What `data.document` may be."""
 
-_SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON can spell and UTF-8 cannot
+SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON can spell and UTF-8 cannot
 
 
 def text_corpus(
@@ -128,10 +128,10 @@ def _json_text(line: str, text_key: str, errors: str, file: Path, number: int) -
     value = value[key]
   if not isinstance(value, str):
     raise UserError(f"{place}: the value of {text_key!r} is {_type(value)}, not a text; set data.text_key")
-  if _SURROGATES.search(value):
+  if SURROGATES.search(value):
     if errors == "raise":
       raise UserError(f"{place}: half of a character (\\ud800 to \\udfff); mend it, or set data.errors=replace")
-    return _SURROGATES.sub("\ufffd", value)
+    return SURROGATES.sub("\ufffd", value)
   return value
 
 

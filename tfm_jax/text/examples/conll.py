@@ -31,7 +31,8 @@ def read_conll(
 ) -> list[Sentence]:
   """The sentences of files in columns, which are separated by white space (or by tabs, if a line has any).
 
-  Lines that begin with -DOCSTART- separate documents, and lines that begin with "# " are comments, as in CoNLL-U.
+  Lines that begin with -DOCSTART- separate documents. Lines before the words of a sentence that begin with "#" are
+  comments (as in CoNLL-U), unless they have as many columns as the words.
 
   Args:
     files: text files, plain or compressed.
@@ -63,15 +64,19 @@ def _sentences(
   numbered = ((number, line.strip()) for number, line in enumerate(lines, 1))
   words_only: bool | None = None
   for blank, group in groupby(numbered, key=lambda line: not line[1] or line[1].startswith(_DOCUMENT)):
-    block = [(number, line) for number, line in group if not (line.startswith("# ") and "\t" not in line)]
-    if blank or not block:
+    if blank:
       continue
+    block = list(group)
     cells = [line.split("\t") if "\t" in line else line.split() for _, line in block]
+    comments = 0  # before the words, and of another number of columns: "#" is a word too
+    while comments < len(block) and block[comments][1].startswith("#") and len(cells[comments]) != len(cells[-1]):
+      comments += 1
+    block, cells = block[comments:], cells[comments:]
     if words_only is None:
-      words_only = not tag and all(len(row) == 1 for row in cells)
+      words_only = all(len(row) == 1 for row in cells) and not (tag and labelled)
     w, t = int(word or 1) - 1, int(tag or 0) - 1  # -1: the last column
     for (number, _), row in zip(block, cells, strict=True):
-      if len(row) <= max(w, t) or (not words_only and len(row) < 2):
+      if not words_only and len(row) <= max(w, t, 1):
         raise UserError(
           f"{file}, line {number}: {len(row)} columns, but words are read from column {w + 1} and tags from "
           f"{f'column {t + 1}' if tag else 'the last of several'}: set task.text and task.label"

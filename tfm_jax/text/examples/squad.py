@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.corpora.opening import READ_ERRORS, open_file
+from tfm_jax.text.examples.tables import check_text
 
 _FORM = 'expected {"data": [{"paragraphs": [{"context": ..., "qas": [...]}]}]}'
 
@@ -64,15 +65,18 @@ def _questions(file: Path, content: Any, counts: Counts) -> Iterator[Question]:
   try:
     for article in content["data"] if isinstance(content, dict) else content:
       for paragraph in article["paragraphs"]:
-        context = paragraph["context"]
+        context = check_text(paragraph["context"], place)
         for entry in paragraph["qas"]:
           place = f"{file}, question {entry.get('id', entry['question'])!r}"
           answers = None
           if "answers" in entry:
             answers = tuple(_answer(answer, context, counts) for answer in entry["answers"])
             answers = () if entry.get("is_impossible") else answers
-          yield Question(file, str(entry.get("id", "")), entry["question"], context, answers)
-  except (KeyError, TypeError, AttributeError) as error:
+          question = check_text(entry["question"], place)
+          yield Question(file, str(entry.get("id", "")), question, context, answers)
+  except UserError:
+    raise
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
     missing = f"no key {error}" if isinstance(error, KeyError) else str(error)
     raise UserError(f"{place}: {missing}; {_FORM}") from error
 

@@ -10,6 +10,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.corpora.files import decoded, read_lines
 from tfm_jax.text.corpora.opening import JSON_LINES, ending
+from tfm_jax.text.corpora.text_files import SURROGATES
 
 
 class Column(NamedTuple):
@@ -111,10 +112,10 @@ def _places(file: Path, header: list[str], columns: Mapping[str, Column]) -> tup
   has_header = False
   for name, column in columns.items():
     wanted = column.setting
-    if wanted and wanted in header:
-      places[name], has_header = header.index(wanted), True
-    elif wanted.isdecimal() and 1 <= int(wanted) <= len(header):
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(header):
       places[name] = int(wanted) - 1
+    elif wanted and wanted in header:
+      places[name], has_header = header.index(wanted), True
     elif not wanted and (usual := next((usual for usual in column.names if usual in header), None)):
       places[name], has_header = header.index(usual), True
     elif column.required:
@@ -147,6 +148,13 @@ def _json_rows(file: Path, lines: Iterator[str], columns: Mapping[str, Column], 
         raise UserError(_no_column(f"{file}, line {number}", name, column, list(found)))
       values[name] = None if key is None else found[key]
     yield Row(file, number, values)
+
+
+def check_text(text: str, place: str) -> str:
+  """The text. Raises UserError for halves of characters, which JSON can spell and UTF-8 cannot."""
+  if SURROGATES.search(text):
+    raise UserError(f"{place}: half of a character (\\ud800 to \\udfff); mend the file")
+  return text
 
 
 def json_object(file: Path, number: int, line: str) -> dict[str, Any]:
