@@ -19,4 +19,6 @@ def get_config(variant=""):
   c.task.name = "sequence_classification"
   c.data.update(task.files("chnsenticorp", "train.tsv.gz", "dev.tsv.gz"))
   c.data.seq_len = 256
+  if not variant:
+    c.train.steps, c.eval.every = 800, 200
   return c.lock()
