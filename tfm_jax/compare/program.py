@@ -85,7 +85,7 @@ def fields_of(config: Config) -> Fields:
 def random_batch(fields: Fields, rows: int, step: int = 0) -> dict[str, np.ndarray]:
   """A batch of the declared fields: random ids, labels and pixels; each row is one segment, and all weights are 1."""
   draw = np.random.default_rng(step)
-  length = next((field.shape[0] for field in fields.values() if field.kind == "ids"), 0)
+  length = next((field.shape[-1] for field in fields.values() if field.kind == "ids"), 0)
 
   def sorted_positions(count: int) -> np.ndarray:
     return np.sort(draw.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, :count], axis=1)
@@ -100,7 +100,7 @@ def random_batch(fields: Fields, rows: int, step: int = 0) -> dict[str, np.ndarr
       case "types":
         return np.zeros(shape)
       case "positions":
-        return np.tile(np.arange(field.shape[0]), (rows, 1))
+        return np.broadcast_to(np.arange(field.shape[-1]), shape)
       case "places":
         return sorted_positions(field.shape[0])
       case "pixels" | "numbers":
