@@ -81,6 +81,7 @@ def test_tokens_after_the_one_that_is_predicted_have_no_saliency():
 
 
 @cases("masks", "next token", "target", "tags")
+@pytest.mark.slow
 def test_ablation_is_the_model_with_zeros_for_the_rows_of_a_head(case):
   run, example, prediction = looked(case)
   before, numbers = values_of(example, run.params, prediction)
@@ -167,6 +168,7 @@ def test_a_pair_is_read_as_in_training():
   np.testing.assert_array_equal(example.batch["token_types"][0], [0] * (len(first) + 2) + [1] * (len(second) + 1))
 
 
+@pytest.mark.slow
 def test_a_sharded_model_shows_the_same():
   run = make_run("bert")
   st = tiny_models.placement("fsdp", 8)

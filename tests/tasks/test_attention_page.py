@@ -113,6 +113,7 @@ def test_a_head_that_predicts_nothing_still_has_its_attention():
   assert "has no prediction to explain" in result.html()
 
 
+@pytest.mark.slow
 def test_twelve_layers_of_twelve_heads_and_128_tokens_stay_small():
   draw = np.random.default_rng(0)
   weights = draw.dirichlet(np.full(128, 0.1), (12, 12, 128)).astype(np.float32)

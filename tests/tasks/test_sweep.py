@@ -111,6 +111,7 @@ def done(tmp_path_factory):
   return path, folder / "out", error
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_reported_and_does_not_end_the_others(done):
   _, out, error = done
   assert "2 of 4 runs failed" in error and "train.microbatches=3 does not divide train.batch_size=8" in error
@@ -121,6 +122,7 @@ def test_a_failed_run_is_reported_and_does_not_end_the_others(done):
   assert "Failed" in (out / "sweep.html").read_text()
 
 
+@pytest.mark.slow
 def test_points_have_mean_and_deviation_over_seeds(done):
   _, out, _ = done
   best = content(out)["points"][0]
@@ -135,6 +137,7 @@ def test_points_have_mean_and_deviation_over_seeds(done):
   assert "--config.train.steps=4" in best["command"]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_skipped_and_points_may_be_added_and_removed(done, few_devices, tmp_path, capsys):
   path, out, _ = done
   before = {file: file.stat().st_mtime_ns for file in out.glob("*/log.txt")}
@@ -149,12 +152,14 @@ def test_finished_runs_are_skipped_and_points_may_be_added_and_removed(done, few
   assert "best: learning_rate=0.02" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_by_name(done):
   path, out, _ = done
   with pytest.raises(UserError, match=r"holds a run with other settings of model\.embed_dim: set them back"):
     run_sweep(path, out, {"train.steps": "4", "model.embed_dim": "32"}, seeds=2)
 
 
+@pytest.mark.slow
 def test_another_metric_ranks_the_same_runs(done, monkeypatch):
   path, out, _ = done
   started = []
@@ -170,6 +175,7 @@ def test_another_metric_ranks_the_same_runs(done, monkeypatch):
   assert started
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_equals_an_uninterrupted_run(tmp_path):
   """Its run writes a checkpoint, for which the next start waits; the command that is shown makes the same run."""
   path = write_sweep(tmp_path, {"optimizer.learning_rate": [1e-4, 2e-2]}, HOOK)
@@ -203,6 +209,7 @@ def test_a_killed_sweep_goes_on_and_equals_an_uninterrupted_run(tmp_path):
   assert exact_rows(first) == exact_rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_runs_with_a_checkpoint(tmp_path, few_devices, monkeypatch):
   path = write_sweep(tmp_path, {"optimizer.learning_rate": [1e-4, 2e-2]}, HOOK)
   monkeypatch.setenv("SIGNAL_AT", f"train 3 001,{signal.SIGTERM}")
@@ -276,6 +283,7 @@ def test_an_adaptive_sweep_runs_and_goes_on(tmp_path, few_devices):
   )
 
 
+@pytest.mark.slow
 def test_numbers_of_points_survive_a_lost_sweep_json(tmp_path):
   path = write_sweep(tmp_path, {"model.dropout": [0.0]})
   folder = Folder(tmp_path / "out", str(path), {})

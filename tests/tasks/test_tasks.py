@@ -116,6 +116,7 @@ def test_classes_that_are_balanced_weigh_the_same(tmp_path):
   assert weights[:9].sum() == pytest.approx(weights[9:].sum()) and weights.mean() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_regression_learns_numbers_from_pairs(experiment, tmp_path):
   draw = np.random.default_rng(0)
   lines = ["sentence1\tsentence2\tscore"]
@@ -279,6 +280,7 @@ def test_questions_whose_answer_is_not_in_the_context_are_left_out_of_training(t
 # ---- several sequences per row
 
 
+@pytest.mark.slow
 def test_the_candidate_that_repeats_the_text_is_chosen(experiment, tmp_path):
   draw = np.random.default_rng(0)
   words = ["red", "blue", "tall", "wide"]
@@ -324,6 +326,7 @@ def test_mistakes_in_choices_name_the_line(tmp_path, line, message):
     MultipleChoice.read(Config(), [tmp_path / "a.jsonl"], True, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [True, False])
 def test_vectors_of_similar_texts_are_near(experiment, tmp_path, labelled):
   draw = np.random.default_rng(0)

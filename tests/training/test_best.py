@@ -98,6 +98,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(stopped, experiment, tmp_p
   jax.tree.map(np.testing.assert_array_equal, params, stopped[0][1][0])
 
 
+@pytest.mark.slow
 def test_more_patience_goes_on_and_finds_a_better_one(experiment, tmp_path):
   run(experiment, tmp_path / "run", eval__patience=3)
   result, _ = run(experiment, tmp_path / "run", first=12, eval__patience=4)
@@ -105,6 +106,7 @@ def test_more_patience_goes_on_and_finds_a_better_one(experiment, tmp_path):
   assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [12]  # the former best is gone
 
 
+@pytest.mark.slow
 def test_without_patience_training_goes_to_its_end_and_starts_from_the_best(experiment, tmp_path):
   """The smallest loss wins; a run that starts from this one takes the parameters of its best evaluation."""
   config = tiny(experiment, **(SETTINGS | {"train__steps": 4, "eval__metric": "loss", "optimizer__learning_rate": 0.3}))
@@ -167,6 +169,7 @@ def test_what_has_no_checkpoint_cannot_be_the_best():
   assert best.add(8, {"score": 0.8}) and best.exhausted()  # better than what is stored, and patience counts from 0.9
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_before_the_best_is_saved_loads_the_one_before_and_ends_alike(
   stopped, experiment, tmp_path, monkeypatch
 ):

@@ -216,6 +216,7 @@ def test_the_run_loads_as_a_model_of_the_same_loss(finished, experiment, base):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), other.params, run.params)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_although_its_base_went_on(finished, experiment, base, tmp_path):
   """The base is the step that the run started from."""
   import shutil

@@ -133,6 +133,7 @@ def test_gradual_unfreezing_goes_from_the_head_down():
         assert moved[path] == expected, (step, path)
 
 
+@pytest.mark.slow
 def test_all_ways_together_train_under_a_strategy_like_on_one_device():
   ways = {"ema": 0.9, "unfreeze_every": 1, "layer_decay": 0.7, "trained": ".*/(wq|wi|wo|w)$"}
   one, many = states(program_of(**ways), 4)[-1], states(program_of("bert", "fsdp_tp", 8, **ways), 4)[-1]
@@ -206,6 +207,7 @@ def experiment(tmp_path_factory):
   return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_loads_and_resumes_its_average(experiment, tmp_path):
   settings = {
     "model__num_layers": 1,
