@@ -51,12 +51,10 @@ def batches_of(model: Model) -> list[dict[str, np.ndarray]]:
       key = (batch["images"].reshape(ROWS, -1)[:, 0] * 100).astype(int)
     else:
       lengths = draw.integers(5, LENGTH + 1, ROWS)
-      if head == "question_answering":  # transformers lets padding be the answer, ours does not
-        lengths[:] = LENGTH
       segments = (np.arange(LENGTH) < lengths[:, None]).astype(np.int32)
       # RoBERTa numbers its positions by the ids that are no padding, id 1.
       batch["inputs"] = np.where(segments, draw.integers(5, model.vocab_size, segments.shape), 1).astype(np.int32)
-      batch |= {"segment_ids": segments, "positions": segments * np.arange(LENGTH, dtype=np.int32)}
+      batch |= {"segment_ids": segments, "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))}
       if model.config.token_types > 1:
         batch["token_types"] = segments * (np.arange(LENGTH) >= 3).astype(np.int32)
       key = batch["inputs"][:, 1]

@@ -73,7 +73,7 @@ def test_batches_hold_the_tokens_and_labels_of_their_rows():
       np.testing.assert_array_equal(batch["segment_ids"][i], valid)
       np.testing.assert_array_equal(batch["inputs"][i], np.where(valid, np.arange(len(valid)) + 100 * row, 7))
       np.testing.assert_array_equal(batch["marks"][i], np.where(valid, -np.arange(len(valid)) - 100 * row, 0))
-      np.testing.assert_array_equal(batch["positions"][i], valid * np.arange(len(valid)))
+      np.testing.assert_array_equal(batch["positions"][i], np.arange(len(valid)))
       assert (batch["targets"][i], batch["weights"][i]) == ((row, 1) if row >= 0 else (0, 0))
       seen[row] = batch["inputs"].shape[1]
   assert seen == {0: 16, 1: 16, 4: 32, 2: 32, 3: 32, -1: 32}

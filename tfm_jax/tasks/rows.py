@@ -200,7 +200,8 @@ class RowBatches:
       )
       out["inputs"] = self._augment(flat, draws).reshape(out["inputs"].shape)
     out["segment_ids"] = self._shaped(valid.astype(np.int32))
-    out["positions"] = self._shaped((valid * column).astype(np.int32))
+    # Padding has positions as well: the loss of answers reads it, as reference code does.
+    out["positions"] = self._shaped(np.broadcast_to(column, valid.shape).astype(np.int32))
     if source.types is not None:
       out["token_types"] = along(source.types, 0)
     out |= {name: along(values, 0) for name, values in source.token_labels.items()}

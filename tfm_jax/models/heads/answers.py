@@ -19,11 +19,8 @@ def apply(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
 
 
 def loss(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
-  """Mean of the cross-entropies of start and end, over the tokens of a row.
-
-  Reference code also counts padding, whose scores mean nothing: here a loss does not depend on the length of a batch.
-  """
-  log_p = jax.nn.log_softmax(_without_padding(result(st, outputs["logits"]), batch), axis=1)  # [B, T, 2]
+  """Mean of the cross-entropies of start and end, over all positions of a row including padding, as is usual."""
+  log_p = jax.nn.log_softmax(result(st, outputs["logits"]), axis=1)  # [B, T, 2]
   hit = jnp.arange(log_p.shape[1])[None, :, None] == batch["targets"][:, None, :]
   nll = -jnp.where(hit, log_p, 0.0).sum(1).mean(1)
   return weighted_terms(nll, (log_p.argmax(1) == batch["targets"]).all(1), batch["weights"])
@@ -40,7 +37,9 @@ def predict(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
 
   `log_probabilities` [B, T, 2] are those of each token being the start and the end.
   """
-  y = _without_padding(outputs["logits"], batch)
+  y = outputs["logits"]
+  if "segment_ids" in batch:
+    y = jnp.where(batch["segment_ids"][:, :, None] != 0, y, -1e30)
   log_p = jax.nn.log_softmax(y, axis=1)
   spans_BTT = log_p[:, :, None, 0] + log_p[:, None, :, 1]  # start, end
   T = y.shape[1]
@@ -48,11 +47,6 @@ def predict(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str, Array]:
   best = ordered.argmax(-1)
   span = {"start": best // T, "end": best % T, "probability": jnp.exp(ordered.max(-1))}
   return {**span, "log_probabilities": log_p}
-
-
-def _without_padding(y: Array, batch: Batch) -> Array:
-  """Logits [B, T, 2] that are very low where there is no token."""
-  return jnp.where(batch["segment_ids"][:, :, None] != 0, y, -1e30) if "segment_ids" in batch else y
 
 
 QUESTION_ANSWERING = Head(apply, predict, loss, fields)
