@@ -78,13 +78,17 @@ class SequenceClassification(LabelledTask[TextExample]):
     self, examples: Sequence[TextExample], rows: Rows, outputs: Mapping[int, Outputs]
   ) -> list[Prediction]:
     """See `LabelledTask`."""
-    found = []
-    for row, output in sorted(outputs.items()):
-      example = examples[rows.examples[row]]
-      probabilities = dict(zip(self.classes, map(_rounded, output["probabilities"]), strict=True))
-      prediction = {"prediction": self.classes[int(output["class"])], "label": example.label}
-      found.append({**prediction, "probabilities": probabilities, **shown(example)})
-    return found
+    predicted = ((examples[rows.examples[row]], output) for row, output in sorted(outputs.items()))
+    return [{**self.prediction(example, output), **shown(example)} for example, output in predicted]
+
+  def prediction(self, example: TextExample, output: Outputs) -> Prediction:
+    """What the head's output for one example says, without its texts."""
+    probabilities = dict(zip(self.classes, map(_rounded, output["probabilities"]), strict=True))
+    return {
+      "prediction": self.classes[int(output["class"])],
+      "label": example.label,
+      "probabilities": probabilities,
+    }
 
 
 class SequenceRegression(SequenceClassification):
@@ -109,16 +113,10 @@ class SequenceRegression(SequenceClassification):
       raise UserError(f"task.class_weights is for classes, and task.name={self.config.task.name} predicts numbers")
     return rows
 
-  def predictions(
-    self, examples: Sequence[TextExample], rows: Rows, outputs: Mapping[int, Outputs]
-  ) -> list[Prediction]:
-    """See `LabelledTask`."""
-    found = []
-    for row, output in sorted(outputs.items()):
-      example = examples[rows.examples[row]]
-      label = None if example.label is None else number_of(example)
-      found.append({"prediction": _rounded(output["value"]), "label": label, **shown(example)})
-    return found
+  def prediction(self, example: TextExample, output: Outputs) -> Prediction:
+    """See `SequenceClassification`."""
+    label = None if example.label is None else number_of(example)
+    return {"prediction": _rounded(output["value"]), "label": label}
 
 
 def shown(example: TextExample) -> dict[str, str]:
