@@ -10,7 +10,17 @@ from tfm_jax.errors import UserError
 from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
 from tfm_jax.tasks.rows import Rows
-from tfm_jax.tasks.texts import LABEL, PAIR, TEXT, TextExample, check_labels, classes_of, read_texts, text_rows
+from tfm_jax.tasks.texts import (
+  LABEL,
+  PAIR,
+  TEXT,
+  TextExample,
+  check_labels,
+  check_pairs,
+  classes_of,
+  read_texts,
+  text_rows,
+)
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.training.config import Config
 
@@ -39,6 +49,11 @@ class SequenceClassification(LabelledTask[TextExample]):
     return {"head.name": cls.head_name, "head.num_labels": len(classes), "head.labels": "|".join(classes)}
 
   @classmethod
+  def task_keys(cls, examples: Sequence[TextExample]) -> dict[str, Any]:
+    """See `LabelledTask`: whether there are pairs."""
+    return {"texts": len(examples[0].texts)}
+
+  @classmethod
   def texts(cls, example: TextExample) -> Sequence[str]:
     """See `LabelledTask`."""
     return example.texts
@@ -57,6 +72,7 @@ class SequenceClassification(LabelledTask[TextExample]):
     return self._text_rows(examples, arrays)
 
   def _text_rows(self, examples: Sequence[TextExample], labels: Mapping[str, np.ndarray]) -> Rows:
+    check_pairs(self.config.task.texts, examples)
     texts = [example.texts for example in examples]
     token_types = self.config.model.token_types > 1
     return text_rows(texts, labels, self.tokenizer, self.vocabulary, self.config.data.seq_len, token_types)

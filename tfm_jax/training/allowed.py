@@ -1,4 +1,4 @@
-"""The values that keys of the configuration can have: names, and ranges of numbers. `config.check_value` checks them."""
+"""The values that keys of the configuration can have: names, and ranges of numbers; see `config.check_value`."""
 
 from collections.abc import Callable, Iterable
 

@@ -90,6 +90,7 @@ MAY_CHANGE = (
   "checkpoint",
   "sharding",
   "data.prefetch",
+  "task.texts",  # follows from the data, whose fingerprint is compared; runs of earlier releases lack it
 )
 
 # Sections whose unset keys take the family's values: `model`, and the sections inside ModelConfig.
