@@ -1,7 +1,6 @@
 """Classification of texts or pairs of texts, and regression: SST-2, MRPC, STS-B and any table."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
 from tfm_jax.tasks.rows import Rows
 from tfm_jax.tasks.texts import LABEL, PAIR, TEXT, TextExample, check_labels, classes_of, read_texts, text_rows
 from tfm_jax.text.corpora.corpus import Counts
+from tfm_jax.text.examples.tables import Table
 from tfm_jax.training.config import Config
 
 
@@ -25,7 +25,7 @@ class SequenceClassification(LabelledTask[TextExample]):
   head_name: ClassVar[str] = "sequence_classification"
 
   @classmethod
-  def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[TextExample]:
+  def read(cls, config: Config, files: Sequence[Table], labelled: bool, counts: Counts) -> list[TextExample]:
     """See `LabelledTask`."""
     glue = GLUE.get(config.task.name)
     names = {"text": glue.text, "pair": glue.pair, "label": glue.label} if glue else {}
