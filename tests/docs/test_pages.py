@@ -163,7 +163,7 @@ def test_commands_of_blocks_without_a_mark_are_not_ours(page):
 
 @PAGES
 def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
-  """Work directories that commands before them would make are empty runs here, and tables of labels are small."""
+  """Work directories that commands before them would make are empty runs here; labelled data is a small table."""
   if page.name == "extending.md":
     for name in pages.examples():
       pages.add_example(monkeypatch, name)
@@ -181,7 +181,7 @@ def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
     path = flags.require("config")
     config = load(str(stored) if path.startswith("runs/") else path, flags.overrides)
     if config.task.name:
-      data = dataclasses.replace(config.data, path=str(table), eval_path=str(table))
+      data = dataclasses.replace(config.data, source="files", path=str(table), eval_path=str(table))
       config = dataclasses.replace(config, data=data)
     if name == "train.py":
       config = TASKS[config.task.name].configure(config)

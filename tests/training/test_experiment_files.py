@@ -67,7 +67,7 @@ def test_a_variant_that_does_not_exist(file):
   for name, variants in (("t5_small", "1.0, 1.1"), ("decoder", "7b, 8b, 16b")):
     path = str(ROOT / f"configs/{name}.py")
     assert refusal(load, f"{path}:9b").startswith(f"{path} has no variant '9b': choose one of {variants}")
-  path = str(ROOT / "configs/bert_base.py")
+  path = str(ROOT / "configs/gpt2_small.py")
   assert refusal(load, f"{path}:large") == f"{path} has no variants: write --config={path}"
   path = file("{}[variant]", head="from configs import base\n\n\ndef get_config(variant):\n")
   assert refusal(load, f"{path}:9b") == f"{path}, line 5: KeyError: 9b"  # a file without VARIANTS

@@ -14,17 +14,21 @@ log = logging.getLogger(__name__)
 class DataConfig:
   """Where text is read from, and how it is divided into rows."""
 
-  # embedded (prose of the installation), text, jsonl (one object per line), parallel (pairs of files). embedded with a
-  # path: text. Tasks read files, whatever this says
+  # embedded (prose of the installation), text, jsonl (one object per line), parallel (pairs of files), tfds (TensorFlow
+  # Datasets). embedded with a path: text. Tasks read files unless this is tfds
   source: str = "embedded"
   # all but embedded: file, folder, glob or a list with commas, UTF-8; plain, .gz, .bz2, .xz or .zst. Of text,
-  # files that end in .jsonl or .ndjson are read as by jsonl
+  # files that end in .jsonl or .ndjson are read as by jsonl. tfds: NAME[/CONFIG][:VERSION] in TFDS_DATA_DIR
   path: str = ""
   target_path: str = ""  # parallel: the other side, line by line
   eval_path: str = ""  # held-out text; empty: the last eval_fraction of `path`
   eval_target_path: str = ""  # parallel: the other side of eval_path
   eval_fraction: float = 0.05  # share of the text that is held out when there is no eval_path
   document: str = "block"  # what one document of plain text is: block (between blank lines), line or file
+  split: str = "train"  # tfds: what is trained on, in its notation: train, train[:10%], train+validation
+  eval_split: str = ""  # tfds: what is held out; empty: the validation split, or eval_fraction if there is none
+  field: str = ""  # tfds: the field of the text (of pairs, of the source); empty: text, or the only field with text
+  target_field: str = ""  # tfds: of pairs, the field of the target
   text_key: str = "text"  # jsonl: the key of the text in each object; a.b is the key b of the object under a
   errors: str = "raise"  # text that is not UTF-8: raise, or replace by U+FFFD
   seq_len: int = 128  # tokens per row; of its encoder side where there are two
@@ -55,12 +59,27 @@ class TaskConfig:
 
 
 def resolve_data(data: DataConfig) -> DataConfig:
-  """The settings with the source that the paths imply: files named while `source` is still "embedded" are text."""
+  """The settings with the source that the paths imply: files named while `source` is still "embedded" are text.
+
+  Raises:
+    UserError: a setting that tfds would not read.
+  """
+  if data.source == "tfds":
+    for key in ("target_path", "eval_path", "eval_target_path"):
+      if value := getattr(data, key):
+        raise UserError(
+          f"data.{key}={value} names files, and data.source=tfds reads none: see data.eval_split and data.target_field"
+        )
   if data.source != "embedded" or not (data.path or data.eval_path or data.target_path):
     return data
   source = "parallel" if data.target_path else "text"
   log.info("data.path is set and data.source is not: data.source=%s is taken", source)
   return dataclasses.replace(data, source=source)
+
+
+def eval_key(data: DataConfig) -> str:
+  """The key that names held-out text."""
+  return "data.eval_split" if data.source == "tfds" else "data.eval_path"
 
 
 def check_data(data: DataConfig) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from tfm_jax.cache import atomic_directory, cache_dir, recall, remember
-from tfm_jax.data.config import DataConfig, check_data
+from tfm_jax.data.config import DataConfig, check_data, eval_key
 from tfm_jax.data.dataset import Dataset, unigram_entropy
 from tfm_jax.data.encode import Encoder
 from tfm_jax.data.summary import corpus_block
@@ -28,6 +28,7 @@ from tfm_jax.text.corpora.table import (
   embedded_corpus,
   parallel_corpus,
   text_corpus,
+  tfds_corpus,
 )
 from tfm_jax.text.tokenizers.table import (
   OWN_SIZE,
@@ -55,6 +56,7 @@ SOURCES: dict[str, Callable[[DataConfig], Corpus]] = {
   "parallel": lambda c: parallel_corpus(
     c.path, c.target_path, c.eval_path, c.eval_target_path, c.eval_fraction, c.errors
   ),
+  "tfds": lambda c: tfds_corpus(c.path, c.split, c.eval_split, c.eval_fraction, c.field, c.target_field, c.errors),
 }
 
 
@@ -248,10 +250,10 @@ def nothing_held_out(data: DataConfig) -> str:
   """Why a run has no evaluation."""
   what = "nothing is held out, so there is no evaluation:"
   if not data.eval_fraction:
-    return f"{what} data.eval_fraction is 0 and data.eval_path is empty"
+    return f"{what} data.eval_fraction is 0 and {eval_key(data)} is empty"
   return (
     f"{what} data.eval_fraction={data.eval_fraction:g} of {data.path or data.source} is less than one document; "
-    f"raise it, or set data.eval_path"
+    f"raise it, or set {eval_key(data)}"
   )
 
 

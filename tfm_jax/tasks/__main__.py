@@ -5,7 +5,8 @@ errors.html. A file without labels is predicted, and not scored.
 
 --workdir=DIR                the run: trained on the task, or imported with its head
 --data=FILE                  examples in the form of the training file (its ending tells: .tsv, .csv, .jsonl, .conll,
-                             .json, also .gz); default: the run's data.eval_path
+                             .json, also .gz); of a run on data.source=tfds also a split; default: the run's
+                             data.eval_path or data.eval_split
 --out=DIR                    the folder for the results; default: evaluation in the run's directory
 --task=NAME                  the task, for runs that were imported; language_modeling: perplexities of a text
 --against=DIR                another evaluation of the same examples: comparison.html shows which each gets right

@@ -1,4 +1,4 @@
-"""Evaluation of a trained model on a file of examples: predictions, scores and the page of errors."""
+"""Evaluation of a trained model on a file of examples, or a split: predictions, scores and the page of errors."""
 
 import dataclasses
 import json
@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tfm_jax.data.config import eval_key
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.agreement import process_index
 from tfm_jax.tasks.glue import GLUE
-from tfm_jax.tasks.labelled import LabelledTask, Prediction, score_lines
+from tfm_jax.tasks.labelled import LabelledTask, Prediction, named_tables, score_lines
 from tfm_jax.tasks.report.comparison import comparison_page
 from tfm_jax.tasks.report.page import errors_page
 from tfm_jax.tasks.report.terminal import errors_text
 from tfm_jax.tasks.table import LANGUAGE_MODELING, TASKS, find_task
-from tfm_jax.text.corpora.files import find_text_files
 from tfm_jax.training.load import Run, load_run
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
 
   Args:
     run: a trained model with the head of the task, see `load_run`.
-    data: the file; empty: the run's `data.eval_path`.
+    data: the file, or a split of the data set in TFDS that the run was trained on; empty: what the run held out, by
+      its `data.eval_path` or `data.eval_split`.
     task: name of the task; empty: the run's own. Imported models have none.
     batch_size: rows per batch; 0: as in training.
 
@@ -65,9 +66,9 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
     raise UserError(f"--task={name} has no examples to evaluate")
   if run.tokenizer is None:
     raise UserError("the run has no tokenizer, so it cannot read text")
-  data = data or run.config.data.eval_path
+  data = data or run.config.data.eval_path or run.config.data.eval_split
   if not data:
-    raise UserError("no file to evaluate: say --data=FILE (the run has no data.eval_path)")
+    raise UserError(f"no file to evaluate: say --data=FILE (the run has no {eval_key(run.config.data)})")
   config = dataclasses.replace(run.config, task=dataclasses.replace(run.config.task, name=name))
   size, shards = batch_size or config.train.batch_size, run.model.placement.batch_shards
   if size % shards:
@@ -77,7 +78,7 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
   _check_head(kind, config)
   evaluated = kind.of_run(config, run.tokenizer)
   counts: dict[str, int] = {}
-  examples = kind.read(config, find_text_files(data, "--data", any_ending=True), False, counts)
+  examples = kind.read(config, named_tables(config, data), False, counts)
   for what, count in counts.items():
     if count:
       log.info("%s: %s", what, f"{count:,}")

@@ -1,9 +1,8 @@
-"""`LabelledTask`: what all tasks on files of labelled examples share. A task adds reading, rows and predictions."""
+"""`LabelledTask`: what all tasks on labelled examples share. A task adds reading, rows and predictions."""
 
 import abc
 import dataclasses
 import functools
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from tfm_jax.data.config import DataConfig, eval_key
 from tfm_jax.data.prepare import find_tokenizer, vocabulary_of
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
@@ -28,6 +28,9 @@ from tfm_jax.tasks.rows import RowBatches, Rows, lengths_of
 from tfm_jax.tasks.scores import score
 from tfm_jax.text.corpora.corpus import Corpus, Counts
 from tfm_jax.text.corpora.files import check_split, content_fingerprint, counted, find_text_files
+from tfm_jax.text.corpora.held_out import is_held_out
+from tfm_jax.text.examples.tables import Table
+from tfm_jax.text.tfds import TfdsSplit, open_data, open_splits
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction, make_loss
@@ -42,11 +45,11 @@ Prediction = dict[str, Any]
 # Keys of the task that reading does not depend on.
 _UNREAD: dict[str, Any] = {"texts": 0, "no_answer": False, "scale": 1.0}
 SOURCE = "files"
-"""`data.source` of tasks: the files at `data.path`, whose form their endings and the task tell."""
+"""`data.source` of tasks unless it is tfds: the files at `data.path`, whose form their endings and the task tell."""
 
 
 class LabelledTask(abc.ABC, Generic[E]):
-  """Base class of tasks that learn from files of labelled examples: everything of `training.task.Task`.
+  """Base class of tasks that learn from labelled examples: everything of `training.task.Task`.
 
   Args:
     config: the resolved configuration, after `configure`.
@@ -54,7 +57,7 @@ class LabelledTask(abc.ABC, Generic[E]):
       `tokenizer.path`, or trained on the training examples.
 
   Raises:
-    UserError: a mistake in the files (file and line are named), or a tokenizer without an end symbol.
+    UserError: a mistake in the data (file and line are named), or a tokenizer without an end symbol.
   """
 
   form: ClassVar[str]
@@ -67,8 +70,15 @@ class LabelledTask(abc.ABC, Generic[E]):
 
   @classmethod
   @abc.abstractmethod
-  def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[E]:
-    """The examples of files. `labelled`: whether each must have a label. `counts`: what was left out or repaired."""
+  def read(cls, config: Config, files: Sequence[Table], labelled: bool, counts: Counts) -> list[E]:
+    """The examples of files, or of splits of TFDS.
+
+    Args:
+      config: the configuration.
+      files: what is read.
+      labelled: whether each example must have a label.
+      counts: what was left out or repaired is added.
+    """
 
   @classmethod
   @abc.abstractmethod
@@ -111,11 +121,17 @@ class LabelledTask(abc.ABC, Generic[E]):
 
   @classmethod
   def configure(cls, config: Config) -> Config:
-    """Sets the head, with the classes of the file at `data.path`. Raises UserError."""
-    data = dataclasses.replace(config.data, source=SOURCE)
+    """Sets the head, with the classes of the data at `data.path`. Raises UserError."""
+    data = config.data
+    if data.source == "tfds":
+      _, held_out_split = open_splits(data.path, data.split, data.eval_split)
+      # Configurations of tasks name files by default.
+      data = dataclasses.replace(data, eval_path="", eval_split=held_out_split.split if held_out_split else "")
+    else:
+      data = dataclasses.replace(data, source=SOURCE)
     config = dataclasses.replace(config, data=data)
     train, held_out = cls.split(config)
-    head = cls.head(config, train if config.data.eval_path else [*train, *held_out])
+    head = cls.head(config, train if data.eval_path or data.eval_split else [*train, *held_out])
     if find_family(config.family).causal and config.model.head.pooling == "first":
       head.setdefault("head.pooling", "last")  # the first token of a causal model knows nothing of the others
     task = dataclasses.replace(config.task, **cls.task_keys(train))
@@ -124,12 +140,14 @@ class LabelledTask(abc.ABC, Generic[E]):
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     counts: Counts = {}
     train, held_out = self.split(config, counts)
-    files, eval_files = _files(config)
+    tables, eval_tables = _tables(config.data)
+    files, eval_files = _files(tables), _files(eval_tables)
     settings: list[Any] = [config.task.name, config.task.text, config.task.pair, config.task.label, config.data.errors]
-    settings += [] if eval_files else [config.data.eval_fraction]
+    settings += [] if eval_tables else [config.data.eval_fraction]
+    settings += [table.split for table in [*tables, *eval_tables] if isinstance(table, TfdsSplit)]
     fingerprint = content_fingerprint(settings, [files, eval_files])
     corpus = Corpus(
-      name=SOURCE,
+      name=config.data.source,
       description=f"{config.data.path}: {counted(files, 'file')}",
       fingerprint=fingerprint,
       read=lambda part, _: ((text,) for example in train for text in self.texts(example)),
@@ -173,23 +191,23 @@ class LabelledTask(abc.ABC, Generic[E]):
     """The training and the held-out examples. Raises UserError."""
     counts = {} if counts is None else counts
     check_split(config.data.eval_fraction, config.data.errors)
-    files, eval_files = _files(config)
-    examples = cls._read(config, files, True, counts)
-    if eval_files:
-      return examples, cls._read(config, eval_files, False, counts)
+    tables, eval_tables = _tables(config.data)
+    examples = cls._read(config, tables, True, counts)
+    if eval_tables:
+      return examples, cls._read(config, eval_tables, False, counts)
     parts: tuple[list[E], list[E]] = ([], [])
     for example in examples:
-      parts[_held_out(cls.texts(example)[0], config.data.eval_fraction)].append(example)
+      parts[is_held_out(cls.texts(example)[0], config.data.eval_fraction)].append(example)
     if not parts[0]:
       raise UserError(f"data.eval_fraction={config.data.eval_fraction:g} leaves no example of {config.data.path}")
     return parts
 
   @classmethod
-  def _read(cls, config: Config, files: list[Path], labelled: bool, counts: Counts) -> list[E]:
-    stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    # `configure` and the task read the same files: what `configure` changes is no part of the key.
+  def _read(cls, config: Config, tables: list[Table], labelled: bool, counts: Counts) -> list[E]:
+    stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in _files(tables))
+    # `configure` and the task read the same data: what `configure` changes is no part of the key.
     same = dataclasses.replace(config, model=Config().model, task=dataclasses.replace(config.task, **_UNREAD))
-    examples, found = _examples(cls, labelled, stamps, same)
+    examples, found = _examples(cls, labelled, tuple(tables), stamps, same)
     for name, count in found.items():
       counts[name] = counts.get(name, 0) + count
     return list(examples)
@@ -220,9 +238,8 @@ class LabelledTask(abc.ABC, Generic[E]):
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
     """Writes the predictions for all held-out examples; the lines have their scores."""
     if not self._examples:
-      return [
-        f"nothing is held out: set data.eval_path, or data.eval_fraction (now {self.config.data.eval_fraction:g})"
-      ]
+      data = self.config.data
+      return [f"nothing is held out: set {eval_key(data)}, or data.eval_fraction (now {data.eval_fraction:g})"]
     found = self.predict(model, params, self._examples)
     run.write_predictions(found)
     return [*score_lines(self.scores(found)), f"every prediction: {run.predictions}"]
@@ -278,18 +295,33 @@ def score_lines(scores: Mapping[str, float]) -> list[str]:
 
 @functools.lru_cache(maxsize=4)
 def _examples(
-  task: Any, labelled: bool, stamps: tuple[tuple[Path, int, int], ...], config: Any
+  task: Any, labelled: bool, tables: tuple[Table, ...], stamps: tuple[tuple[Path, int, int], ...], config: Any
 ) -> tuple[tuple[Any, ...], Counts]:
-  """What `read` gives."""
+  """What `read` gives. `stamps` tell whether the files have changed."""
   counts: Counts = {}
-  return tuple(task.read(config, [file for file, _, _ in stamps], labelled, counts)), counts
+  return tuple(task.read(config, list(tables), labelled, counts)), counts
 
 
-def _files(config: Config) -> tuple[list[Path], list[Path]]:
-  """The training and the held-out files."""
-  data = config.data
+def named_tables(config: Config, data: str) -> list[Table]:
+  """What `--data` names: files, or a split of the data set in TFDS that the run was trained on. Raises UserError."""
+  if config.data.source == "tfds" and not Path(data).expanduser().exists():
+    return [open_data(config.data.path).split(data, "--data")]
+  return [*find_text_files(data, "--data", any_ending=True)]
+
+
+def _tables(data: DataConfig) -> tuple[list[Table], list[Table]]:
+  """What is trained on, and what is held out if the settings name anything."""
+  if data.source == "tfds":
+    train, held_out = open_splits(data.path, data.split, data.eval_split)
+    return [train], [held_out] if held_out else []
   files = find_text_files(data.path, "data.path", any_ending=True)
-  return files, find_text_files(data.eval_path, "data.eval_path", any_ending=True) if data.eval_path else []
+  eval_files = find_text_files(data.eval_path, "data.eval_path", any_ending=True) if data.eval_path else []
+  return [*files], [*eval_files]
+
+
+def _files(tables: Sequence[Table]) -> list[Path]:
+  """The files that hold them."""
+  return [file for table in tables for file in (table.files if isinstance(table, TfdsSplit) else [table])]
 
 
 def _by_row(batches: RowBatches, outputs: Sequence[Outputs]) -> dict[int, Outputs]:
@@ -300,8 +332,3 @@ def _by_row(batches: RowBatches, outputs: Sequence[Outputs]) -> dict[int, Output
     for i, row in enumerate(batches.rows_of(step))
     if row >= 0
   }
-
-
-def _held_out(text: str, fraction: float) -> bool:
-  """Whether an example is held out: by a hash of its text, so that equal texts stay together."""
-  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) < fraction * 2**32

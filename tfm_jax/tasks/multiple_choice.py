@@ -1,7 +1,6 @@
 """Multiple choice: which of several endings belongs to a text (Zellers et al. 2018)."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +11,7 @@ from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
 from tfm_jax.tasks.rows import Rows
 from tfm_jax.tasks.texts import text_rows
 from tfm_jax.text.corpora.corpus import Counts
-from tfm_jax.text.examples.tables import Column, check_text, read_table
+from tfm_jax.text.examples.tables import Column, Table, check_text, place_of, read_table
 from tfm_jax.training.config import Config
 
 _CHOICES = ("endings", "choices", "candidates", "options")
@@ -22,7 +21,7 @@ _TEXT = ("ctx", "context", "question", "text", "premise", "sentence")
 class Choice(NamedTuple):
   """A text, its candidates, and the number (from 0) of the right one; None: not known."""
 
-  file: Path
+  file: Table
   line: int
   text: str
   candidates: tuple[str, ...]
@@ -40,7 +39,7 @@ class MultipleChoice(LabelledTask[Choice]):
   head_name: ClassVar[str] = "multiple_choice"
 
   @classmethod
-  def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[Choice]:
+  def read(cls, config: Config, files: Sequence[Table], labelled: bool, counts: Counts) -> list[Choice]:
     """See `LabelledTask`."""
     task = config.task
     columns = {
@@ -50,7 +49,7 @@ class MultipleChoice(LabelledTask[Choice]):
     }
     examples = []
     for row in read_table(files, columns, config.data.errors, counts):
-      place = f"{row.file}, line {row.line}"
+      place = row.place
       text, candidates, label = row.values["text"], row.values["pair"], row.values["label"]
       strings = isinstance(candidates, list) and all(isinstance(one, str) for one in candidates)
       if not strings or len(candidates) < 2 or not isinstance(text, str):
@@ -81,7 +80,7 @@ class MultipleChoice(LabelledTask[Choice]):
     for example in examples:
       if len(example.candidates) != members:
         raise UserError(
-          f"{example.file}, line {example.line}: {len(example.candidates)} candidates, where others have {members}: "
+          f"{place_of(example.file, example.line)}: {len(example.candidates)} candidates, where others have {members}: "
           f"all examples need the same number"
         )
     texts = [(example.text, candidate) for example in examples for candidate in example.candidates]

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
 from tfm_jax.tasks.rows import Rows, make_rows
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.examples.squad import Question, read_squad
+from tfm_jax.text.examples.tables import Table, only_files
 from tfm_jax.training.config import Config
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ class QuestionAnswering(LabelledTask[Question]):
   head_name: ClassVar[str] = "question_answering"
 
   @classmethod
-  def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[Question]:
+  def read(cls, config: Config, files: Sequence[Table], labelled: bool, counts: Counts) -> list[Question]:
     """See `LabelledTask`."""
-    questions = read_squad(files, counts)
+    questions = read_squad(only_files(files, config.task.name), counts)
     if labelled:
       known = [question for question in questions if question.answers is not None]
       usable = [question for question in known if not question.answers or any(a.start >= 0 for a in question.answers)]

@@ -1,7 +1,6 @@
 """Classification of texts or pairs of texts, and regression: SST-2, MRPC, STS-B and any table."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from tfm_jax.tasks.texts import (
   text_rows,
 )
 from tfm_jax.text.corpora.corpus import Counts
+from tfm_jax.text.examples.tables import Table
 from tfm_jax.training.config import Config
 
 
@@ -35,7 +35,7 @@ class SequenceClassification(LabelledTask[TextExample]):
   head_name: ClassVar[str] = "sequence_classification"
 
   @classmethod
-  def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[TextExample]:
+  def read(cls, config: Config, files: Sequence[Table], labelled: bool, counts: Counts) -> list[TextExample]:
     """See `LabelledTask`."""
     glue = GLUE.get(config.task.name)
     names = {"text": glue.text, "pair": glue.pair, "label": glue.label} if glue else {}

@@ -1,7 +1,6 @@
 """Vectors of sentences: similar texts have a cosine near 1 (Reimers & Gurevych 2019, Gao et al. 2021)."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ from tfm_jax.tasks.rows import Rows
 from tfm_jax.tasks.sequence_classification import number_of, shown
 from tfm_jax.tasks.texts import LABEL, PAIR, TEXT, TextExample, read_texts, text_rows
 from tfm_jax.text.corpora.corpus import Counts
+from tfm_jax.text.examples.tables import Table
 from tfm_jax.training.config import Config
 
 
@@ -27,7 +27,7 @@ class Similarity(LabelledTask[TextExample]):
   head_name: ClassVar[str] = "similarity"
 
   @classmethod
-  def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[TextExample]:
+  def read(cls, config: Config, files: Sequence[Table], labelled: bool, counts: Counts) -> list[TextExample]:
     """See `LabelledTask`. Labels are never required."""
     examples = read_texts(config, files, False, counts, {"text": TEXT, "pair": PAIR, "label": LABEL}, pairs=True)
     for example in examples:

@@ -1,7 +1,6 @@
 """Examples of one or two texts with a label, and their rows: `bos text eos`, or `bos text eos pair eos`."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.objectives.objective import Vocabulary
 from tfm_jax.tasks.rows import Rows, make_rows
 from tfm_jax.text.corpora.corpus import Counts
-from tfm_jax.text.examples.tables import Column, check_text, listed, read_table
+from tfm_jax.text.examples.tables import Column, Row, Table, check_text, listed, place_of, read_table
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 
@@ -20,22 +19,27 @@ LABEL = ("label", "class", "category", "score")
 
 
 class TextExample(NamedTuple):
-  """One or two texts, and their label as the file spells it; None: the file has none."""
+  """One or two texts, and their label as the file spells it; None: the file has none.
 
-  file: Path
+  Attributes:
+    classes: all labels that there may be, by number, where the data set declares them.
+  """
+
+  file: Table
   line: int
   texts: tuple[str, ...]
   label: str | None
+  classes: tuple[str, ...] = ()
 
   @property
   def place(self) -> str:
     """For messages."""
-    return f"{self.file}, line {self.line}"
+    return place_of(self.file, self.line)
 
 
 def read_texts(
   config: Config,
-  files: Sequence[Path],
+  files: Sequence[Table],
   labelled: bool,
   counts: Counts,
   names: Mapping[str, tuple[str, ...]],
@@ -45,7 +49,7 @@ def read_texts(
 
   Args:
     config: its sections `task` and `data`.
-    files: tables, see `text.examples.tables`.
+    files: tables, see `read_table`.
     labelled: whether each example must have a label.
     counts: see `read_table`.
     names: usual names of the columns text, pair and label.
@@ -70,8 +74,8 @@ def read_texts(
     label = row.values["label"]
     label = None if label is None else str(label).strip()
     if labelled and not label:
-      raise UserError(f"{row.file}, line {row.line}: no label")
-    examples.append(TextExample(row.file, row.line, texts, label or None))
+      raise UserError(f"{row.place}: no label")
+    examples.append(TextExample(row.file, row.line, texts, label or None, row.classes))
   if len({len(example.texts) for example in examples}) > 1:
     other = next(example for example in examples if len(example.texts) != len(examples[0].texts))
     raise UserError(
@@ -81,21 +85,28 @@ def read_texts(
   return examples
 
 
-def _text(value: Any, row: Any) -> str:
+def _text(value: Any, row: Row) -> str:
   if isinstance(value, str):
-    return check_text(value, f"{row.file}, line {row.line}")
-  raise UserError(f"{row.file}, line {row.line}: the text is {value!r}, not a text: set task.text and task.pair")
+    return check_text(value, row.place)
+  raise UserError(f"{row.place}: the text is {value!r}, not a text: set task.text and task.pair")
 
 
 def classes_of(config: Config, examples: Sequence[TextExample]) -> tuple[str, ...]:
-  """The labels in alphabetical order, or by size if all are numbers. Raises UserError for fewer than two."""
-  names = {example.label for example in examples if example.label is not None}
+  """The classes that the data set declares; otherwise the labels in alphabetical order, or by size if all are numbers.
+
+  Raises:
+    UserError: fewer than two classes, or labels that are none.
+  """
+  declared = examples[0].classes
+  names = set(declared) or {example.label for example in examples if example.label is not None}
   if any("|" in name for name in names):
     raise UserError(f"{config.data.path}: a label must not contain '|', which separates the labels in head.labels")
   if len(names) < 2:
     raise UserError(
       f"{config.data.path} has labels of {len(names)} class ({listed(sorted(names))}): at least two classes are needed"
     )
+  if declared:
+    return declared
   if len(names) > max(50, len(examples) // 2):
     raise UserError(f"{config.data.path} has {len(names):,} different labels: set task.label to the column of classes")
   if first_line := _header_taken_for_a_row(examples):

@@ -1,7 +1,6 @@
 """Classification of words: names, parts of speech; CoNLL columns, BIO tags."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +10,7 @@ from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
 from tfm_jax.tasks.rows import Rows, make_rows
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.examples.conll import Sentence, read_conll
-from tfm_jax.text.examples.tables import listed
+from tfm_jax.text.examples.tables import Table, listed, only_files
 from tfm_jax.training.config import Config
 
 _NONE = "O"  # the tag of a word that is part of nothing
@@ -28,9 +27,10 @@ class TokenClassification(LabelledTask[Sentence]):
   head_name: ClassVar[str] = "token_classification"
 
   @classmethod
-  def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[Sentence]:
+  def read(cls, config: Config, files: Sequence[Table], labelled: bool, counts: Counts) -> list[Sentence]:
     """See `LabelledTask`."""
-    return read_conll(files, config.task.text, config.task.label, labelled, config.data.errors, counts)
+    task, errors = config.task, config.data.errors
+    return read_conll(only_files(files, task.name), task.text, task.label, labelled, errors, counts)
 
   @classmethod
   def head(cls, config: Config, examples: Sequence[Sentence]) -> dict[str, Any]:

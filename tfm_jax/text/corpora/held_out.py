@@ -1,5 +1,6 @@
-"""Which lines of text files are trained on, and which are held out."""
+"""Which lines of text files, or which texts, are trained on, and which are held out."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -80,6 +81,11 @@ def split_lines(path: str, eval_path: str, eval_fraction: float, errors: str, an
   eval_files = find_text_files(eval_path, "data.eval_path", any_ending) if eval_path else []
   cut = sum(sizes) * (1 if eval_files else 1 - eval_fraction)
   return LineSplit(files, sizes, cut, eval_files, frozenset())
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+  """Whether a text is held out: by its hash, so that equal texts stay together."""
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) < fraction * 2**32
 
 
 def check_documents(documents: int, part: str, path: str, eval_path: str) -> None:

@@ -1,10 +1,11 @@
-"""Sources of text: the embedded corpus, text files and JSON lines, parallel files."""
+"""Sources of text: the embedded corpus, text files and JSON lines, parallel files, TensorFlow Datasets."""
 
 from tfm_jax.text.corpora.corpus import Corpus, Document
 from tfm_jax.text.corpora.embedded import embedded_corpus
 from tfm_jax.text.corpora.files import ERRORS, check_split
 from tfm_jax.text.corpora.parallel import parallel_corpus
 from tfm_jax.text.corpora.text_files import DOCUMENTS, text_corpus
+from tfm_jax.text.corpora.tfds import tfds_corpus
 
 __all__ = [
   "DOCUMENTS",
@@ -15,4 +16,5 @@ __all__ = [
   "embedded_corpus",
   "parallel_corpus",
   "text_corpus",
+  "tfds_corpus",
 ]

@@ -1,8 +1,8 @@
-"""Tables of labelled texts: .tsv (tabs, no quotes, as in GLUE), .csv, and JSON lines; each also compressed."""
+"""Tables of labelled texts: .tsv (tabs, no quotes, as in GLUE), .csv, JSON lines (each also compressed), and TFDS."""
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,12 @@ from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.corpora.files import decoded, read_lines
 from tfm_jax.text.corpora.opening import JSON_LINES, ending
 from tfm_jax.text.corpora.text_files import SURROGATES
+from tfm_jax.text.tfds import TfdsSplit
+
+Table = Path | TfdsSplit
+"""What `read_table` reads."""
+
+_UNLABELLED = "without a label, left out"  # as it is counted
 
 
 class Column(NamedTuple):
@@ -28,23 +34,47 @@ class Column(NamedTuple):
 
 
 class Row(NamedTuple):
-  """One row: where it stands, and its values by the task's names of columns (None: the file has no such column)."""
+  """One row: where it stands, and its values by the task's names of columns (None: the file has no such column).
 
-  file: Path
+  Attributes:
+    classes: all names that the column `label` may have, by number, where the data set declares them.
+  """
+
+  file: Table
   line: int
   values: dict[str, Any]
+  classes: tuple[str, ...] = ()
+
+  @property
+  def place(self) -> str:
+    """For messages."""
+    return place_of(self.file, self.line)
+
+
+def place_of(table: Table, line: int) -> str:
+  """Where a row stands, for messages."""
+  return f"{table}, {'example' if isinstance(table, TfdsSplit) else 'line'} {line}"
+
+
+def only_files(tables: Sequence[Table], task: str) -> list[Path]:
+  """The same, for a task that reads files of its own form. Raises UserError for a split of TFDS."""
+  files = [table for table in tables if isinstance(table, Path)]
+  if len(files) < len(tables):
+    raise UserError(f"task.name={task} reads files, and data.source=tfds is not for it: name files by data.path")
+  return files
 
 
 def read_table(
-  files: Sequence[Path], columns: Mapping[str, Column], errors: str = "raise", counts: Counts | None = None
+  files: Sequence[Table], columns: Mapping[str, Column], errors: str = "raise", counts: Counts | None = None
 ) -> list[Row]:
   """The rows of tables. Blank rows are left out and counted as `blank`.
 
-  Values are texts; in JSON lines, whatever the objects hold.
+  Values are texts; in JSON lines and TFDS, whatever the objects hold.
 
   Args:
     files: .jsonl and .ndjson are JSON lines, .csv has commas, quotes and perhaps line ends in cells; anything else has
-      tabs between cells, and no quotes.
+      tabs between cells, and no quotes. Of a split of TFDS, examples whose required class is unknown are left out, and
+      counted as `without a label, left out`.
     columns: name -> where it is found. With a header, settings and usual names are looked up in it; numbers count
       columns. The first row is a header if it has one of the names.
     errors: what happens to bytes that are not UTF-8, see `data.errors`.
@@ -59,11 +89,14 @@ def read_table(
   rows: list[Row] = []
   for file in files:
     before = len(rows)
-    lines = decoded(read_lines(file), errors, counts)
-    read = _json_rows if ending(file) in JSON_LINES else _rows
-    rows.extend(read(file, lines, columns, counts))
+    if isinstance(file, TfdsSplit):
+      rows.extend(_tfds_rows(file, columns, errors, counts))
+    else:
+      lines = decoded(read_lines(file), errors, counts)
+      read = _json_rows if ending(file) in JSON_LINES else _rows
+      rows.extend(read(file, lines, columns, counts))
     if len(rows) == before:
-      raise UserError(f"{file} has no rows")
+      raise UserError(f"{file} has no rows{' with a label' if isinstance(file, TfdsSplit) else ''}")
   return rows
 
 
@@ -142,12 +175,32 @@ def _json_rows(file: Path, lines: Iterator[str], columns: Mapping[str, Column], 
     values: dict[str, Any] = {}
     found = json_object(file, number, line)
     for name, column in columns.items():
-      keys = [column.setting] if column.setting else column.names
-      key = next((key for key in keys if key in found), None)
-      if key is None and column.required:
-        raise UserError(_no_column(f"{file}, line {number}", name, column, list(found)))
+      key = _key(f"{file}, line {number}", name, column, found)
       values[name] = None if key is None else found[key]
     yield Row(file, number, values)
+
+
+def _key(place: str, name: str, column: Column, keys: Iterable[str]) -> str | None:
+  """Which of the keys a column stands for; None if it is not there, and not required. Raises UserError."""
+  wanted = [column.setting] if column.setting else column.names
+  key = next((key for key in wanted if key in keys), None)
+  if key is None and column.required:
+    raise UserError(_no_column(place, name, column, list(keys)))
+  return key
+
+
+def _tfds_rows(split: TfdsSplit, columns: Mapping[str, Column], errors: str, counts: Counts) -> Iterator[Row]:
+  fields = split.data.fields
+  keys = {name: key for name, column in columns.items() if (key := _key(str(split.data), name, column, fields))}
+  classes = fields[keys["label"]].classes if "label" in keys else ()
+  required = [name for name, column in columns.items() if column.required]
+  counts.setdefault(_UNLABELLED, 0)
+  for number, example in enumerate(split.examples([*keys.values()], errors, counts), 1):
+    values = dict.fromkeys(columns) | dict(zip(keys, example, strict=True))
+    if any(values[name] is None for name in required):
+      counts[_UNLABELLED] += 1
+    else:
+      yield Row(split, number, values, classes)
 
 
 def check_text(text: str, place: str) -> str:
