@@ -43,6 +43,7 @@ class TaskConfig:
   text: str = ""  # the text (of token_classification: the words, by number)
   pair: str = ""  # the second text, if there is one
   label: str = ""  # the class, number or tag
+  texts: int = 0  # classification, regression: texts per example, 1 or 2; set from the training file; 0: not known
   class_weights: str = ""  # of the training loss: balanced (all classes weigh the same), or numbers with commas
   hide: float = 0.0  # augmentation: the share of tokens that become the mask token (or the unknown one) in training
   hide_spans: float = 0.0  # augmentation: the share of tokens that are hidden in spans of three

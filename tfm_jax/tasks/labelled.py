@@ -39,7 +39,8 @@ E = TypeVar("E")
 Outputs = Mapping[str, np.ndarray]
 Prediction = dict[str, Any]
 
-_UNREAD: dict[str, Any] = {"no_answer": False, "scale": 1.0}  # keys of the task that reading does not depend on
+# Keys of the task that reading does not depend on.
+_UNREAD: dict[str, Any] = {"texts": 0, "no_answer": False, "scale": 1.0}
 SOURCE = "files"
 """`data.source` of tasks: the files at `data.path`, whose form their endings and the task tell."""
 
@@ -233,8 +234,8 @@ class LabelledTask(abc.ABC, Generic[E]):
     rows = self.rows(examples)
     batches = self._batches(rows)
     predict = jax.jit(model.predict, out_shardings=model.placement.replicated)
-    steps = tqdm(batches.batches(), "predicting", batches.num_batches, unit="batch", delay=5, disable=None)
-    outputs = [jax.device_get(predict(params, batch)) for batch in steps]
+    with tqdm(batches.batches(), "predicting", batches.num_batches, unit="batch", delay=5, disable=None) as steps:
+      outputs = [jax.device_get(predict(params, batch)) for batch in steps]
     return self.predictions(examples, rows, _by_row(batches, outputs))
 
   def _batches(self, rows: Rows, limit: int = 0) -> RowBatches:
