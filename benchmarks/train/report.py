@@ -73,8 +73,8 @@ def _difference_plot(case: Case) -> str:
     for number, side in enumerate(peers, 2)
   ]
   if lines:
-    steps = len(case["agreement"]["ours"]["losses"])
-    lines.append(Line("tolerance", [(1, case["tolerance"]), (steps, case["tolerance"])], 0, "dashed"))
+    limits = zip(*(case["agreement"][side]["limits"] for side in peers), strict=True)
+    lines.append(Line("tolerance", list(enumerate(map(max, limits), 1)), 0, "dashed"))
   return line_chart("Difference of the loss", lines, y_log=True, text=lambda x: f"{x:.0e}")
 
 

@@ -1,5 +1,6 @@
 """The figures of a case, from its blocks and the losses of its check."""
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,15 +8,34 @@ from typing import Any
 from benchmarks.train.rounds import Block, kept
 
 # Largest relative difference of a loss, in float32, over the steps of the check. Both sides round differently, and
-# training multiplies the difference: over 100 steps equal programs reached 5e-6.
+# training multiplies the difference.
 TOLERANCE = 2e-4
+# Where training multiplies it by more: how many times as far as our own losses with other rounding.
+TIMES_ROUNDING = 3.0
 
 
-def agreement(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-  """How far the losses of a peer are from ours, step by step."""
-  differences = [abs(b - a) / abs(a) for a, b in zip(ours, theirs, strict=True)]
-  largest = max(differences)
-  return {"losses": list(theirs), "differences": differences, "largest": largest, "agrees": largest <= TOLERANCE}
+def agreement(ours: Sequence[float], theirs: Sequence[float], rounded: Sequence[float] = ()) -> dict[str, Any]:
+  """How far the losses of a peer are from ours, step by step, and how far they may be.
+
+  rounded: our losses with other rounding. At each step a peer may differ `TIMES_ROUNDING` times as much as they did up
+    to there; empty: `TOLERANCE` alone.
+  """
+  limits = [TOLERANCE] * len(ours)
+  if rounded:
+    limits = [max(TOLERANCE, TIMES_ROUNDING * x) for x in itertools.accumulate(_differences(ours, rounded), max)]
+  differences = _differences(ours, theirs)
+  return {
+    "losses": list(theirs),
+    "differences": differences,
+    "limits": limits,
+    "largest": max(differences),
+    "agrees": all(x <= limit for x, limit in zip(differences, limits, strict=True)),
+  }
+
+
+def _differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+  """Relative differences."""
+  return [abs(b - a) / abs(a) for a, b in zip(ours, theirs, strict=True)]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

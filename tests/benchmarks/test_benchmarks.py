@@ -43,7 +43,7 @@ def check_case(case: dict, names: list[str], blocks: int, steps: int) -> None:
   assert case["tokens_per_step"] == case["rows"] * case["row_tokens"]
   assert 0 < case["useful_tokens_per_step"] <= case["tokens_per_step"]
   for name, side in case["sides"].items():
-    assert case["agreement"][name]["largest"] <= case["tolerance"]
+    assert case["agreement"][name]["largest"] <= max(case["agreement"][name]["limits"])
     for figure in ("step_seconds", "useful_tokens_per_second"):
       assert side[figure]["low"] <= side[figure]["median"] <= side[figure]["high"], (name, figure)
     assert side["memory"]["peak_bytes"] > 0 and side["compile_seconds"] >= 0
@@ -176,6 +176,13 @@ def test_losses_agree_within_the_tolerance_of_each_step():
   ours = [4.0, 2.0]
   assert agreement(ours, [4.0, 2.0 * (1 + TOLERANCE / 2)])["agrees"]
   assert not agreement(ours, [4.0, 2.0 * (1 + TOLERANCE * 2)])["agrees"]
+
+
+def test_losses_may_differ_by_what_rounding_alone_has_moved_ours():
+  ours, rounded = [4.0, 2.0, 2.0], [4.0, 2.02, 2.0]
+  assert agreement(ours, [4.0, 2.05, 2.05], rounded)["agrees"]  # three times 1 %, also after that step
+  assert not agreement(ours, [4.0, 2.07, 2.0], rounded)["agrees"]
+  assert not agreement(ours, [4.01, 2.0, 2.0], rounded)["agrees"]  # before it
 
 
 @pytest.mark.parametrize("power", [-1.0, 0.0, 1.0, 2.5])

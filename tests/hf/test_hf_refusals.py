@@ -36,6 +36,11 @@ def refuse(folder: Path, tensors: Tensors, config: Config, **more: Any) -> str:
       ("encoder.block.1.layer.1.layer_norm.weight", "shared.weight"),
       "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
     ),
+    (
+      "t5_encoder",
+      ("encoder.block.1.layer.1.layer_norm.weight", "shared.weight"),
+      "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    ),
     ("vit", ("vit.embeddings.cls_token", "vit.layernorm.bias"), "vit.embeddings.patch_embeddings.projection.weight"),
     ("llama", ("model.norm.weight", "model.layers.2.mlp.up_proj.weight"), "model.layers.0.self_attn.k_proj.weight"),
   ],
@@ -64,6 +69,7 @@ def test_a_layer_more_than_the_configuration_says_is_unexpected(tmp_path):
   ("name", "changes", "named"),
   [
     ("bert_mlm", {"architectures": ["BartModel"]}, "BartModel"),
+    ("t5", {"architectures": ["T5Model"]}, "MT5ForConditionalGeneration, T5ForTokenClassification"),
     ("bert_mlm", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
     ("bert_mlm", {"is_decoder": True}, "is_decoder"),
     ("bert_mlm", {"hidden_act": "quick_gelu"}, "quick_gelu"),

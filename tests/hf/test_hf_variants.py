@@ -28,6 +28,8 @@ from tests.support.hf_compare import (
 from tfm_jax.errors import UserError
 from tfm_jax.hf.exporting import export_checkpoint, tensors_of
 from tfm_jax.hf.importing import import_checkpoint
+from tfm_jax.models.towers import encoder_params
+from tfm_jax.runtime.trees import flat
 from tfm_jax.training.load import Run, load_run
 
 
@@ -175,6 +177,9 @@ TENSORS: dict[str, tuple[str, Callable[[Tensors, Config], None]]] = {
     "t5_1_1",
     again(encoder__embed_tokens__weight=T5_TABLE, decoder__embed_tokens__weight=T5_TABLE),
   ),
+  "t5_encoder_with_prefix": ("t5_encoder", renamed(("^", "transformer."))),
+  "t5_encoder_without_prefix": ("t5_encoder_tokens", renamed((r"^transformer\.", ""))),
+  "t5_encoder_table_again": ("t5_encoder", again(encoder__embed_tokens__weight=T5_TABLE)),
 }
 
 
@@ -264,6 +269,7 @@ def test_heads_that_the_architecture_lacks_are_left_behind(name, architecture, d
     ("roberta_mlm", "RobertaForQuestionAnswering", ("classifier",)),
     ("distilbert_mlm", "DistilBertForSequenceClassification", ("pooler", "classifier")),
     ("modernbert_model", "ModernBertForMaskedLM", ("head",)),
+    ("t5_encoder", "T5ForTokenClassification", ("classifier",)),
   ],
 )
 def test_a_head_that_the_file_lacks_starts_afresh_if_asked_for(name, architecture, head, imported, plain):
@@ -273,6 +279,30 @@ def test_a_head_that_the_file_lacks_starts_afresh_if_asked_for(name, architectur
   assert set(head) <= set(run.params)
   weights = [x for key in head for x in jax.tree.leaves(run.params[key]) if x.ndim > 1]
   assert weights and all(np.isfinite(x).all() and np.std(x) > 0 for x in weights)
+
+
+@pytest.mark.parametrize("name", ["t5", "t5_1_1"])
+def test_the_encoder_of_a_whole_t5_is_imported_if_asked_for(name, imported, plain, caplog):
+  """Its decoder is left out, whole or in part, and the log says so; what belongs to neither is unexpected."""
+  caplog.set_level("INFO", logger="tfm_jax")
+  tensors, config = read(name)
+  run = imported(tensors, config, architecture="T5EncoderModel")
+  assert run.config.family == "t5_encoder" and run.model.config.decoder_layers == 0
+  assert "as T5EncoderModel has no use for it: decoder.*" in caplog.text
+  whole = encoder_params(flat(plain(name).params))
+  assert_same_params(flat(run.params), {path: x for path, x in whole.items() if path != "head/w"})
+  alone = {key: x for key, x in tensors.items() if key.startswith(("shared.", "encoder."))}
+  assert_same(imported(alone, config | {"architectures": ["T5EncoderModel"]}), run)
+  with pytest.raises(UserError, match=r"unexpected: decoders\.weight$"):
+    imported(tensors | {"decoders.weight": np.ones(3, np.float32)}, config, architecture="T5EncoderModel")
+
+
+def test_of_two_families_with_one_model_type_the_tensors_decide(imported, plain):
+  """Where config.json names no architecture: a whole T5, its tagger or its encoder."""
+  for name in ("t5", "t5_encoder", "t5_encoder_tokens"):
+    tensors, config = read(name)
+    del config["architectures"]
+    assert_same(imported(tensors, config), plain(name))
 
 
 # Configurations as the hub has them: older keys, and what was the default left out.

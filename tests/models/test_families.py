@@ -195,9 +195,9 @@ def test_an_answer_ends_where_it_starts_or_later_and_lies_in_no_padding():
   np.testing.assert_allclose(predicted["probability"], [(0.1 / 0.3) * (0.5 / 0.6)], rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["bert", "t5_encoder"])
 @pytest.mark.parametrize("name", sorted(HEADS))
-def test_every_head_predicts_what_can_be_written_down(name):
-  family = "bert"
+def test_every_head_predicts_what_can_be_written_down(name, family):
   model = Model(family, resolve_model(family, PLAIN | {"head.name": name}), single_device(), VOCAB)
   batch = random_batch(labelled_fields(family, model.config, 12, VOCAB), 3)
   params = jax.eval_shape(model.init, jax.random.key(0))

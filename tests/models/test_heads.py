@@ -36,10 +36,12 @@ CASES = {
     "modernbert",
     {"head.name": "token_classification", "window.size": 2, "window.global_every": 2},
   ),
+  "t5 encoder rows": ("t5_encoder", {"head.name": "sequence_classification", "head.num_labels": 3}),
+  "t5 encoder answers": ("t5_encoder", {"head.name": "question_answering"}),
   "vit": ("vit", {"head.name": "sequence_classification", "head.num_labels": 10, **IMAGES}),
 }
 # One case of each head; the others are slow.
-SLOW = ("bert number", "modernbert mean", "modernbert tokens")
+SLOW = ("bert number", "modernbert mean", "modernbert tokens", "t5 encoder answers")
 SELECTED = [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
 
 

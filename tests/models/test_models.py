@@ -87,7 +87,7 @@ def test_decoders_see_nothing_that_comes_later(variant):
   assert (np.abs(before[:, at:] - after[:, at:]).max(-1) > 1e-6).all()
 
 
-@pytest.mark.parametrize("variant", ["bert", "rotary"])
+@pytest.mark.parametrize("variant", ["bert", "rotary", "t5_encoder"])
 def test_encoders_see_everything(variant):
   batch = {k: v for k, v in everywhere(make_batch(variant, rows=2)).items() if "segment" not in k}
   changed = {**batch, "inputs": batch["inputs"].copy()}

@@ -5,20 +5,38 @@ python tests/support/finetune_peer.py MODEL_DIR BATCHES.npz SETTINGS.json
 
 import json
 import sys
+import types
 
 import numpy as np
 import torch
 import transformers
 
 
+class MeanClassifier(torch.nn.Module):
+  """A bare encoder with our head: the mean over the tokens that are no padding, and a linear; transformers has none."""
+
+  def __init__(self, encoder: torch.nn.Module, classifier: dict) -> None:
+    super().__init__()
+    self.encoder = encoder
+    self.w, self.b = (torch.nn.Parameter(torch.tensor(classifier[name])) for name in "wb")
+
+  def forward(self, input_ids, attention_mask, labels):
+    hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    real = attention_mask[:, :, None].to(hidden.dtype)
+    logits = torch.nn.functional.linear((hidden * real).sum(1) / real.sum(1), self.w, self.b)
+    return types.SimpleNamespace(loss=torch.nn.functional.cross_entropy(logits, labels))
+
+
 def main(folder: str, batches: str, settings: dict) -> None:
   """Prints the losses as JSON."""
   name = json.load(open(f"{folder}/config.json"))["architectures"][0]
   config = transformers.AutoConfig.from_pretrained(folder)
-  for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "mlp_dropout"):
+  names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "mlp_dropout", "dropout_rate")
+  for key in names:
     if hasattr(config, key):
       setattr(config, key, 0.0)
-  model = getattr(transformers, name).from_pretrained(folder, config=config, dtype=torch.float32).train()
+  model = getattr(transformers, name).from_pretrained(folder, config=config, dtype=torch.float32)
+  model = (MeanClassifier(model, settings["classifier"]) if "classifier" in settings else model).train()
   betas = settings["beta1"], settings["beta2"]
   optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=betas, eps=settings["epsilon"], weight_decay=0.0)
   losses = []

@@ -187,6 +187,10 @@ CASES: dict[str, Case] = {
   )._replace(length=7),
   "mt5": t5("MT5ForConditionalGeneration", feed_forward_proj="gated-gelu", num_heads=2, vocab_size=45),
   "mt5_free": t5("MT5ForConditionalGeneration", feed_forward_proj="gated-gelu", free_head=True, num_layers=1),
+  # As deep as a decoder that is not there: an export says num_decoder_layers=num_layers.
+  "t5_encoder": t5("T5EncoderModel", feed_forward_proj="relu", d_kv=5),
+  "t5_encoder_tokens": t5("T5ForTokenClassification", feed_forward_proj="gated-gelu", num_labels=5),
+  "mt5_encoder": t5("MT5EncoderModel", feed_forward_proj="gated-gelu", vocab_size=45),
   "modernbert_model": modernbert("ModernBertModel", num_hidden_layers=4, global_attn_every_n_layers=3),
   "modernbert_mlm": modernbert("ModernBertForMaskedLM", hidden_size=8, num_attention_heads=2, vocab_size=45),
   "modernbert_mlm_biases": modernbert(

@@ -29,6 +29,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
   **TRAINED,
   "llama": ("llama", {}),
   "t5_1_1": ("t5", {"gated": True, "activation": "gelu_tanh", "tied": False}),
+  "t5_encoder": ("t5_encoder", {}),
   "rotary": ("bert", {"positions": "rotary", "norm_order": "pre", "embed_norm": False, "norm": "rms", "bias": "none"}),
 }
 
@@ -78,7 +79,7 @@ def make_batch(variant: str, seed: int = 0, rows: int = BATCH, length: int = LEN
   weights = (draw.random((rows, length)) < 0.8).astype(np.float32) * (both["segment_ids"] > 0)
   batch: dict[str, np.ndarray] = {"rows": np.arange(100, 100 + rows, dtype=np.int32)}
   family = VARIANTS[variant][0]
-  if family in ("bert", "modernbert"):
+  if family in ("bert", "modernbert", "t5_encoder"):
     places = np.sort(draw.permuted(np.tile(np.arange(length - 2), (rows, 1)), axis=1)[:, :4], axis=1)
     ones = np.ones((rows, 4), np.float32)
     return {

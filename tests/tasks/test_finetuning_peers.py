@@ -17,9 +17,11 @@ import pytest
 from tests.support.launching import environment
 from tests.support.peers import peer_python
 from tfm_jax.hf.importing import import_checkpoint
+from tfm_jax.models.config import replaced
 from tfm_jax.models.model import Model, labelled_fields
+from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training.config import Config, TrainConfig
-from tfm_jax.training.load import load_run
+from tfm_jax.training.load import initial_params, load_run
 from tfm_jax.training.loss import make_loss
 from tfm_jax.training.optimizer import OptimizerConfig, schedule
 from tfm_jax.training.program import Program
@@ -34,7 +36,11 @@ CASES = (
   "roberta_sequence",
   "modernbert_cls",
   "vit",
+  "t5_encoder_tokens",
+  "t5_encoder",
 )
+# The heads of bare models, with a classifier that starts afresh here and is handed to the other side.
+HEADS = {"t5_encoder": {"head.name": "sequence_classification", "head.num_labels": 3}}
 STEPS, ROWS, LENGTH = 10, 8, 10
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=3, schedule="linear", weight_decay=0.0, grad_clip=1.0)
 
@@ -71,12 +77,13 @@ def batches_of(model: Model) -> list[dict[str, np.ndarray]]:
   return out
 
 
-def ours(name: str, folder: Path) -> tuple[list[float], list[dict[str, np.ndarray]]]:
-  """The losses of ten steps of `Program.train_step`, and the batches."""
+def ours(name: str, folder: Path) -> tuple[list[float], list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+  """The losses of ten steps of `Program.train_step`, the batches, and the classifier before the first step."""
   import_checkpoint(str(ROOT / "tests" / "golden" / "hf" / name), str(folder))
   run = load_run(folder, dtype="float32")
-  changes = {"dropout": 0.0, "attention_dropout": 0.0}
-  model = dataclasses.replace(run.model, config=dataclasses.replace(run.model.config, **changes))
+  changes = {"dropout": 0.0, "attention_dropout": 0.0} | HEADS.get(name, {})
+  model = dataclasses.replace(run.model, config=replaced(run.model.config, changes))
+  params = initial_params(RunDirectory(folder), model, seed=0)
   batches = batches_of(model)
   fields = labelled_fields(model.family, model.config, LENGTH, model.vocab_size)
   config = Config(
@@ -84,19 +91,24 @@ def ours(name: str, folder: Path) -> tuple[list[float], list[dict[str, np.ndarra
   )
   fields = {name: field for name, field in fields.items() if name in batches[0]}
   program = Program(config, model, fields, make_loss(model, config.loss))
-  state, step = program.init(run.params), jax.jit(program.train_step(1))
+  classifier = {name: np.asarray(x) for name, x in params["classifier"].items()}
+  state, step = program.init(params), jax.jit(program.train_step(1))
   losses = []
   for batch in batches:
     state, metrics = step(state, batch)
     losses.append(float(metrics["loss"]))
-  return losses, batches
+  return losses, batches, classifier
 
 
-def theirs(name: str, batches: list[dict[str, np.ndarray]], folder: Path) -> list[float]:
-  """The losses of transformers."""
+def theirs(
+  name: str, batches: list[dict[str, np.ndarray]], classifier: dict[str, np.ndarray], folder: Path
+) -> list[float]:
+  """The losses of transformers. `classifier`: of a bare model."""
   np.savez(folder / "batches.npz", **{key: np.stack([batch[key] for batch in batches]) for key in batches[0]})
   rates = [float(schedule(OPTIMIZER, STEPS)(step)) for step in range(STEPS)]
   settings = dataclasses.asdict(OPTIMIZER) | {"rates": rates}
+  if name in HEADS:
+    settings["classifier"] = {key: x.tolist() for key, x in classifier.items()}
   script, model = ROOT / "tests" / "support" / "finetune_peer.py", ROOT / "tests" / "golden" / "hf" / name
   command = [str(peer_python()), str(script), str(model), str(folder / "batches.npz"), json.dumps(settings)]
   done = subprocess.run(command, env=environment(), capture_output=True, text=True)
@@ -106,7 +118,7 @@ def theirs(name: str, batches: list[dict[str, np.ndarray]], folder: Path) -> lis
 
 @pytest.mark.parametrize("name", CASES)
 def test_ten_steps_have_the_losses_of_transformers(name, tmp_path):
-  losses, _ = ours(name, tmp_path / "run")
+  losses, _, _ = ours(name, tmp_path / "run")
   np.testing.assert_allclose(losses, json.loads(GOLDEN.read_text())[name], rtol=1e-4)
   assert len({round(loss, 3) for loss in losses}) > 5  # something is learned
 
@@ -115,8 +127,8 @@ def test_ten_steps_have_the_losses_of_transformers(name, tmp_path):
 @pytest.mark.skipif(peer_python() is None, reason="no torch and transformers: set TFM_PEERS_PYTHON")
 @pytest.mark.parametrize("name", CASES)
 def test_transformers_gives_these_losses_today(name, tmp_path):
-  losses, batches = ours(name, tmp_path / "run")
-  asked = theirs(name, batches, tmp_path)
+  losses, batches, classifier = ours(name, tmp_path / "run")
+  asked = theirs(name, batches, classifier, tmp_path)
   if os.environ.get("TFM_WRITE_GOLDEN"):
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     GOLDEN.write_text(json.dumps({**golden, name: [round(loss, 7) for loss in asked]}, indent=2, sort_keys=True) + "\n")

@@ -122,6 +122,26 @@ def test_what_is_frozen_must_come_from_somewhere(experiment, tables, tmp_path):
     fit(config, tmp_path / "run", TASK)
 
 
+def test_the_encoder_of_a_t5_learns_a_task(experiment, tables, tmp_path, caplog):
+  """As docs/tasks.md says: its decoder and output layer are left behind, and what is not its encoder is refused."""
+  quick_fit(tiny(experiment, "t5", train__steps=2, data__seq_len=48, model__tied=False), tmp_path / "t5")
+  changes = {"family": "t5_encoder", "init_from": str(tmp_path / "t5"), "head.pooling": "mean"}
+  changes |= {"task.name": "sequence_classification", "train.steps": 2, "optimizer.learning_rate": 0.0}
+  changes |= {key.replace("__", "."): path for key, path in tables.items()}
+  caplog.set_level("INFO", logger="tfm_jax")
+  fit(load(str(tmp_path / "t5"), changes), tmp_path / "run", TASK)
+  assert f"starting from the encoder of {tmp_path / 't5'}, step 2" in caplog.text
+  assert "left behind: head/w" in caplog.text and "starting afresh: classifier/b, classifier/w" in caplog.text
+  source, params = flat(load_run(tmp_path / "t5").params), flat(load_run(tmp_path / "run").params)
+  for path in params.keys() - {"classifier/b", "classifier/w"}:
+    original = path if path == "embed/token" else f"encoder/{path}"
+    np.testing.assert_array_equal(params[path], source[original], err_msg=path)
+  assert "relative/table" in params and "decoder/relative/table" in source
+  with pytest.raises(UserError, match=r"blocks/\S+ has shape \(2, "):
+    fit(load(str(tmp_path / "t5"), changes | {"model.num_layers": 1}), tmp_path / "other", TASK)
+  assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
   ("name", "text", "message"),
   [

@@ -13,14 +13,14 @@ from tfm_jax.hf.tables.gpt2 import GPT2
 from tfm_jax.hf.tables.gpt_neox import GPT_NEOX
 from tfm_jax.hf.tables.llama import LLAMA
 from tfm_jax.hf.tables.modernbert import MODERNBERT
-from tfm_jax.hf.tables.t5 import T5
+from tfm_jax.hf.tables.t5 import T5, T5_ENCODER
 from tfm_jax.hf.tables.vit import VIT
 from tfm_jax.models.config import BIASES, ModelConfig, field, fields_of, full_key
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.model import resolve_model
 
 # Of two tables for one family, the one that serves only some of its models comes first.
-TABLES = (ESM, BERT, ROBERTA, DISTILBERT, ELECTRA, MODERNBERT, GPT_NEOX, GPT2, LLAMA, T5, VIT)
+TABLES = (ESM, BERT, ROBERTA, DISTILBERT, ELECTRA, MODERNBERT, GPT_NEOX, GPT2, LLAMA, T5, T5_ENCODER, VIT)
 
 # Fields that say how a model is computed or trained, not which model it is.
 FREE = ("dropout", "attention_dropout", "attention", "dtype", "remat", "scan", "init", "inner_dropout")
@@ -30,14 +30,24 @@ KINDS |= {f"bias.{part}": bool for part in BIASES}
 _NAMED = ("activation", "head.activation")  # fields that name an activation
 
 
-def table_of_type(theirs: Mapping[str, Any]) -> Table:
-  """The table for a config.json. Raises UserError."""
+def tables_of_type(theirs: Mapping[str, Any]) -> list[Table]:
+  """The tables for the model type of a config.json. Raises UserError if there is none."""
   kind = theirs.get("model_type")
-  for table in TABLES:
-    if kind in table.model_types:
+  tables = [table for table in TABLES if kind in table.model_types]
+  if not tables:
+    known = ", ".join(dict.fromkeys(kind for table in TABLES for kind in table.model_types))
+    raise UserError(f"config.json: model_type={kind!r} is not supported; supported are {known}")
+  return tables
+
+
+def table_of_architecture(theirs: Mapping[str, Any], architecture: str) -> Table:
+  """The table by which a config.json is read as an architecture. Raises UserError."""
+  tables = tables_of_type(theirs)
+  for table in tables:
+    if architecture in table.architectures:
       return table
-  known = ", ".join(kind for table in TABLES for kind in table.model_types)
-  raise UserError(f"config.json: model_type={kind!r} is not supported; supported are {known}")
+  known = ", ".join(name for table in tables for name in table.architectures)
+  raise UserError(f"the architecture {architecture!r} is not supported; of its family there are {known}")
 
 
 def table_of_model(family: str, config: ModelConfig) -> Table:
@@ -49,25 +59,18 @@ def table_of_model(family: str, config: ModelConfig) -> Table:
   raise UserError(f"family={family} has no counterpart in transformers; exported are {exported}")
 
 
-def head_of(table: Table, architecture: str) -> str:
-  """Our head of an architecture. Raises UserError."""
-  heads = table.architectures
-  if architecture not in heads:
-    raise UserError(f"the architecture {architecture!r} is not supported; of its family there are {', '.join(heads)}")
-  return heads[architecture]
-
-
-def config_from(theirs: Mapping[str, Any], head: str) -> ModelConfig:
+def config_from(theirs: Mapping[str, Any], architecture: str) -> ModelConfig:
   """Our configuration of a config.json.
 
   Args:
     theirs: config.json.
-    head: the name of our head.
+    architecture: the name in transformers of what it is read as.
 
   Raises:
-    UserError: a value that is impossible or has no counterpart here.
+    UserError: an architecture that is not supported; a value that is impossible or has no counterpart here.
   """
-  table = table_of_type(theirs)
+  table = table_of_architecture(theirs, architecture)
+  head = table.architectures[architecture]
   for key, value in table.fixed.items():
     if theirs.get(key, value) != value:
       raise UserError(f"config.json: {key}={theirs[key]!r} is not supported, only {value!r} is")
@@ -160,12 +163,13 @@ def _architecture(table: Table, head: str, kind: str) -> str:
 
 def _check_same(config: ModelConfig, theirs: Mapping[str, Any]) -> None:
   """Reads config.json back. Raises UserError for a field that comes back changed: the architecture lacks its value."""
-  back = config_from(theirs, config.head.name)
+  (architecture,) = theirs["architectures"]
+  back = config_from(theirs, architecture)
   for key in KINDS:
     if _normal(config, key) != _normal(back, key) and key not in FREE and not _unused(config, key):
       shown = "bias" if key.startswith("bias.") else key
       raise UserError(
-        f"{full_key(shown)}={_normal(config, shown)!r} has no counterpart in {theirs['architectures'][0]} of "
+        f"{full_key(shown)}={_normal(config, shown)!r} has no counterpart in {architecture} of "
         f"transformers, where it would be {_normal(back, shown)!r}"
       )
 

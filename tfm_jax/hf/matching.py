@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfm_jax.errors import UserError
-from tfm_jax.hf.config import config_from, head_of, table_of_type
+from tfm_jax.hf.config import config_from, table_of_architecture, tables_of_type
 from tfm_jax.hf.table import Entry, Table
 from tfm_jax.hf.tensors import TensorFiles
 from tfm_jax.models.config import ModelConfig, replaced
@@ -121,12 +121,11 @@ def map_checkpoint(files: TensorFiles, theirs: Mapping[str, Any], architecture: 
     UserError: a configuration that is impossible or not supported; tensors that are missing, unexpected or misshapen:
       all of them are listed.
   """
-  table = table_of_type(theirs)
   listed = theirs.get("architectures") or []
   if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
     raise UserError("config.json: architectures is not a list of names")
-  chosen = architecture or (listed[0] if listed else _fitting(files, theirs, table))
-  config = config_from(theirs, head_of(table, chosen))
+  chosen = architecture or (listed[0] if listed else _fitting(files, theirs))
+  table, config = table_of_architecture(theirs, chosen), config_from(theirs, chosen)
   _check_size(files, config)
   _check_rotary_rates(files, table, config)
   names = Names(files, table, config)
@@ -154,11 +153,12 @@ def _check_rotary_rates(files: TensorFiles, table: Table, config: ModelConfig) -
         raise UserError(f"{name} differs from the frequencies of the base {config.rotary.base:g} in config.json")
 
 
-def _fitting(files: TensorFiles, theirs: Mapping[str, Any], table: Table) -> str:
-  """The first architecture of a table of which no tensor is missing."""
-  choices = table.architectures_of(theirs["model_type"])
-  for architecture in choices:
-    config = config_from(theirs, table.architectures[architecture])
+def _fitting(files: TensorFiles, theirs: Mapping[str, Any]) -> str:
+  """The first architecture of the model type of which no tensor is missing."""
+  tables = tables_of_type(theirs)
+  choices = {name: table for table in tables for name in table.architectures_of(theirs["model_type"])}
+  for architecture, table in choices.items():
+    config = config_from(theirs, architecture)
     _check_size(files, config)
     in_file = Names(files, table, config).in_file
     if all(tensor in in_file for _, _, tensor in _required(config, table, _shapes(config, table))):
@@ -229,10 +229,10 @@ def _part(entry: Entry) -> str:
 
 
 def _leftovers(files: TensorFiles, names: Names, mapping: WeightMapping, used: set[str]) -> tuple[list[str], list[str]]:
-  """The tensors that are not used: (those of other heads, those that are unexpected)."""
+  """The tensors that are not used: (those of other heads and of omitted parts, those that are unexpected)."""
   config, table = mapping.config, mapping.table
-  unused: list[str] = []
-  unexpected = list(names.unknown)
+  unexpected = [name for name in names.unknown if not name.startswith(table.omitted)]
+  unused = [f"{part}*" for part in table.omitted if any(name.startswith(part) for name in names.unknown)]
   for standard, name in names.in_file.items():
     repeated = config.tied and standard == table.output  # it equals the embedding table
     if standard not in used and not repeated:

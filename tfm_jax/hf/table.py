@@ -235,6 +235,7 @@ class Table(NamedTuple):
     serves: whether a model of the family is exported by this table; the first table that serves is used.
     fixed: keys of config.json that may only have this value, because our models have no counterpart of others.
     ignored: regular expressions of tensors that are no parameters.
+    omitted: prefixes of tensors of a part that the family lacks, which is left out: the decoder, of an encoder alone.
     rotary_rates: regular expression of tensors with rotary frequencies, which must be those of the configuration.
     aliases: config -> other names of a tensor, where files store it twice or under an older name.
     output: the tensor of the output layer, which may be tied with
@@ -254,6 +255,7 @@ class Table(NamedTuple):
   serves: Callable[[ModelConfig], bool] = lambda config: True
   fixed: Mapping[str, Any] = {}
   ignored: tuple[str, ...] = ()
+  omitted: tuple[str, ...] = ()
   rotary_rates: str = r"(?!)"
   aliases: Callable[[ModelConfig], Mapping[str, str]] = lambda config: {}
   output: str = ""

@@ -1,6 +1,7 @@
 """The two shapes of a Transformer: one stack of blocks (`Single`, `Vision`), or an encoder and a decoder."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from tfm_jax.ops.positions import relative_bias
 from tfm_jax.sharding.placement import Placement
 
 Batch = dict[str, Array]
+Leaf = TypeVar("Leaf")
 
 
 class RelativeBias(Layer):
@@ -302,6 +304,15 @@ class EncoderDecoder(Network):
 def side(batch: Batch, name: str) -> Batch:
   """The fields of one side ("encoder", "decoder") of a batch, without that prefix."""
   return {key.removeprefix(f"{name}_"): x for key, x in batch.items() if key.startswith(f"{name}_")}
+
+
+def encoder_params(params: Mapping[str, Leaf]) -> dict[str, Leaf]:
+  """The embeddings and the encoder of an `EncoderDecoder`, under their paths in a `Single`; its head stays what it is.
+
+  Args:
+    params: leaf by path ("encoder/blocks/attn/wq"); those of the decoder are left out.
+  """
+  return {path.removeprefix("encoder/"): x for path, x in params.items() if not path.startswith("decoder/")}
 
 
 def default_positions(positions_BT: Array | None, ids_BT: Array, cache: Cache | None = None) -> Array:

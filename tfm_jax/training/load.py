@@ -17,6 +17,7 @@ from tfm_jax.decode.speculative import Draft
 from tfm_jax.errors import UserError
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.model import Model, Params
+from tfm_jax.models.towers import encoder_params
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.devices import all_devices, first_device, use_compilation_cache
 from tfm_jax.runtime.run_directory import RunDirectory
@@ -250,6 +251,7 @@ def initial_params(
 ) -> Any:
   """Parameters for a new run, from a checkpoint of another run (see `chosen_step`), whose head may differ.
 
+  A model of one stack takes the encoder of an encoder-decoder (`t5_encoder` from `t5`), without the decoder.
   Parameters of the head that the checkpoint lacks, or has in another shape, are initialised; those of its head that the
   model lacks are not loaded. Both are logged.
 
@@ -264,15 +266,18 @@ def initial_params(
     UserError: a difference outside the head, or a frozen parameter that the checkpoint does not have.
   """
   config = from_stored(run.read_config())
+  vocab_size = config.model.vocab_size or model.vocab_size
+  source = dataclasses.replace(model, family=config.family, config=config.model, vocab_size=vocab_size)
+  of_encoder = source.encoder_decoder and not model.encoder_decoder
   with Checkpoints(run.checkpoints) as checkpoints:
     step = chosen_step(run, checkpoints) if step is None else step
-    log.info("starting from the parameters of %s, step %d", run.path, step)
+    log.info("starting from the %s of %s, step %d", "encoder" if of_encoder else "parameters", run.path, step)
     expected, stored = flat(abstract_params(model)), checkpoints.shapes(step, "params")
     ready: dict[str, Any] | None = None
-    if config.adapter.rank or checkpoints.shapes(step, "ema"):  # not what is stored, but the model that it makes
-      vocab_size = config.model.vocab_size or model.vocab_size
-      source = dataclasses.replace(model, family=config.family, config=config.model, vocab_size=vocab_size)
+    # What is stored is not what is taken, but the source's model or a part of it.
+    if of_encoder or config.adapter.rank or checkpoints.shapes(step, "ema"):
       ready = flat(load_params(run, source, step)[1])
+      ready = encoder_params(ready) if of_encoder else ready
       stored = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in ready.items()}
     fresh = {p for p in expected if of_head(p) and (p not in stored or stored[p].shape != expected[p].shape)}
     if fresh & set(frozen):

@@ -1,10 +1,11 @@
-"""T5 1.0 and 1.1, mT5, ByT5: two stacks, whose first blocks hold the table of relative positions."""
+"""T5 1.0 and 1.1, mT5, ByT5: two stacks, whose first blocks hold the table of relative positions, or the encoder."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from tfm_jax.errors import UserError
-from tfm_jax.hf.table import TWO_AXES, Entry, Key, Table, activation, linear, same, their_activation
+from tfm_jax.hf.table import AS_IS, TWO_AXES, Entry, Key, Table, activation, linear, same, their_activation
 from tfm_jax.models.config import ModelConfig
 
 KEYS = (
@@ -28,24 +29,24 @@ def attention(ours: str, theirs: str) -> list[Entry]:
   return [row for n in "qkvo" for row in linear(f"{ours}/*{n}", f"{theirs}.{n}")]
 
 
-def stack(c: ModelConfig, side: str) -> list[Entry]:
-  """The encoder or the decoder."""
-  block, mlp = f"{side}.block.{{}}", 2 if side == "decoder" else 1
+def stack(c: ModelConfig, ours: str, theirs: str) -> list[Entry]:
+  """The encoder or the decoder: what precedes the names of its parameters, and of its tensors."""
+  block, mlp = f"{theirs}block.{{}}", 2 if theirs == "decoder." else 1
   feed_forward = f"{block}.layer.{mlp}.DenseReluDense"
   cross = [
-    *same(f"{side}/blocks/cross_norm/scale", f"{block}.layer.1.layer_norm.weight"),
-    *attention(f"{side}/blocks/cross", f"{block}.layer.1.EncDecAttention"),
+    *same(f"{ours}blocks/cross_norm/scale", f"{block}.layer.1.layer_norm.weight"),
+    *attention(f"{ours}blocks/cross", f"{block}.layer.1.EncDecAttention"),
   ]
   return [
-    *same(f"{side}/relative/table", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", TWO_AXES),
-    *same(f"{side}/blocks/attn_norm/scale", f"{block}.layer.0.layer_norm.weight"),
-    *attention(f"{side}/blocks/attn", f"{block}.layer.0.SelfAttention"),
-    *(cross if side == "decoder" else []),
-    *same(f"{side}/blocks/mlp_norm/scale", f"{block}.layer.{mlp}.layer_norm.weight"),
-    *linear(f"{side}/blocks/mlp/*i", f"{feed_forward}.{'wi_0' if c.gated else 'wi'}"),
-    *linear(f"{side}/blocks/mlp/*g", f"{feed_forward}.wi_1"),
-    *linear(f"{side}/blocks/mlp/*o", f"{feed_forward}.wo"),
-    *same(f"{side}/final_norm/scale", f"{side}.final_layer_norm.weight"),
+    *same(f"{ours}relative/table", f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight", TWO_AXES),
+    *same(f"{ours}blocks/attn_norm/scale", f"{block}.layer.0.layer_norm.weight"),
+    *attention(f"{ours}blocks/attn", f"{block}.layer.0.SelfAttention"),
+    *(cross if theirs == "decoder." else []),
+    *same(f"{ours}blocks/mlp_norm/scale", f"{block}.layer.{mlp}.layer_norm.weight"),
+    *linear(f"{ours}blocks/mlp/*i", f"{feed_forward}.{'wi_0' if c.gated else 'wi'}"),
+    *linear(f"{ours}blocks/mlp/*g", f"{feed_forward}.wi_1"),
+    *linear(f"{ours}blocks/mlp/*o", f"{feed_forward}.wo"),
+    *same(f"{ours}final_norm/scale", f"{theirs}final_layer_norm.weight"),
   ]
 
 
@@ -53,8 +54,8 @@ def entries(c: ModelConfig) -> list[Entry]:
   """Parameters and tensors."""
   return [
     *same("embed/token", "shared.weight"),
-    *stack(c, "encoder"),
-    *stack(c, "decoder"),
+    *stack(c, "encoder/", "encoder."),
+    *stack(c, "decoder/", "decoder."),
     *same("head/w", "lm_head.weight"),
   ]
 
@@ -101,4 +102,36 @@ T5 = Table(
   embedding="shared.weight",
   to_ours=to_ours,
   to_theirs=to_theirs,
+)
+
+
+def encoder_entries(c: ModelConfig) -> list[Entry]:
+  """The encoder and its tagger. `lm_head.weight`, the output layer of a whole T5, has no part in either."""
+  return [
+    *same("embed/token", "transformer.shared.weight"),
+    *stack(c, "", "transformer.encoder."),
+    *linear("classifier/*", "classifier", layout=AS_IS),
+    *same("head/w", "lm_head.weight"),
+  ]
+
+
+# A whole T5 is read by it too, if the import is asked for one of these architectures.
+T5_ENCODER = T5._replace(
+  family="t5_encoder",
+  architectures={
+    "T5ForTokenClassification": "token_classification",
+    "MT5ForTokenClassification": "token_classification",
+    "T5EncoderModel": "none",
+    "MT5EncoderModel": "none",
+  },
+  prefix="transformer.",
+  entries=encoder_entries,
+  ignored=(),
+  omitted=("decoder.",),
+  aliases=lambda c: {f"transformer.{name}": "transformer.shared.weight" for name in T5.aliases(c)},
+  output="",
+  embedding="transformer.shared.weight",
+  to_ours=lambda theirs, ours: {**to_ours(theirs, ours), "decoder_layers": 0},
+  to_theirs=lambda c, kind: {**to_theirs(c, kind), "is_encoder_decoder": False},
+  simplify=lambda c, params: (dataclasses.replace(c, decoder_layers=0), params),
 )

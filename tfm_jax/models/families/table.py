@@ -1,7 +1,19 @@
 """The families by name."""
 
 from tfm_jax.errors import UserError
-from tfm_jax.models.families import bert, distilbert, electra, gpt, llama, modernbert, roberta, t5, transformer, vit
+from tfm_jax.models.families import (
+  bert,
+  distilbert,
+  electra,
+  gpt,
+  llama,
+  modernbert,
+  roberta,
+  t5,
+  t5_encoder,
+  transformer,
+  vit,
+)
 from tfm_jax.models.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -13,6 +25,7 @@ FAMILIES: dict[str, Family] = {
   "gpt": gpt.FAMILY,
   "llama": llama.FAMILY,
   "t5": t5.FAMILY,
+  "t5_encoder": t5_encoder.FAMILY,
   "transformer": transformer.FAMILY,
   "vit": vit.FAMILY,
 }
