@@ -11,7 +11,15 @@ class Ours:
   """A model, its parameters made ready, and the prompts."""
 
   def prepare(
-    self, config: str, overrides: dict[str, Any], dtype: str, rows: int, prompt: int, new: int, beams: int, **options: Any
+    self,
+    config: str,
+    overrides: dict[str, Any],
+    dtype: str,
+    rows: int,
+    prompt: int,
+    new: int,
+    beams: int,
+    **options: Any,
   ) -> dict[str, Any]:
     """Builds the model with its initial weights, and generates once, which compiles.
 
@@ -38,10 +46,9 @@ class Ours:
     self.params = prepared(model, params)
     del params
     none, first = np.zeros(0, np.int32), np.zeros(1, np.int32)
-    ids = random_prompts(model.vocab_size, rows, prompt)
-    read = [
-      Prompt(i, "", *((first, row) if model.encoder_decoder else (row, none))) for i, row in enumerate(np.array(ids, np.int32))
-    ]
+    ids = np.array(random_prompts(model.vocab_size, rows, prompt), np.int32)
+    sides = [(first, row) if model.encoder_decoder else (row, none) for row in ids]
+    read = [Prompt(i, "", *both) for i, both in enumerate(sides)]
     tokenizer: Any = SimpleNamespace(vocab_size=model.vocab_size, eos_id=-1, pad_id=0, decode=lambda ids: "")
 
     def generate(count: int) -> list[list[int]]:

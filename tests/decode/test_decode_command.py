@@ -120,7 +120,11 @@ def test_gaps_are_filled(runs, capsys):
 
 
 def test_choices_and_scores(runs, tmp_path, capsys):
-  call(workdir=runs / "gpt", prompt="the cat", choices=" sat| ran", )
+  call(
+    workdir=runs / "gpt",
+    prompt="the cat",
+    choices=" sat| ran",
+  )
   row = json.loads(capsys.readouterr().out)
   assert sum(row["probabilities"].values()) == pytest.approx(1.0) and row["text"] in (" sat", " ran")
   (tmp_path / "pairs.txt").write_text("the cat\t sat\na dog\t ran\n")

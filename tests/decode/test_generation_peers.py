@@ -25,6 +25,7 @@ from tfm_jax.training.load import load_run
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "generation.json"
 CASES = ("gpt2", "llama", "t5", "gpt_neox")
+DEFAULT = ("gpt2", "t5")
 NEW = 6
 END = 3  # of these random models, an id that they do choose
 PROMPTS = [[5, 9, 2, 11], [7, 1, 4]]
@@ -81,7 +82,7 @@ def theirs(name: str) -> dict[str, list[list[list[int]]]]:
   return {name: [[cut(ids) for ids in several] for several in texts] for name, texts in found.items()}
 
 
-@pytest.mark.parametrize("name", ["gpt2", "t5", *(pytest.param(x, marks=pytest.mark.slow) for x in ("llama", "gpt_neox"))])
+@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in DEFAULT else pytest.mark.slow) for x in CASES])
 def test_texts_are_those_of_transformers(name, tmp_path):
   found = ours(name, tmp_path / "run")
   assert found == json.loads(GOLDEN.read_text())[name]

@@ -144,4 +144,3 @@ def row_keys(seed: int, prompts: list[np.ndarray], samples: list[int]) -> Array:
     generator = np.random.SeedSequence([seed, sample, *(int(id) for id in ids)])
     words.append(generator.generate_state(2, np.uint32))
   return jax.random.wrap_key_data(jnp.asarray(np.stack(words)), impl="threefry2x32")
-

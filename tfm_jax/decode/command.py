@@ -30,9 +30,7 @@ def decode(values: Values, load_run: Callable[..., Any]) -> None:
   kinds = [name for name in ("fill", "score", "choices") if name in values]
   if len(kinds) > 1:
     raise UserError(f"--{kinds[0]} and --{kinds[1]} do not go together")
-  run = load_run(
-    values["workdir"], _whole(values, "step"), values.get("strategy") or None, values.get("dtype") or None
-  )
+  run = load_run(values["workdir"], _whole(values, "step"), values.get("strategy") or None, values.get("dtype") or None)
   draft = None
   if "draft" in values:
     theirs = load_run(values["draft"], dtype=values.get("dtype") or None)
@@ -138,9 +136,7 @@ def write_lines(path: str, rows: Iterator[Mapping[str, Any]]) -> None:
     log.info("written: %s (%d lines)", path, len(lines))
 
 
-def resumable(
-  path: str, texts: Sequence[str], setting: Mapping[str, Any], generated: Any, samples: int
-) -> None:
+def resumable(path: str, texts: Sequence[str], setting: Mapping[str, Any], generated: Any, samples: int) -> None:
   """Writes one JSON line per generated text to `path`, going on where an earlier call with this setting was stopped.
 
   Lines are collected in PATH.partial, whose first line is the setting; PATH appears once it is whole. Process 0 writes.
@@ -190,4 +186,3 @@ def _whole(values: Values, name: str) -> int | None:
   if text is not None and not text.isdigit():
     raise UserError(f"--{name}={text}: a whole number is expected")
   return None if text is None else int(text)
-

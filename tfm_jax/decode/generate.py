@@ -160,7 +160,12 @@ def _finished(
 
 
 def _steps(
-  model: Model, params: Any, tokenizer: Tokenizer, batch: Batch, options: Options, chunk: int,
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  batch: Batch,
+  options: Options,
+  chunk: int,
   draft: Draft | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """(ids [B, n], their log-probabilities, ended [B]) of all tokens so far, after each chunk of steps."""
@@ -273,7 +278,11 @@ def _search(
       logprobs = values[:count]
       best.append(
         Generated(
-          prompt.text, text, tuple(chosen.tolist()), float(logprobs.sum(dtype=np.float64)), tuple(logprobs.tolist()),
+          prompt.text,
+          text,
+          tuple(chosen.tolist()),
+          float(logprobs.sum(dtype=np.float64)),
+          tuple(logprobs.tolist()),
           "end" if ended else "length",
         )
       )

@@ -72,9 +72,7 @@ def likelihoods(
   check_generates(model)
   model = any_rows(model)
   read = _two_sides if model.encoder_decoder else _one_side
-  rows = [
-    read(model, tokenizer, symbols, number, prompt, text) for number, (prompt, text) in enumerate(pairs)
-  ]
+  rows = [read(model, tokenizer, symbols, number, prompt, text) for number, (prompt, text) in enumerate(pairs)]
   found: dict[int, Likelihood] = {}
   rows.sort(key=lambda row: (-_length(model, row), row.number))
   while rows:
@@ -86,15 +84,23 @@ def likelihoods(
       scored = slice(row.first - 1, len(row.ids) - 1)
       ids = row.ids[row.first :]
       found[row.number] = Likelihood(
-        float(values[scored].sum(dtype=np.float64)), tuple(ids.tolist()), tuple(values[scored].tolist()),
-        bool(best[scored].all()), row.cut,
+        float(values[scored].sum(dtype=np.float64)),
+        tuple(ids.tolist()),
+        tuple(values[scored].tolist()),
+        bool(best[scored].all()),
+        row.cut,
       )
     advance(len(batch))
   return [found[number] for number in range(len(pairs))]
 
 
 def choose(
-  model: Model, params: Any, tokenizer: Tokenizer, symbols: Symbols, prompt: str, choices: Sequence[str],
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  symbols: Symbols,
+  prompt: str,
+  choices: Sequence[str],
   normalised: bool = False,
 ) -> list[tuple[str, float]]:
   """The given texts with their probabilities among themselves, the likeliest first.

@@ -69,7 +69,10 @@ def read_prompts(
         raise UserError(f"{name} has {len(ids):,} tokens, but the encoder has {room:,} positions: shorten it")
       prompts.append(
         Prompt(
-          number, text, np.concatenate([[symbols.start], prefix]).astype(np.int32), np.concatenate([ids, end]),
+          number,
+          text,
+          np.concatenate([[symbols.start], prefix]).astype(np.int32),
+          np.concatenate([ids, end]),
           len(prefix),
         )
       )

@@ -64,9 +64,7 @@ def _cast(model: Model, params: Any) -> Any:
   return jax.lax.with_sharding_constraint(jax.tree.map_with_path(cast, params), model.shardings())
 
 
-def start(
-  model: Model, params: Any, batch: Batch, columns: int, cache_dtype: str = "", rolling: bool = True
-) -> State:
+def start(model: Model, params: Any, batch: Batch, columns: int, cache_dtype: str = "", rolling: bool = True) -> State:
   """The state after the prompts have been read, with room for `columns` tokens per row.
 
   `rolling`: the cache of a model with a window has no more columns than it needs; see `Cache`.

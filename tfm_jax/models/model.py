@@ -179,9 +179,7 @@ class Model:
     """The most tokens that a new one attends to before itself, if all layers have a window; 0: any number."""
     return 0 if self.config.window.global_every else self.config.window.size
 
-  def init_cache(
-    self, params: Params, rows: int, columns: int, memory: Memory | None = None, dtype: str = ""
-  ) -> Cache:
+  def init_cache(self, params: Params, rows: int, columns: int, memory: Memory | None = None, dtype: str = "") -> Cache:
     """An empty cache for `rows` rows of `columns` tokens.
 
     Args:
