@@ -1,45 +1,325 @@
-"""Generation with a key-value cache: the prompt in one call, then one token per step of a scan."""
+"""Generation of text: the prompts in one call, then one token per step with a key-value cache.
 
-from collections.abc import Callable
+A program is compiled per shape (rows, columns of the prompt, columns of what follows: powers of two) and per set of
+options in use, whose numbers are arguments. What a row becomes depends on its prompt, its seed and the number of its
+sample, not on the rows beside it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
-from tfm_jax.models.cache import Cache
+from tfm_jax.decode import beams, choosing, prompts, speculative
+from tfm_jax.decode.options import History, Numbers, Options, Plan, numbers, plan
+from tfm_jax.decode.prompts import Batch, Prompt, Symbols
+from tfm_jax.decode.speculative import Draft
+from tfm_jax.decode.start import State, any_rows, prepared, shown, start
+from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
+from tfm_jax.text.tokenizers.table import Tokenizer
+
+_CHUNK = 64  # steps between two looks at what came out, where nobody waits for each token
+_STOP_CHUNK = 8  # where a stop string may end a text
 
 
-def continue_prompt(
+@dataclasses.dataclass(frozen=True)
+class Generated:
+  """What a model generated for a prompt.
+
+  Attributes:
+    prompt: the prompt.
+    text: what follows it (of an encoder-decoder: the decoder's text), with the forced prefix.
+    ids: the new ids, with the end symbol if there is one.
+    logprob: the sum of the log-probabilities of these ids under the model, in nats, whatever they were drawn by.
+    logprobs: of each id.
+    end: why it ended: "end" (the end symbol), "stop" (a stop string) or "length".
+  """
+
+  prompt: str
+  text: str
+  ids: tuple[int, ...]
+  logprob: float
+  logprobs: tuple[float, ...]
+  end: str
+
+
+def generate(
   model: Model,
   params: Any,
-  vocab_size: int,
-  prompt_BT: jax.Array,
-  cache: Cache,
-  choose: Callable[[jax.Array, jax.Array], jax.Array],
-) -> jax.Array:
-  """The ids that follow a prompt, as many as the cache has columns left.
+  tokenizer: Tokenizer,
+  symbols: Symbols,
+  texts: Sequence[str],
+  options: Options | None = None,
+  advance: Callable[[int], object] = lambda rows: None,
+  draft: Draft | None = None,
+) -> list[list[Generated]]:
+  """What a model generates for each prompt: `options.samples` texts, of beam search the best first.
 
   Args:
-    model: a decoder or an encoder-decoder.
+    model: a decoder or an encoder-decoder with the head of a language model.
     params: its parameters.
-    vocab_size: ids below it can be chosen.
-    prompt_BT: int [B, T], at least one token per row.
-    cache: an empty cache of `Model.init_cache`.
-    choose: (column, logits [B, vocab_size]) -> ids [B].
+    tokenizer: its tokenizer.
+    symbols: how its texts begin.
+    texts: the prompts; for an encoder-decoder what the encoder reads.
+    options: see `Options`.
+    advance: is called with the number of texts that were finished.
+    draft: a smaller model that drafts tokens, from `speculative.checked_draft`; None: none does.
 
-  Returns:
-    Ids [B, columns - T], of the dtype of the prompt.
+  Raises:
+    UserError: an impossible option, a model that generates no text, or a prompt that it cannot continue.
   """
-  prompt, columns = prompt_BT.shape[1], cache.segments_BS.shape[1]
+  options = options or Options()
+  options.check(tokenizer.vocab_size)
+  read = prompts.read_prompts(model, tokenizer, symbols, texts, options)
+  if draft is not None and options.beams > 1:
+    raise UserError("a draft is for greedy decoding and sampling: set beams=1")
+  return continued(model, prepared(model, params), tokenizer, read, options, advance, draft)
 
-  def decode(ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    outputs, cache = model.decode(params, {"inputs": ids}, cache)
-    return outputs["logits"][:, -1, :vocab_size], cache
 
-  def step(carry: tuple[jax.Array, Cache], column: jax.Array) -> tuple[tuple[jax.Array, Cache], jax.Array]:
-    ids = choose(column, carry[0]).astype(prompt_BT.dtype)
-    return decode(ids[:, None], carry[1]), ids
+def continued(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  read: Sequence[Prompt],
+  options: Options,
+  advance: Callable[[int], object] = lambda rows: None,
+  draft: Draft | None = None,
+) -> list[list[Generated]]:
+  """`generate` of prompts that are already read, in their order, by parameters as they are."""
+  model = any_rows(model)
+  found: list[list[Generated]] = [[] for _ in read]
+  rows = options.samples if options.beams == 1 else 1
+  for batch in prompts.batches(model, read, rows, options.batch_size):
+    if options.beams > 1:
+      results: Any = _search(model, params, tokenizer, batch, options)
+    else:
+      results = ([one] for one in _finished(model, params, tokenizer, batch, options, draft))
+    for prompt, texts_of_row in zip(batch.prompts, results, strict=True):
+      found[prompt.number] += texts_of_row
+      advance(len(texts_of_row))
+  return found
 
-  _, ids_TB = jax.lax.scan(step, decode(prompt_BT, cache), jnp.arange(prompt, columns))
-  return ids_TB.T
+
+def stream(
+  model: Model, params: Any, tokenizer: Tokenizer, symbols: Symbols, text: str, options: Options | None = None
+) -> Iterator[str]:
+  """The text that follows a prompt, piece by piece as it is generated. Arguments and errors: see `generate`."""
+  options = options or Options()
+  options.check(tokenizer.vocab_size)
+  if options.beams > 1 or options.samples > 1:
+    raise UserError("a text is streamed as its tokens are chosen: set beams=1 and samples=1")
+  (prompt,) = prompts.read_prompts(model, tokenizer, symbols, [text], options)
+  params, model = prepared(model, params), any_rows(model)
+  (batch,) = prompts.batches(model, [prompt], 1, 1)
+  printed = ""
+  for ids, _, ended in _steps(model, params, tokenizer, batch, options, chunk=1):
+    whole, stopped = _text(tokenizer, prompt, ids[0], options.stop)
+    last = bool(ended[0]) or stopped
+    settled = whole if last else _settled(whole, options.stop)
+    if len(settled) > len(printed):
+      yield settled[len(printed) :]
+      printed = settled
+    if stopped:
+      return
+  if len(whole) > len(printed):
+    yield whole[len(printed) :]
+
+
+def _finished(
+  model: Model, params: Any, tokenizer: Tokenizer, batch: Batch, options: Options, draft: Draft | None
+) -> Iterator[Generated]:
+  """One text per row of a batch."""
+  rows = range(len(batch.prompts))
+  stopped = np.zeros(len(rows), bool)
+  chunk = _STOP_CHUNK if options.stop else _CHUNK
+  for steps in _steps(model, params, tokenizer, batch, options, chunk, draft):
+    ids, logprobs, ended = steps
+    if options.stop:
+      stopped = np.array([_text(tokenizer, batch.prompts[i], ids[i], options.stop)[1] for i in rows])
+      if (stopped | ended[: len(rows)]).all():
+        break
+  ends = _ends(tokenizer)
+  for i in rows:
+    prompt = batch.prompts[i]
+    count = _length(ids[i], ends)
+    reason = "end" if ended[i] else "length"
+    if stopped[i]:
+      count, reason = _until_stop(tokenizer, prompt, ids[i, :count], options.stop), "stop"
+    chosen = np.concatenate([prompt.ids[len(prompt.ids) - prompt.forced :], ids[i, :count]])
+    text, _ = _text(tokenizer, prompt, ids[i, :count], options.stop)
+    values = logprobs[i, :count]
+    yield Generated(
+      prompt.text, text, tuple(chosen.tolist()), float(values.sum(dtype=np.float64)), tuple(values.tolist()), reason
+    )
+
+
+def _steps(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  batch: Batch,
+  options: Options,
+  chunk: int,
+  draft: Draft | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """(ids [B, n], their log-probabilities, ended [B]) of all tokens so far, after each chunk of steps."""
+  new = new_tokens(model, batch, options)
+  of_plan = step_plan(tokenizer, options)
+  values = numbers(options)
+  width, columns = batch.ids_BT.shape[1], prompts.power_of_two(new)
+  count = len(batch.ids_BT)
+  keys = choosing.row_keys(
+    options.seed,
+    [*(np.concatenate([p.source, p.ids]) for p in batch.prompts), *[np.zeros(0, int)] * (count - len(batch.prompts))],
+    [*batch.samples, *[0] * (count - len(batch.samples))],
+  )
+  if draft is not None:
+    yield from speculative.steps(model, params, draft, batch, of_plan, options, keys, new)
+    return
+  state = start(model, params, batch, width + columns, options.cache_dtype)
+  done = 0
+  while done < new:
+    steps = min(chunk, new - done)
+    state = _advance(model, of_plan, params, values, keys, state, np.int32(steps), width)
+    done += steps
+    ids, logprobs, ended = jax.device_get((state.ids_BS, state.logprobs_BS, state.ended_B))
+    yield ids[:, width : width + done], logprobs[:, width : width + done], ended
+    if ended[: len(batch.prompts)].all():
+      return
+
+
+def new_tokens(model: Model, batch: Batch, options: Options) -> int:
+  """How many tokens may follow the prompts of a batch: `max_new_tokens`, or what the model's positions leave."""
+  room, longest = prompts.position_limit(model), max(len(p.ids) for p in batch.prompts)
+  return min(options.max_new_tokens, room - longest) if room else options.max_new_tokens
+
+
+def step_plan(tokenizer: Tokenizer, options: Options) -> Plan:
+  """What the options need of a compiled step."""
+  words = []
+  for word in options.bad_words:
+    # Within a text a word has a space in front, which belongs to its piece.
+    forms = {tuple(tokenizer.encode(form).tolist()) for form in (word, f" {word}", word.strip())}
+    words += sorted(form for form in forms if form)
+  pad = max(tokenizer.pad_id, 0)
+  return plan(options, tokenizer.vocab_size, _ends(tokenizer), pad, tuple(dict.fromkeys(words)))
+
+
+def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:
+  return (tokenizer.eos_id,) if tokenizer.eos_id >= 0 else ()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 7), donate_argnums=5)
+def _advance(
+  model: Model,
+  of_plan: Plan,
+  params: Any,
+  values: Numbers,
+  keys_B: Array,
+  state: State,
+  steps: Array,
+  prompt: int,
+) -> State:
+  """The state after `steps` more tokens, or once all rows have ended. `prompt`: columns of the prompt."""
+  new_S = jnp.arange(state.ids_BS.shape[1]) >= prompt
+
+  def step(carry: tuple[Array, State]) -> tuple[Array, State]:
+    i, state = carry
+    column = state.cache.length
+    history = History(state.ids_BS, state.filled_BS, state.filled_BS & new_S[None], column)
+    logits_BV = choosing.allowed(of_plan, values, state.logits_BV, history)
+    ids_B = choosing.choose(of_plan, values, logits_BV, keys_B, column - prompt).astype(jnp.int32)
+    logprobs_B = jnp.take_along_axis(state.logits_BV, ids_B[:, None], 1)[:, 0]
+    logprobs_B = logprobs_B - jax.nn.logsumexp(state.logits_BV[:, : of_plan.vocab_size], -1)
+    ids_B = jnp.where(state.ended_B, of_plan.pad, ids_B)
+    put = lambda whole_BS, x_B: jax.lax.dynamic_update_slice_in_dim(whole_BS, x_B[:, None], column, axis=1)
+    running_B = ~state.ended_B
+    ended_B = state.ended_B | jnp.isin(ids_B, jnp.array(of_plan.ends)) if of_plan.ends else state.ended_B
+    tokens = {
+      "inputs": ids_B[:, None],
+      "positions": (column - state.padding_B)[:, None],
+      "segment_ids": running_B.astype(jnp.int32)[:, None],
+    }
+    outputs, cache = model.decode(params, tokens, state.cache)
+    return i + 1, State(
+      cache,
+      outputs["logits"][:, -1],
+      put(state.ids_BS, ids_B),
+      put(state.filled_BS, running_B),
+      put(state.logprobs_BS, jnp.where(state.ended_B, 0.0, logprobs_B)),
+      ended_B,
+      state.padding_B,
+    )
+
+  more = lambda carry: (carry[0] < steps) & ~carry[1].ended_B.all()
+  return shown(model, jax.lax.while_loop(more, step, (jnp.int32(0), state))[1])
+
+
+def _search(
+  model: Model, params: Any, tokenizer: Tokenizer, batch: Batch, options: Options
+) -> Iterator[list[Generated]]:
+  """The best beams of each row of a batch."""
+  new = new_tokens(model, batch, options)
+  found = beams.search(model, params, batch, new, options, step_plan(tokenizer, options))
+  ends = _ends(tokenizer)
+  for prompt, (ids_KS, scores_KS) in zip(batch.prompts, found, strict=False):
+    best = []
+    for ids, values in zip(ids_KS[: options.samples], scores_KS, strict=False):
+      count = _length(ids, ends)
+      chosen = np.concatenate([prompt.ids[len(prompt.ids) - prompt.forced :], ids[:count]])
+      text, _ = _text(tokenizer, prompt, ids[:count], ())
+      ended = count > 0 and int(ids[count - 1]) in ends
+      logprobs = values[:count]
+      best.append(
+        Generated(
+          prompt.text,
+          text,
+          tuple(chosen.tolist()),
+          float(logprobs.sum(dtype=np.float64)),
+          tuple(logprobs.tolist()),
+          "end" if ended else "length",
+        )
+      )
+    yield best
+
+
+def _length(ids: np.ndarray, ends: tuple[int, ...]) -> int:
+  """The number of ids up to the end symbol, with it."""
+  found = np.flatnonzero(np.isin(ids, ends))
+  return int(found[0]) + 1 if found.size else len(ids)
+
+
+def _text(tokenizer: Tokenizer, prompt: Prompt, ids: np.ndarray, stop: Sequence[str]) -> tuple[str, bool]:
+  """(the generated text, cut before a stop string; whether there is one)."""
+  count = _length(ids, _ends(tokenizer))
+  text = continuation(tokenizer, prompt, ids[:count])
+  places = [at for word in stop if (at := text.find(word)) >= 0]
+  return (text[: min(places)], True) if places else (text, False)
+
+
+def continuation(tokenizer: Tokenizer, prompt: Prompt, ids: np.ndarray) -> str:
+  """The text of new ids after those of the prompt, with the space that may stand between both."""
+  kept = prompt.ids[: len(prompt.ids) - prompt.forced]
+  new = np.concatenate([prompt.ids[len(kept) :], ids])
+  before, whole = tokenizer.decode(kept), tokenizer.decode(np.concatenate([kept, new]))
+  return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new)
+
+
+def _until_stop(tokenizer: Tokenizer, prompt: Prompt, ids: np.ndarray, stop: Sequence[str]) -> int:
+  """The fewest ids whose text has a stop string."""
+  return next(n for n in range(1, len(ids) + 1) if _text(tokenizer, prompt, ids[:n], stop)[1])
+
+
+def _settled(text: str, stop: Sequence[str]) -> str:
+  """The beginning of a text that more tokens cannot change: no half characters, no half stop string."""
+  text = text.rstrip("\ufffd")
+  for length in range(max(map(len, stop), default=1) - 1, 0, -1):
+    if any(word.startswith(text[-length:]) for word in stop if len(word) > length) and len(text) >= length:
+      return text[:-length]
+  return text

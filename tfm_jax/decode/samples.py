@@ -3,16 +3,17 @@
 The parameters may lie on devices of several processes: all of them call `show`, and each gets the whole result.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from tfm_jax.decode.generate import continue_prompt
+from tfm_jax.decode.generate import continued
+from tfm_jax.decode.options import Options
+from tfm_jax.decode.prompts import Prompt
+from tfm_jax.decode.start import any_rows
 from tfm_jax.models.model import Model
-from tfm_jax.models.towers import side
 from tfm_jax.text.tokenizers.table import Tokenizer
 
 _ROWS = 3  # of the batch
@@ -23,8 +24,7 @@ _TEMPERATURE = 0.8
 def show(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
   """Lines about the first rows of a batch, whose fields say what the objective is."""
   first = {name: np.asarray(x[:_ROWS]) for name, x in batch.items()}
-  # The kernel that the configuration names may not take so few rows.
-  model = dataclasses.replace(model, config=dataclasses.replace(model.config, attention="auto"))
+  model = any_rows(model)
   if "mlm_positions" in first:
     return _fill_masks(model, params, tokenizer, first)
   if "decoder_inputs" in first:
@@ -58,43 +58,31 @@ def _fill_masks(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[
 
 def _continue(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
   """A sample that continues the first half of the first row."""
-  length = batch["inputs"].shape[1]
-  prompt = max(length // 2, 1)
-
-  def sample(params: Any, ids: Any) -> jax.Array:
-    def choose(column: jax.Array, logits: jax.Array) -> jax.Array:
-      return jax.random.categorical(jax.random.fold_in(jax.random.key(0), column), logits / _TEMPERATURE)
-
-    cache = model.init_cache(params, 1, length)
-    return continue_prompt(model, params, tokenizer.vocab_size, ids[:, :prompt], cache, choose)
-
-  inputs = batch["inputs"][:1]
-  continuation = _run(model, sample, params, inputs)[0]
+  row = batch["inputs"][0]
+  prompt = max(len(row) // 2, 1)
+  options = Options(max_new_tokens=max(len(row) - prompt, 1), temperature=_TEMPERATURE)
+  ((sample,),) = continued(model, params, tokenizer, [Prompt(0, "", row[:prompt], row[:0])], options)
   return [
     f"a sample at temperature {_TEMPERATURE} (prompt | continuation):",
-    f"  {_text(tokenizer, inputs[0, :prompt])} | {_text(tokenizer, continuation)}",
+    f"  {_text(tokenizer, row[:prompt])} | {_text(tokenizer, np.array(sample.ids))}",
   ]
 
 
 def _decode(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
   """The likeliest target of each row, one token after the other, for the first segment of the row."""
-  rows, length = batch["decoder_inputs"].shape
 
-  def decode(params: Any, batch: Any) -> jax.Array:
-    memory = model.encode(params, side(batch, "encoder"))
-    cache = model.init_cache(params, rows, length, memory)
-    start = batch["decoder_inputs"][:, :1]
-    return continue_prompt(model, params, tokenizer.vocab_size, start, cache, lambda column, logits: logits.argmax(-1))
+  def first_segments(name: str, side: str) -> list[np.ndarray]:
+    return [row[segments == 1] for row, segments in zip(batch[name], batch[f"{side}_segment_ids"], strict=True)]
 
-  decoded = _run(model, decode, params, batch)
+  sources, targets = first_segments("encoder_inputs", "encoder"), first_segments("decoder_targets", "decoder")
+  starts = batch["decoder_inputs"][:, :1]
+  prompts = [Prompt(i, "", *ids) for i, ids in enumerate(zip(starts, sources, strict=True))]
+  options = Options(max_new_tokens=max(map(len, targets)))
   lines = ["decoded (input -> target | what the model decodes):"]
-  for row in range(len(decoded)):
-    source = batch["encoder_inputs"][row][batch["encoder_segment_ids"][row] == 1]
-    target = batch["decoder_targets"][row][batch["decoder_segment_ids"][row] == 1]
-    answer = decoded[row, : len(target)]
-    ends = np.flatnonzero(answer == tokenizer.eos_id)
-    answer = answer[: ends[0]] if len(ends) else answer
-    lines.append("  {} -> {} | {}".format(*(_text(tokenizer, ids) for ids in (source, target, answer))))
+  answers = continued(model, params, tokenizer, prompts, options)
+  for source, target, (answer,) in zip(sources, targets, answers, strict=True):
+    answer_ids = np.array(answer.ids[: len(target)])
+    lines.append("  {} -> {} | {}".format(*(_text(tokenizer, ids) for ids in (source, target, answer_ids))))
   return lines
 
 

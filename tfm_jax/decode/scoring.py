@@ -4,7 +4,6 @@ Rows are padded to a few lengths, and batches to a few numbers of rows, so that 
 parameters may be sharded over the devices of several processes: all processes call these functions alike.
 """
 
-import dataclasses
 import functools
 import math
 import re
@@ -17,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from tfm_jax.decode.prompts import position_limit, power_of_two
+from tfm_jax.decode.start import any_rows
 from tfm_jax.errors import UserError
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.table import HEADS
@@ -59,8 +60,8 @@ def fill_mask(
   if not masks.size:
     raise UserError(f"the text has no mask: write {_MASK} where a piece is to be predicted")
   batch = _rows(model, [ids], _length(model, len(ids)), 1)
-  batch["mlm_positions"] = _padded([masks], _power_of_two(len(masks)), len(batch["inputs"]))
-  probabilities, pieces = jax.device_get(_likeliest(_plain(model), top, tokenizer.vocab_size, params, batch))
+  batch["mlm_positions"] = _padded([masks], power_of_two(len(masks)), len(batch["inputs"]))
+  probabilities, pieces = jax.device_get(_likeliest(any_rows(model), top, tokenizer.vocab_size, params, batch))
   return [
     [(tokenizer.token(int(id)), float(p)) for id, p in zip(pieces[0, mask], probabilities[0, mask], strict=True)]
     for mask in range(len(masks))
@@ -220,7 +221,7 @@ def _masked_rows(
 def _rows_of_batch(model: Model, length: int, row: _Row) -> int:
   """Rows of a batch with rows like this one: fewer than `_ROWS` if their logits would be large."""
   width = length if row.mask < 0 else 1
-  return max(min(_ROWS, _power_of_two(_LOGITS // (width * model.vocab_size) + 1) // 2), 1)
+  return max(min(_ROWS, power_of_two(_LOGITS // (width * model.vocab_size) + 1) // 2), 1)
 
 
 def _row_nll(model: Model, params: Any, rows: list[_Row], length: int) -> Iterator[np.ndarray]:
@@ -232,7 +233,7 @@ def _row_nll(model: Model, params: Any, rows: list[_Row], length: int) -> Iterat
   if one:
     batch["mlm_positions"] = _padded([np.array([row.mask]) for row in rows], 1, size)
   batch["targets"] = _padded([row.targets for row in rows], 1 if one else length, size)
-  nll = jax.device_get(_nll(_plain(model), params, batch))
+  nll = jax.device_get(_nll(any_rows(model), params, batch))
   return (values[row.first : len(row.targets)] for values, row in zip(nll, rows, strict=False))
 
 
@@ -295,24 +296,13 @@ def with_symbols(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
   return np.concatenate([symbol(tokenizer.bos_id), ids, symbol(tokenizer.eos_id)])
 
 
-def position_limit(model: Model) -> int:
-  """The number of positions that have an embedding; 0: any."""
-  c = model.config
-  return c.max_positions - c.position_offset if c.positions == "learned" else 0
-
-
 def _length(model: Model, tokens: int) -> int:
   """The length of rows that hold so many tokens. Raises UserError if the model has fewer positions."""
   positions = position_limit(model)
   if positions and tokens > positions:
     raise UserError(f"the text has {tokens} tokens, but the model has {positions} positions: shorten the text")
-  length = max(_power_of_two(tokens), _SHORTEST)
+  length = max(power_of_two(tokens), _SHORTEST)
   return min(length, positions) if positions else length
-
-
-def _power_of_two(n: int) -> int:
-  """The smallest power of two that is at least n."""
-  return 1 << (n - 1).bit_length()
 
 
 def _rows(model: Model, rows: list[np.ndarray], length: int, count: int) -> Arrays:
@@ -329,8 +319,3 @@ def _padded(rows: list[np.ndarray], length: int, count: int) -> np.ndarray:
   for i, row in enumerate(rows):
     out[i, : len(row)] = row
   return out
-
-
-def _plain(model: Model) -> Model:
-  """The model with the attention kernel chosen anew: the rows may be too few or too short for the run's kernel."""
-  return dataclasses.replace(model, config=dataclasses.replace(model.config, attention="auto"))

@@ -13,16 +13,48 @@ AXES = ("batch", "seq", "act_heads", None)  # of the keys and values of a layer
 
 
 class KeysValues(NamedTuple):
-  """Keys and values, [B, S, G, K] of one layer or [N, B, S, G, K] of all, in the compute dtype."""
+  """Keys and values, [B, S, G, K] of one layer or [N, B, S, G, K] of all.
+
+  Attributes:
+    k, v: in the compute dtype; in a cache perhaps in another, such as int8.
+    k_scale, v_scale: factors of int8 keys and values, one for each token and head: float32 [..., B, S, G].
+  """
 
   k: Array
   v: Array
+  k_scale: Array | None = None
+  v_scale: Array | None = None
 
   def with_new(self, new: "KeysValues", start: Array, st: Placement) -> "KeysValues":
     """The keys and values with new ones written from column `start` on."""
-    axes = ("layers",) * (self.k.ndim - 4) + AXES
-    put = lambda old, x: st.constrain(jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=-3), axes)
-    return KeysValues(*map(put, self, new))
+    layers = ("layers",) * (self.k.ndim - 4)
+
+    def put(old: Array, x: Array) -> Array:
+      axes = layers + AXES[: old.ndim - len(layers)]
+      return st.constrain(jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=len(layers) + 1), axes)
+
+    return jax.tree.map(put, self, new.stored(self.k.dtype))
+
+  def stored(self, dtype: jnp.dtype) -> "KeysValues":
+    """These keys and values in the dtype of a cache; int8 with the scale of each token and head."""
+    if dtype != jnp.int8:
+      return KeysValues(self.k.astype(dtype), self.v.astype(dtype))
+    (k, k_scale), (v, v_scale) = map(_quantized, (self.k, self.v))
+    return KeysValues(k, v, k_scale, v_scale)
+
+  def read(self, dtype: jnp.dtype) -> "KeysValues":
+    """These keys and values in the compute dtype."""
+    if self.k_scale is None or self.v_scale is None:
+      return KeysValues(self.k.astype(dtype), self.v.astype(dtype))
+    wide = lambda x, scale: (x.astype(jnp.float32) * scale[..., None]).astype(dtype)
+    return KeysValues(wide(self.k, self.k_scale), wide(self.v, self.v_scale))
+
+
+def _quantized(x: Array) -> tuple[Array, Array]:
+  """(int8, scale) with x = int8 * scale[..., None], up to rounding."""
+  x = x.astype(jnp.float32)
+  scale = jnp.abs(x).max(-1) / 127.0
+  return jnp.round(x / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)[..., None]).astype(jnp.int8), scale
 
 
 class Memory(NamedTuple):
@@ -35,8 +67,11 @@ class Memory(NamedTuple):
 class Cache(NamedTuple):
   """Keys and values of the tokens that a decoder has read. A column holds one token of each row.
 
+  The token at place p is in column p % S: where all layers have a window, columns may be fewer than places, and new
+  tokens take those of tokens that have left the window.
+
   Attributes:
-    length: number of columns filled so far, int32 scalar.
+    length: number of tokens of a row so far, with padding, int32 scalar.
     segments_BS: segment ids of the tokens, int32 [B, S]; 0 for padding and unfilled columns, which are masked.
     own: keys and values of the tokens, [N, B, S, G, K].
     across: keys and values of the encoder's output, computed once; None without an encoder.
@@ -50,25 +85,54 @@ class Cache(NamedTuple):
   memory_segments_BS: Array | None = None
 
   @property
+  def columns(self) -> int:
+    """The number of columns."""
+    return self.segments_BS.shape[1]
+
+  @property
+  def start(self) -> Array:
+    """The column of the next token."""
+    return self.length % self.columns
+
+  @property
   def kept(self) -> dict[str, KeysValues]:
     """The keys and values by name of the attention layer."""
     return {"attn": self.own} | ({} if self.across is None else {"cross": self.across})
 
+  def places(self, new: int) -> Array:
+    """The place of the token in each column once there are `new` more, [S]; of unfilled columns it is negative."""
+    last = self.length + new - 1
+    return last - (last - jnp.arange(self.columns)) % self.columns
+
   def with_segments(self, segments_BT: Array) -> "Cache":
     """The cache with the segments of new tokens written into their columns; `length` is unchanged."""
-    put = jax.lax.dynamic_update_slice_in_dim(self.segments_BS, segments_BT, self.length, axis=1)
+    put = jax.lax.dynamic_update_slice_in_dim(self.segments_BS, segments_BT, self.start, axis=1)
     return self._replace(segments_BS=put)
 
   def with_tokens(self, new: dict[str, KeysValues], st: Placement) -> "Cache":
     """The cache with the keys and values [N, B, T, ...] of T new tokens."""
-    across = new.get("cross", self.across)
-    own = self.own.with_new(new["attn"], self.length, st)
+    across = new["cross"].stored(self.own.k.dtype) if "cross" in new else self.across
+    own = self.own.with_new(new["attn"], self.start, st)
     return self._replace(own=own, across=across, length=self.length + new["attn"].k.shape[2])
 
+  def cut(self, length: Array) -> "Cache":
+    """The cache with its first `length` tokens alone, where each has a column of its own."""
+    segments = jnp.where(jnp.arange(self.columns)[None] < length, self.segments_BS, 0)
+    return self._replace(length=length, segments_BS=segments)
 
-def empty_cache(c: ModelConfig, st: Placement, layers: int, rows: int, columns: int) -> Cache:
-  """An empty cache with room for `columns` tokens per row."""
-  zeros = jnp.zeros((layers, rows, columns, c.kv_heads, c.head_features), c.compute_dtype)
-  zeros = st.constrain(zeros, ("layers", *AXES))
+  def repeated(self, times: int) -> "Cache":
+    """The cache with each row `times` times, one after the other."""
+    rows = lambda tree, axis: jax.tree.map(lambda x: jnp.repeat(x, times, axis=axis), tree)
+    kept = {name: rows(getattr(self, name), 1) for name in ("own", "across")}
+    return self._replace(
+      segments_BS=rows(self.segments_BS, 0), memory_segments_BS=rows(self.memory_segments_BS, 0), **kept
+    )
+
+
+def empty_cache(c: ModelConfig, st: Placement, layers: int, rows: int, columns: int, dtype: str = "") -> Cache:
+  """An empty cache with `columns` columns. `dtype`: float32, bfloat16 or int8; empty: the compute dtype."""
+  shape = (layers, rows, columns, c.kv_heads, c.head_features)
+  zeros = KeysValues(*(jnp.zeros(shape, c.compute_dtype),) * 2).stored(jnp.dtype(dtype or c.compute_dtype))
+  own = jax.tree.map(lambda x: st.constrain(x, ("layers", *AXES)[: x.ndim]), zeros)
   segments = st.constrain(jnp.zeros((rows, columns), jnp.int32), ("batch", "seq"))
-  return Cache(jnp.zeros((), jnp.int32), segments, KeysValues(zeros, zeros))
+  return Cache(jnp.zeros((), jnp.int32), segments, own)

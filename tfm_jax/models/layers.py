@@ -172,7 +172,7 @@ class Attention(Layer):
       if kept is None:
         assert ctx.memory_BSD is not None
         kept = KeysValues(*projections(ctx.memory_BSD, "kv"))
-      new = keys_values = kept
+      new, keys_values = kept, kept.read(c.compute_dtype)
     else:
       q_BTHK, k_BTGK, v_BTGK = projections(x_BTD, "qkv")
       if c.positions == "rotary":
@@ -183,7 +183,7 @@ class Attention(Layer):
       keys_values = new
       if kept is not None:
         assert ctx.start is not None
-        keys_values = kept.with_new(new, ctx.start, st)
+        keys_values = kept.with_new(new, ctx.start, st).read(c.compute_dtype)
     if c.scale_by_layer:
       q_BTHK = (q_BTHK.astype(jnp.float32) / (layer + 1).astype(jnp.float32)).astype(q_BTHK.dtype)
     sight = ctx.across if self.cross else ctx.own
@@ -209,10 +209,10 @@ class Attention(Layer):
       heads = ("batch", "seq", "act_heads", None)
       places = jax.tree.map(lambda x: ("batch", "seq")[: jnp.ndim(x)], mask)
       run = lambda *arrays: sight.kernel.attend(*arrays[:3], mask=arrays[3], bias_HTS=None, **fixed)
-      return st.local(run, (heads, heads, heads, places), heads)(q_BTHK, *keys_values, mask), weights_BHTS
+      return st.local(run, (heads, heads, heads, places), heads)(q_BTHK, *keys_values[:2], mask), weights_BHTS
     site = CROSS if self.cross else ATTENTION
     random: dict[str, Any] = {"dropout_rate": c.attention_dropout, "noise": noise, "layer": layer, "site": site}
-    y_BTHK = sight.kernel.attend(q_BTHK, *keys_values, mask=mask, bias_HTS=sight.bias_HTS, **fixed, **random)
+    y_BTHK = sight.kernel.attend(q_BTHK, *keys_values[:2], mask=mask, bias_HTS=sight.bias_HTS, **fixed, **random)
     return y_BTHK, weights_BHTS
 
 

@@ -174,17 +174,29 @@ class Model:
     memory: Any = self.module.apply({"params": params}, dict(batch), method="encode")
     return memory
 
-  def init_cache(self, params: Params, rows: int, columns: int, memory: Memory | None = None) -> Cache:
-    """An empty cache for `rows` rows of at most `columns` tokens.
+  @property
+  def window(self) -> int:
+    """The most tokens that a new one attends to before itself, if all layers have a window; 0: any number."""
+    return 0 if self.config.window.global_every else self.config.window.size
 
-    Encoder-decoders pass the encoder's output, `memory`, whose keys and values are computed here once.
+  def init_cache(self, params: Params, rows: int, columns: int, memory: Memory | None = None, dtype: str = "") -> Cache:
+    """An empty cache for `rows` rows of `columns` tokens.
+
+    Args:
+      params: the parameters.
+      rows: number of rows.
+      columns: the most tokens of a row; of a model with a `window`, rows may be longer: `columns` - `window` tokens can
+        then be decoded at once.
+      memory: of encoder-decoders the encoder's output, whose keys and values are computed here once.
+      dtype: of the keys and values: float32, bfloat16, or int8 with a scale for each token and head; empty: the
+        compute dtype.
     """
     c = self.config
     if not (find_family(self.family).causal or self.encoder_decoder):
       raise UserError(f"family={self.family} attends in both directions: it cannot continue from a cache")
     if (memory is not None) != self.encoder_decoder:
       raise UserError(f"family={self.family}: `memory` is required by encoder-decoders and by no other family")
-    empty = empty_cache(c, self.placement, c.decoder_depth if memory else c.num_layers, rows, columns)
+    empty = empty_cache(c, self.placement, c.decoder_depth if memory else c.num_layers, rows, columns, dtype)
     if memory is None:
       return empty
     no_tokens = {"inputs": jnp.zeros((rows, 0), jnp.int32)}  # decoding them only adds the keys and values of the memory
@@ -200,11 +212,13 @@ class Model:
         among the T at which the head is applied (default: all). Prompts of unequal length are right-aligned, after
         padding of segment 0, and need `positions`.
       cache: from `init_cache` or the last call. `cache.length` + T must not exceed its columns; this is checked
-        outside `jax.jit`.
+        outside `jax.jit`. Of a model with a `window` it may, where the T tokens take columns in a row and leave
+        `window` others.
     """
     check_batch(self.config, self.vocab_size, ("",), batch)
-    tokens, columns = batch["inputs"].shape[1], cache.segments_BS.shape[1]
-    if not isinstance(cache.length, jax.core.Tracer) and int(cache.length) + tokens > columns:
+    tokens, columns = batch["inputs"].shape[1], cache.columns
+    rolls = self.window and tokens + self.window <= columns
+    if not isinstance(cache.length, jax.core.Tracer) and int(cache.start if rolls else cache.length) + tokens > columns:
       raise UserError(
         f"a cache of {columns} columns, {int(cache.length)} of them filled, has no room for {tokens} tokens: give "
         f"init_cache more columns"

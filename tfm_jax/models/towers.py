@@ -75,17 +75,21 @@ def tower(
   if cache is not None:
     segments_BT = jnp.broadcast_to(1 if segments_BT is None else segments_BT, (B, T)).astype(jnp.int32)
     cache = cache.with_segments(segments_BT)
-    start, kept = cache.length, cache.kept
-    S, key_segments, memory_segments = cache.segments_BS.shape[1], cache.segments_BS, cache.memory_segments_BS
+    start, kept = cache.start, cache.kept
+    S, key_segments, memory_segments = cache.columns, cache.segments_BS, cache.memory_segments_BS
     memory_length = cache.across.k.shape[2] if cache.across else memory_length
-  offset = 0 if start is None else start
+  offset = 0 if cache is None else cache.length
+  keys_offset = 0 if cache is None else (cache.places(T) - jnp.arange(S))[None]
   bias_HTS = None
   if c.positions == "relative" and T:  # no tokens are decoded when a cache is created
     bias_HTS = RelativeBias(c, st, name="relative")(T, S, not causal, -offset)
   kind: Any = {"training": noise is not None, "cached": cache is not None}
-  mask = Mask(causal, query_segments_BT=segments_BT, key_segments_BS=key_segments, query_offset=offset)
+  segments: Any = {"query_segments_BT": segments_BT, "key_segments_BS": key_segments}
+  mask = Mask(causal, **segments, query_offset=offset, key_offset=keys_offset)
   own, across = make_sight(c, st, mask, (B, T, S), window=c.window.size, bias_HTS=bias_HTS, **kind), None
   if memory_length:
+    if segments_BT is None and memory_segments is not None:  # a single segment, which does not see padding
+      segments_BT = jnp.ones((1, 1), jnp.int32)
     mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
     across = make_sight(c, st, mask, (B, T, memory_length), **kind)
   ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise)

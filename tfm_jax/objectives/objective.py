@@ -107,6 +107,7 @@ class Objective:
 
   adds_bos: ClassVar[bool] = False  # documents start with bos in the token file
   adds_eos: ClassVar[bool] = True  # documents end with eos in the token file
+  targets_begin_with_bos: ClassVar[bool] = False  # where the tokenizer has it; otherwise with pad, as T5's do
   sides: ClassVar[int] = 1  # most texts that a document may have
   lookahead: ClassVar[int] = 0  # extra tokens read past the end of a row: `make` gets row_tokens + lookahead
   # Whether each token of the text is a target exactly once and unchanged (except perhaps the first of a document), and

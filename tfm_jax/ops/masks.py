@@ -26,7 +26,8 @@ class Mask:
     query_segments_BT, key_segments_BS: keys of other segments are masked; None: a single segment. Segment 0 is padding:
       as a key it is always masked; as a query it attends to all segments, as in implementations that only mask keys.
     query_offset, key_offset: places of the first query and key. Keys of a cache begin before the new queries, and a
-      device's part of a sequence does not begin at 0. The offsets and the window may be traced scalars.
+      device's part of a sequence does not begin at 0. The offsets and the window may be traced scalars. Keys that are
+      not in order have an offset each, [1, S].
   """
 
   causal: bool = False

@@ -38,13 +38,16 @@ class Flags:
     return self.values[name]
 
 
-def parse(arguments: Sequence[str], names: Sequence[str], keys: Keys | None = None) -> Flags:
+def parse(
+  arguments: Sequence[str], names: Sequence[str], keys: Keys | None = None, switches: Sequence[str] = ()
+) -> Flags:
   """Parses a command line; `--name value` is the same as `--name=value`. The last of repeated flags wins.
 
   Args:
     arguments: the command line without the program.
     names: the flags of the command.
     keys: the keys of the configuration, for hints in errors.
+    switches: flags that may stand without a value, which is then "true".
 
   Raises:
     UserError: an unknown flag, or one without a value.
@@ -55,9 +58,11 @@ def parse(arguments: Sequence[str], names: Sequence[str], keys: Keys | None = No
     argument = rest.pop(0)
     name, equals, value = argument.removeprefix("--").partition("=")
     key = name.removeprefix("config.")
-    if not argument.startswith("--") or (key == name and name not in names):
-      raise UserError(_unknown(argument, names, keys))
-    if not equals:
+    if not argument.startswith("--") or (key == name and name not in (*names, *switches)):
+      raise UserError(_unknown(argument, [*names, *switches], keys))
+    if not equals and name in switches:
+      value = "true"
+    elif not equals:
       if not rest or rest[0].startswith("--"):
         raise UserError(f"--{name} needs a value: --{name}=...")
       value = rest.pop(0)
@@ -85,7 +90,13 @@ def _unknown(argument: str, names: Sequence[str], keys: Keys | None) -> str:
   return f"{subject}; flags are written --name=value, and --help lists them"
 
 
-def run_command(main: Callable[[Flags], None], usage: str, flags: Sequence[str], keys: Keys | None = None) -> int:
+def run_command(
+  main: Callable[[Flags], None],
+  usage: str,
+  flags: Sequence[str],
+  keys: Keys | None = None,
+  switches: Sequence[str] = (),
+) -> int:
   """Runs a command and returns its exit status.
 
   0 for success; 2 for a UserError, which is printed as one line on stderr; 128 plus the signal's number for an
@@ -97,6 +108,7 @@ def run_command(main: Callable[[Flags], None], usage: str, flags: Sequence[str],
     usage: what `--help` prints first.
     flags: the names of its flags.
     keys: the keys of the configuration, if it has `--config.KEY=VALUE` flags.
+    switches: see `parse`.
   """
   from tfm_jax.runtime.interruption import Interrupted
 
@@ -108,7 +120,7 @@ def run_command(main: Callable[[Flags], None], usage: str, flags: Sequence[str],
     if topic is not None:
       _print(_help(topic, arguments, usage, flags, keys))
     else:
-      _run(main, parse(arguments, flags, keys))
+      _run(main, parse(arguments, flags, keys, switches))
   except UserError as error:
     message = f"error: {' '.join(str(error).split())}\n"
     if not isinstance(error, FailedTogether):

@@ -2,13 +2,18 @@
 
 import dataclasses
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
-from tfm_jax.decode import scoring
+from tfm_jax.decode import filling, scoring
+from tfm_jax.decode import generate as decoding
+from tfm_jax.decode.likelihood import Likelihood, choose, likelihoods
+from tfm_jax.decode.options import Options, changed
+from tfm_jax.decode.prompts import Symbols
+from tfm_jax.decode.speculative import Draft
 from tfm_jax.errors import UserError
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.model import Model, Params
@@ -39,6 +44,7 @@ class Run:
     tokenizer: None in runs that were imported without one.
     step: the step of the checkpoint.
     begin_id: the id of the symbol that the model has learned to begin its texts with; -1: none.
+    start_id: of an encoder-decoder, the id of the symbol that its targets begin with.
   """
 
   config: Config
@@ -47,6 +53,7 @@ class Run:
   tokenizer: Tokenizer | None
   step: int
   begin_id: int = -1
+  start_id: int = -1
 
   def __repr__(self) -> str:
     """The run in one line."""
@@ -63,7 +70,7 @@ class Run:
     Raises:
       UserError: not a masked language model, no mask in the text, or more tokens than the model has positions.
     """
-    return scoring.fill_mask(self.model, self.params, self._its_tokenizer(), text, top)
+    return scoring.fill_mask(self.model, self.params, self.its_tokenizer(), text, top)
 
   def perplexity(self, text: str, window: int | None = None) -> float:
     """The perplexity of a text per token, of a masked model its pseudo-perplexity: see `decode.scoring.perplexity`.
@@ -76,9 +83,62 @@ class Run:
       UserError: an encoder-decoder or a model that predicts no tokens, or a text that is too short or too long.
     """
     window = window or self.config.data.seq_len
-    return scoring.perplexity(self.model, self.params, self._its_tokenizer(), text, window, self.begin_id)
+    return scoring.perplexity(self.model, self.params, self.its_tokenizer(), text, window, self.begin_id)
 
-  def _its_tokenizer(self) -> Tokenizer:
+  def generate(
+    self, prompts: Sequence[str] | str, options: Options | None = None, draft: Draft | None = None, **changes: Any
+  ) -> Any:
+    """What the model generates for each prompt: `run.generate(["Once"], max_new_tokens=20, temperature=0.8)[0].text`.
+
+    Args:
+      prompts: the prompts, of an encoder-decoder what its encoder reads; a single string is one prompt.
+      options: see `decode.options.Options`.
+      draft: a smaller model that drafts tokens: see `decode.speculative`.
+      changes: options to change, by name.
+
+    Returns:
+      One `Generated` per prompt; with samples > 1 a list for each, of beam search the best first.
+
+    Raises:
+      UserError: an impossible option, a model that generates no text, or a prompt that it cannot continue.
+    """
+    options = changed(options, changes)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    tokenizer, symbols = self.its_tokenizer(), self.symbols
+    found = decoding.generate(self.model, self.params, tokenizer, symbols, texts, options, draft=draft)
+    return found if options.samples > 1 else [one for (one,) in found]
+
+  def fill(self, text: str, top: int = 5) -> dict[str, Any]:
+    """What fills the gaps of a text: the [MASK]s of a masked language model, or T5's <extra_id_0>, <extra_id_1>, ...
+
+    Returns:
+      `text`, with the likeliest in every gap, and `guesses`: (piece, probability) pairs of each mask, or what T5 writes
+      for each sentinel.
+
+    Raises:
+      UserError: a model that fills no gaps, or a text without any.
+    """
+    return filling.fill(self.model, self.params, self.its_tokenizer(), self.symbols, text, top)
+
+  def stream(self, prompt: str, options: Options | None = None, **changes: Any) -> Iterator[str]:
+    """The text that follows a prompt, piece by piece as it is generated; arguments and errors as of `generate`."""
+    options = changed(options, changes)
+    return decoding.stream(self.model, self.params, self.its_tokenizer(), self.symbols, prompt, options)
+
+  def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+    """How likely each text is after its prompt, for (prompt, text) pairs: see `decode.likelihood.likelihoods`."""
+    return likelihoods(self.model, self.params, self.its_tokenizer(), self.symbols, pairs)
+
+  def choose(self, prompt: str, choices: Sequence[str], normalised: bool = False) -> list[tuple[str, float]]:
+    """The choices with their probabilities among themselves, the likeliest first: see `decode.likelihood.choose`."""
+    return choose(self.model, self.params, self.its_tokenizer(), self.symbols, prompt, choices, normalised)
+
+  @property
+  def symbols(self) -> Symbols:
+    """How the model's texts begin."""
+    return Symbols(self.begin_id, self.start_id)
+
+  def its_tokenizer(self) -> Tokenizer:
     """The tokenizer. Raises UserError if there is none."""
     if self.tokenizer is None:
       raise UserError("the run has no tokenizer, so it cannot read text: import it from a folder with tokenizer files")
@@ -112,7 +172,16 @@ def load_run(
   step, params = load_params(run, model, step)
   # Objectives say whether they add the symbol; imported decoders have learned it as well.
   begins = bool(run.origin()) or OBJECTIVES[config.objective.name].adds_bos
-  return Run(config, model, params, tokenizer, step, tokenizer.bos_id if tokenizer and begins else -1)
+  begin_id = tokenizer.bos_id if tokenizer and begins else -1
+  return Run(config, model, params, tokenizer, step, begin_id, _start_id(config, tokenizer, bool(run.origin())))
+
+
+def _start_id(config: Config, tokenizer: Tokenizer | None, imported: bool) -> int:
+  """The id that the targets of an encoder-decoder begin with."""
+  if tokenizer is None:
+    return -1
+  with_bos = OBJECTIVES[config.objective.name].targets_begin_with_bos and not imported
+  return tokenizer.bos_id if with_bos and tokenizer.bos_id >= 0 else max(tokenizer.pad_id, 0)
 
 
 def load_params(run: RunDirectory, model: Model, step: int | None = None) -> tuple[int, Any]:

@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
-from tfm_jax.decode.generate import continue_prompt
-from tfm_jax.decode.scoring import is_masked, masked_ids, position_limit, with_symbols
+from tfm_jax.decode.generate import continued
+from tfm_jax.decode.options import Options
+from tfm_jax.decode.prompts import Prompt, position_limit
+from tfm_jax.decode.scoring import is_masked, masked_ids, with_symbols
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
 from tfm_jax.models.families.table import find_family
@@ -106,8 +107,7 @@ def _two_sides(run: Run, model: Model, tokenizer: Tokenizer, text: str, target: 
   """text eos for the encoder; for the decoder the target, shifted right behind the symbol that it begins with."""
   named = True if tokenizer.sentinel_ids.size else None  # <extra_id_0> stands for a span
   source = np.append(tokenizer.encode(text, named), tokenizer.eos_id)
-  begins_with_bos = run.config.objective.name == "seq2seq" and tokenizer.bos_id >= 0
-  first = tokenizer.bos_id if begins_with_bos else tokenizer.pad_id
+  first = run.start_id
   _check_length(model, "the text", source)
   if target:
     targets = np.append(tokenizer.encode(target, named), tokenizer.eos_id)
@@ -121,17 +121,9 @@ def _two_sides(run: Run, model: Model, tokenizer: Tokenizer, text: str, target: 
 
 def _written(model: Model, params: Any, tokenizer: Tokenizer, source: np.ndarray, first: int) -> np.ndarray:
   """What the decoder writes, always the likeliest token, up to eos (kept) or `_GENERATED` tokens."""
-  columns = min(_GENERATED + 1, position_limit(model) or _GENERATED + 1)
-
-  def write(params: Any, batch: Any) -> jax.Array:
-    cache = model.init_cache(params, len(batch["inputs"]), columns, model.encode(params, {"inputs": batch["inputs"]}))
-    pick = lambda column, logits: logits.argmax(-1)
-    return continue_prompt(model, params, tokenizer.vocab_size, batch["first"], cache, pick)
-
-  batch = _batch(model, {"inputs": source, "first": np.array([first])})
-  ids = np.asarray(jax.device_get(jax.jit(write, out_shardings=model.placement.replicated)(params, batch)))[0]
-  ends = np.flatnonzero(ids == tokenizer.eos_id)
-  return ids[: ends[0] + 1] if len(ends) else ids
+  options = Options(max_new_tokens=min(_GENERATED, position_limit(model) or _GENERATED))
+  ((one,),) = continued(model, params, tokenizer, [Prompt(0, "", np.array([first]), source)], options)
+  return np.array(one.ids)
 
 
 def _batch(model: Model, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Generation of text against transformers: the same weights and prompts, in turns."""

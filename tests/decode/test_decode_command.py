@@ -1,0 +1,157 @@
+"""`python -m tfm_jax.decode` on real runs: a prompt, a file of prompts, going on after a kill, and mistakes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.launching import ROOT, environment, quick_fit, tiny, write_experiment
+from tfm_jax.decode.__main__ import FLAGS, OPTIONS, SWITCHES
+from tfm_jax.decode.__main__ import __doc__ as usage
+from tfm_jax.decode.command import decode, options_of, resumable
+from tfm_jax.decode.options import Options
+from tfm_jax.errors import UserError
+from tfm_jax.training.load import load_run
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
+
+
+@pytest.fixture(scope="module")
+def runs(experiment, tmp_path_factory):
+  """A run of each kind, by family."""
+  folder = tmp_path_factory.mktemp("runs")
+  for family in ("gpt", "bert", "t5"):
+    quick_fit(tiny(experiment, family, train__steps=3), folder / family)
+  return folder
+
+
+def run(*arguments):
+  command = [sys.executable, "-m", "tfm_jax.decode", *arguments]
+  return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def call(**values):
+  """The command in this process."""
+  decode({name: str(value) for name, value in values.items()}, load_run)
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+@pytest.mark.slow
+def test_the_command_streams_a_text_and_writes_a_file(runs, tmp_path):
+  done = run(f"--workdir={runs / 'gpt'}", "--prompt=the cat", "--max_new_tokens=9")
+  assert done.returncode == 0 and done.stdout.startswith("the cat"), done.stderr
+  prompts = tmp_path / "prompts.txt"
+  prompts.write_text("the cat\na dog\n")
+  done = run(f"--workdir={runs / 't5'}", f"--file={prompts}", f"--out={tmp_path / 'out.jsonl'}", "--beams=2")
+  assert done.returncode == 0, done.stderr
+  assert [row["prompt"] for row in lines(tmp_path / "out.jsonl")] == ["the cat", "a dog"]
+  done = run(f"--workdir={runs / 'gpt'}", "--prompt=a", "--beams=none")
+  assert (done.returncode, done.stderr) == (2, "error: --beams=none: a whole number is expected\n")
+  done = run(f"--workdir={runs / 'gpt'}", "--prompt=a", "--score")
+  assert done.returncode == 0 and json.loads(done.stdout)["logprob"] < 0
+
+
+def test_a_file_of_prompts_becomes_one_object_per_line_in_order(runs, tmp_path):
+  prompts = ["the cat sat", "a", "one small grey bird\\nran", "saw"]
+  (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+  out = tmp_path / "out.jsonl"
+  call(workdir=runs / "gpt", file=tmp_path / "prompts.txt", out=out, max_new_tokens=5, temperature=0.8, seed=3)
+  found = lines(out)
+  assert [row["prompt"] for row in found] == [prompt.replace("\\n", "\n") for prompt in prompts]
+  trained = load_run(runs / "gpt")
+  for row in found:
+    assert set(row) == {"prompt", "text", "ids", "logprob", "end"} and len(row["ids"]) <= 5
+    (one,) = trained.generate(row["prompt"], max_new_tokens=5, temperature=0.8, seed=3)
+    assert (list(one.ids), one.text) == (row["ids"], row["text"])
+    assert one.logprob == pytest.approx(row["logprob"], rel=1e-4)
+  assert not (tmp_path / "out.jsonl.partial").exists()
+  call(workdir=runs / "gpt", file=tmp_path / "prompts.txt", out=out, max_new_tokens=2, temperature=1, samples=2)
+  assert [(row["prompt"], row["sample"]) for row in lines(out)] == [
+    (prompt.replace("\\n", "\n"), sample) for prompt in prompts for sample in (0, 1)
+  ]
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_killed_call_goes_on_after_its_last_whole_prompt(tmp_path, samples):
+  out, texts, setting = str(tmp_path / "out.jsonl"), [f"prompt {i}" for i in range(5)], {"seed": 1}
+  asked = []
+
+  def generated(rest):
+    for text in rest:
+      asked.append(text)
+      for sample in range(samples):
+        if asked == texts[:3] and sample == samples - 1:
+          raise KeyboardInterrupt
+        yield {"prompt": text, "text": f"{text} {sample}", "ids": [sample]}
+
+  with pytest.raises(KeyboardInterrupt):
+    resumable(out, texts, setting, generated, samples)
+  assert not (tmp_path / "out.jsonl").exists()
+  partial = tmp_path / "out.jsonl.partial"
+  partial.write_text(partial.read_text() + '{"prompt": "prompt 2", "te')  # torn by the kill
+  with pytest.raises(UserError, match="is of other prompts or options"):
+    resumable(out, texts, {"seed": 2}, generated, samples)
+  with pytest.raises(UserError, match="is of other prompts or options"):
+    resumable(out, ["another", *texts[1:]], setting, generated, samples)
+  resumable(out, texts, setting, generated, samples)
+  assert asked == [*texts[:3], *texts[2:]]
+  rows = lines(tmp_path / "out.jsonl")
+  assert [row["text"] for row in rows] == [f"{text} {sample}" for text in texts for sample in range(samples)]
+  assert not partial.exists()
+
+
+def test_gaps_are_filled(runs, capsys):
+  trained = load_run(runs / "bert")
+  call(workdir=runs / "bert", prompt="the c[MASK]t s[MASK]t", fill="true", top=2)
+  row = json.loads(capsys.readouterr().out)
+  assert len(row["guesses"]) == 2 and all(len(guesses) == 2 for guesses in row["guesses"])
+  filled = trained.fill_mask("the c[MASK]t s[MASK]t", 1)
+  assert [guesses[0][0] for guesses in row["guesses"]] == [guesses[0][0] for guesses in filled]
+  call(workdir=runs / "t5", prompt="the <extra_id_0> sat <extra_id_1> mat", fill="true")
+  row = json.loads(capsys.readouterr().out)
+  assert set(row["guesses"]) == {"<extra_id_0>", "<extra_id_1>"} and row["text"].startswith("the ")
+
+
+def test_choices_and_scores(runs, tmp_path, capsys):
+  call(
+    workdir=runs / "gpt",
+    prompt="the cat",
+    choices=" sat| ran",
+  )
+  row = json.loads(capsys.readouterr().out)
+  assert sum(row["probabilities"].values()) == pytest.approx(1.0) and row["text"] in (" sat", " ran")
+  (tmp_path / "pairs.txt").write_text("the cat\t sat\na dog\t ran\n")
+  call(workdir=runs / "gpt", file=tmp_path / "pairs.txt", score="true", out=tmp_path / "scores.jsonl")
+  rows = lines(tmp_path / "scores.jsonl")
+  assert [(row["prompt"], row["text"]) for row in rows] == [("the cat", " sat"), ("a dog", " ran")]
+  assert rows[0]["logprob"] == pytest.approx(load_run(runs / "gpt").score([("the cat", " sat")])[0].logprob, rel=1e-5)
+
+
+def test_the_flags_are_the_options():
+  assert set(OPTIONS) == set(Options.__dataclass_fields__)
+  for name in (*FLAGS, *SWITCHES):
+    assert f"--{name}" in usage, name
+  assert options_of({"stop": "a|b", "temperature": "0.5"}) == Options(stop=("a", "b"), temperature=0.5)
+
+
+def test_mistakes_are_named(runs, tmp_path):
+  (tmp_path / "empty.txt").write_text("")
+  for values, message in (
+    ({"file": tmp_path / "none.txt"}, "none.txt: No such file"),
+    ({"file": tmp_path / "empty.txt"}, "empty.txt is empty: write one prompt per line"),
+    ({"prompt": "a", "out": tmp_path}, "is a folder; name a file"),
+    ({"prompt": "a", "out": tmp_path / "no" / "out.jsonl"}, "is no folder; name a file"),
+    ({"prompt": "a", "temperature": "hot"}, "--temperature=hot: a number is expected"),
+    ({"prompt": "a", "fill": "true", "score": "true"}, "--fill and --score do not go together"),
+    ({"prompt": "a", "draft": runs / "t5"}, "the draft has another tokenizer"),
+    ({"prompt": "no gap", "fill": "true"}, "fill_mask needs a masked language model"),
+  ):
+    with pytest.raises(UserError, match=message):
+      call(workdir=runs / "gpt", **values)

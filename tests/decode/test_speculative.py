@@ -1,0 +1,75 @@
+"""Speculative decoding gives what the large model alone gives."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from scipy.stats import chi2_contingency
+
+from tests.support.generating import PROMPTS, run_of
+from tfm_jax.decode.speculative import Draft, checked_draft
+from tfm_jax.errors import UserError
+
+
+def draft_of(run, noise, tokens=3):
+  """The model itself with disturbed parameters: it is often right."""
+  draw = np.random.default_rng(1)
+  params = jax.tree.map(lambda x: x + np.float32(noise) * draw.standard_normal(x.shape, np.float32), run.params)
+  return checked_draft(run.model, Draft(run.model, params, tokens), run.tokenizer, run.tokenizer)
+
+
+@pytest.mark.parametrize(
+  ("variant", "noise"),
+  [
+    ("gpt", 0.05),
+    *(pytest.param(name, n, marks=pytest.mark.slow) for name in ("gpt", "llama", "t5") for n in (0.0, 0.06, 1.0)),
+  ],
+)
+def test_greedy_texts_are_the_same(variant, noise):
+  run = run_of(variant)
+  plain = run.generate(PROMPTS, max_new_tokens=11)
+  fast = run.generate(PROMPTS, max_new_tokens=11, draft=draft_of(run, noise))
+  for one, other in zip(plain, fast, strict=True):
+    assert one.ids == other.ids and one.text == other.text and one.end == other.end
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+
+def test_penalties_see_the_drafted_tokens():
+  run = run_of("gpt")
+  options = {"max_new_tokens": 12, "no_repeat_ngram": 2, "repetition_penalty": 1.3}
+  fast = run.generate(PROMPTS, draft=draft_of(run, 0.05), **options)
+  assert [one.ids for one in fast] == [one.ids for one in run.generate(PROMPTS, **options)]
+
+
+@pytest.mark.parametrize("top_k", [pytest.param(0, marks=pytest.mark.slow), 5])
+def test_drawn_texts_have_the_same_distribution(top_k):
+  """The second and third token of many samples, with a draft that is often wrong."""
+  run = run_of("gpt", kind="char")
+  options = {"max_new_tokens": 3, "temperature": 0.7, "top_k": top_k, "samples": 800}
+  (plain,) = run.generate(["the"], batch_size=800, **options)
+  # All rows of a batch keep as many drafted tokens as the unluckiest: small batches keep some.
+  (fast,) = run.generate(["the"], batch_size=2, draft=draft_of(run, 0.3), **options)
+  for place in (1, 2):
+    counts = np.array(
+      [
+        np.bincount([one.ids[place] for one in texts if len(one.ids) > place], minlength=run.tokenizer.vocab_size)
+        for texts in (plain, fast)
+      ]
+    )
+    counts = counts[:, counts.sum(0) >= 10]
+    assert chi2_contingency(counts).pvalue > 1e-4
+  assert [one.ids for one in plain] != [one.ids for one in fast]
+
+
+def test_a_draft_that_cannot_serve_is_refused():
+  run, other = run_of("gpt"), run_of("t5")
+  with pytest.raises(UserError, match="the draft must be of the same kind"):
+    checked_draft(run.model, Draft(other.model, other.params), run.tokenizer, other.tokenizer)
+  letters = run_of("gpt", kind="char")
+  with pytest.raises(UserError, match="the draft has another tokenizer"):
+    checked_draft(run.model, Draft(letters.model, letters.params), run.tokenizer, letters.tokenizer)
+  with pytest.raises(UserError, match="a draft is for greedy decoding and sampling"):
+    run.generate("the", beams=2, draft=draft_of(run, 0.1))
+  with pytest.raises(UserError, match="draft_tokens=0 must be at least 1"):
+    checked_draft(run.model, Draft(run.model, run.params, 0), run.tokenizer, dataclasses.replace(run).tokenizer)

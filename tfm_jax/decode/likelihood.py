@@ -1,0 +1,187 @@
+"""The likelihood of texts that follow prompts: of given continuations, and the choice among several."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from tfm_jax.decode.prompts import Symbols, check_generates, position_limit, power_of_two
+from tfm_jax.decode.start import any_rows
+from tfm_jax.errors import UserError
+from tfm_jax.models.model import Model
+from tfm_jax.text.tokenizers.table import Tokenizer
+
+_SHORTEST = 16  # tokens of a row; shorter ones are padded
+
+
+class Likelihood(NamedTuple):
+  """How likely a continuation is.
+
+  Attributes:
+    logprob: its log-probability given the prompt, in nats.
+    ids: its tokens.
+    logprobs: of each token.
+    likeliest: whether greedy decoding would give it.
+    cut: tokens of the prompt that the model did not read, since it has too few positions.
+  """
+
+  logprob: float
+  ids: tuple[int, ...]
+  logprobs: tuple[float, ...]
+  likeliest: bool
+  cut: int = 0
+
+
+class _Row(NamedTuple):
+  """Tokens of the decoder, of which those from `first` on are scored, and of the encoder."""
+
+  number: int
+  ids: np.ndarray
+  first: int
+  source: np.ndarray
+  cut: int
+
+
+def likelihoods(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  symbols: Symbols,
+  pairs: Sequence[tuple[str, str]],
+  batch_size: int = 16,
+  advance: Callable[[int], object] = lambda rows: None,
+) -> list[Likelihood]:
+  """The likelihood of each continuation given its prompt.
+
+  Of a decoder, prompt and continuation are encoded as one text, and the continuation's tokens are those after the
+  prompt's; a prompt that is too long loses its beginning. Of an encoder-decoder, the encoder reads the prompt.
+
+  Args:
+    model, params, tokenizer, symbols: see `generate`.
+    pairs: (prompt, continuation). After an empty prompt, the first token is only read where texts begin with no symbol.
+    batch_size: most rows at once.
+    advance: is called with the number of rows that were scored.
+
+  Raises:
+    UserError: the model has no such likelihood, a continuation is empty or too long, or a prompt is empty.
+  """
+  check_generates(model)
+  model = any_rows(model)
+  read = _two_sides if model.encoder_decoder else _one_side
+  rows = [read(model, tokenizer, symbols, number, prompt, text) for number, (prompt, text) in enumerate(pairs)]
+  found: dict[int, Likelihood] = {}
+  rows.sort(key=lambda row: (-_length(model, row), row.number))
+  while rows:
+    length = _length(model, rows[0])
+    batch = [row for row in rows[:batch_size] if _length(model, row) == length]
+    rows = rows[len(batch) :]
+    logprobs, greedy = jax.device_get(_score(model, tokenizer.vocab_size, params, _arrays(model, batch, length)))
+    for row, values, best in zip(batch, logprobs, greedy, strict=False):
+      scored = slice(row.first - 1, len(row.ids) - 1)
+      ids = row.ids[row.first :]
+      found[row.number] = Likelihood(
+        float(values[scored].sum(dtype=np.float64)),
+        tuple(ids.tolist()),
+        tuple(values[scored].tolist()),
+        bool(best[scored].all()),
+        row.cut,
+      )
+    advance(len(batch))
+  return [found[number] for number in range(len(pairs))]
+
+
+def choose(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  symbols: Symbols,
+  prompt: str,
+  choices: Sequence[str],
+  normalised: bool = False,
+) -> list[tuple[str, float]]:
+  """The given texts with their probabilities among themselves, the likeliest first.
+
+  `normalised`: by the mean log-probability of a byte, which does not favour short texts.
+  """
+  if not choices:
+    raise UserError("there is nothing to choose from: give at least one text")
+  found = likelihoods(model, params, tokenizer, symbols, [(prompt, text) for text in choices])
+  sizes = [max(len(text.encode()), 1) if normalised else 1 for text in choices]
+  scores = np.array([one.logprob / size for one, size in zip(found, sizes, strict=True)])
+  shares = np.exp(scores - scores.max())
+  order = np.argsort(-scores, kind="stable")
+  return [(choices[i], float(shares[i] / shares.sum())) for i in order]
+
+
+def _one_side(model: Model, tokenizer: Tokenizer, symbols: Symbols, number: int, prompt: str, text: str) -> _Row:
+  """Prompt and continuation for a decoder."""
+  before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + text)
+  if not np.array_equal(whole[: len(before)], before):  # the pieces at the border differ
+    whole = np.concatenate([before, tokenizer.encode(text)])
+  begin = np.array([symbols.begin] if symbols.begin >= 0 else [], np.int32)
+  ids, first = np.concatenate([begin, whole]), len(begin) + len(before)
+  if first == len(ids):
+    raise UserError(f"text {number + 1} is empty: there is nothing to score")
+  if not first and len(ids) == 1:
+    raise UserError(
+      f"text {number + 1} is one token without a prompt, and the texts of this model begin with no symbol: nothing "
+      f"comes before it"
+    )
+  first = first or 1
+  room = position_limit(model)
+  cut = max(len(ids) - 1 - room, 0) if room else 0
+  if cut >= first:
+    raise UserError(f"text {number + 1} has {len(ids) - first:,} tokens, but the model has {room:,} positions")
+  return _Row(number, ids[cut:], first - cut, ids[:0], cut)
+
+
+def _two_sides(model: Model, tokenizer: Tokenizer, symbols: Symbols, number: int, prompt: str, text: str) -> _Row:
+  """The prompt for the encoder, the continuation with its end for the decoder."""
+  end = np.array([tokenizer.eos_id] if tokenizer.eos_id >= 0 else [], np.int32)
+  source, target = tokenizer.encode(prompt), np.concatenate([tokenizer.encode(text), end])
+  if not len(source):
+    raise UserError(f"prompt {number + 1} is empty: the encoder needs at least one token to read")
+  source = np.concatenate([source, end])
+  room = position_limit(model)
+  for name, ids in (("prompt", source), ("text", target)):
+    if room and len(ids) > room:
+      raise UserError(f"{name} {number + 1} has {len(ids):,} tokens, but the model has {room:,} positions")
+  return _Row(number, np.concatenate([[symbols.start], target]).astype(np.int32), 1, source, 0)
+
+
+def _length(model: Model, row: _Row) -> int:
+  """The length of the rows of a batch that this one is part of."""
+  longest, room = max(len(row.ids) - 1, len(row.source)), position_limit(model)
+  length = max(power_of_two(longest), _SHORTEST)
+  return min(length, room) if room else length
+
+
+def _arrays(model: Model, rows: list[_Row], length: int) -> dict[str, np.ndarray]:
+  """The batch of the rows, and the targets."""
+  shards = model.placement.batch_shards
+  count = -(-power_of_two(len(rows)) // shards) * shards
+  side = "decoder_" if model.encoder_decoder else ""
+  arrays = {f"{side}inputs": [row.ids[:-1] for row in rows], "targets": [row.ids[1:] for row in rows]}
+  if model.encoder_decoder:
+    arrays["encoder_inputs"] = [row.source for row in rows]
+  for name in [name for name in arrays if name.endswith("inputs")]:
+    arrays[name.replace("inputs", "segment_ids")] = [np.ones(len(ids), np.int32) for ids in arrays[name]]
+  out = {name: np.zeros((count, length), np.int32) for name in arrays}
+  for name, values in arrays.items():
+    for i, ids in enumerate(values):
+      out[name][i, : len(ids)] = ids
+  return out
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score(model: Model, vocab_size: int, params: Any, batch: dict[str, Array]) -> tuple[Array, Array]:
+  """(log-probability of each target, whether it is the likeliest token) [B, T]."""
+  targets = batch["targets"]
+  logits = model.logits(params, {name: x for name, x in batch.items() if name != "targets"})[..., :vocab_size]
+  chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+  everywhere = lambda x: model.placement.constrain(x, (None, None))
+  return everywhere(chosen - jax.nn.logsumexp(logits, -1)), everywhere(chosen >= logits.max(-1))

@@ -1,0 +1,111 @@
+"""The start of every generation: parameters made ready, and the prompts read into a cache."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from tfm_jax.decode.prompts import Batch
+from tfm_jax.models.cache import Cache
+from tfm_jax.models.model import Model
+
+_PART = 256  # tokens of a prompt that a model with a window reads at once
+
+
+class State(NamedTuple):
+  """Rows that are being continued.
+
+  Attributes:
+    cache: of the tokens so far.
+    logits_BV: of the next token, float32.
+    ids_BS, filled_BS: see `History`.
+    logprobs_BS: log-probability of each token generated.
+    ended_B: whether the row has ended.
+    padding_B: columns in front of the prompt.
+  """
+
+  cache: Cache
+  logits_BV: Array
+  ids_BS: Array
+  filled_BS: Array
+  logprobs_BS: Array
+  ended_B: Array
+  padding_B: Array
+
+
+def any_rows(model: Model) -> Model:
+  """The model for rows of any number and length: the attention kernel of training may need more."""
+  return dataclasses.replace(model, config=dataclasses.replace(model.config, attention="auto", remat="none"))
+
+
+def prepared(model: Model, params: Any) -> Any:
+  """Parameters for many steps: those that each step multiplies with in the compute dtype, so that it casts none."""
+  return _cast(model, params)
+
+
+def shown(model: Model, state: Any) -> Any:
+  """A state (`State`, or one with its names), with what is read after each call on every device of every process."""
+  everywhere = lambda x: model.placement.constrain(x, (None,) * x.ndim)
+  names = ("ids_BS", "logprobs_BS", "ended_B")
+  return state._replace(**{name: everywhere(getattr(state, name)) for name in names})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _cast(model: Model, params: Any) -> Any:
+  dtype = model.config.compute_dtype
+
+  def cast(path: tuple, w: Array) -> Array:
+    axes = model.axes(path)
+    return w.astype(dtype) if axes.inputs or axes.names[0] == "vocab" else w
+
+  return jax.lax.with_sharding_constraint(jax.tree.map_with_path(cast, params), model.shardings())
+
+
+def start(model: Model, params: Any, batch: Batch, columns: int, cache_dtype: str = "", rolling: bool = True) -> State:
+  """The state after the prompts have been read, with room for `columns` tokens per row.
+
+  `rolling`: the cache of a model with a window has no more columns than it needs; see `Cache`.
+  """
+  arrays = {"ids": batch.ids_BT, "segments": batch.segments_BT}
+  if batch.source_BS is not None:
+    assert batch.source_segments_BS is not None
+    arrays |= {"source": batch.source_BS, "source_segments": batch.source_segments_BS}
+  return _start(model, columns, cache_dtype, rolling, params, arrays)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _start(model: Model, columns: int, cache_dtype: str, rolling: bool, params: Any, arrays: dict[str, Array]) -> State:
+  ids_BT, segments_BT = arrays["ids"], arrays["segments"]
+  B, T = ids_BT.shape
+  memory = None
+  if "source" in arrays:
+    memory = model.encode(params, {"inputs": arrays["source"], "segment_ids": arrays["source_segments"]})
+  part, kept = _cache_shape(model, T, columns) if rolling else (T, columns)
+  cache = model.init_cache(params, B, kept, memory, cache_dtype)
+  padding_B = T - segments_BT.sum(1)
+  positions_BT = jnp.maximum(jnp.arange(T)[None] - padding_B[:, None], 0)
+  tokens = {"inputs": ids_BT, "positions": positions_BT, "segment_ids": segments_BT}
+
+  def read(cache: Cache, tokens: dict[str, Array]) -> tuple[Cache, Array]:
+    # The head is needed at the last token alone.
+    outputs, cache = model.decode(params, {**tokens, "mlm_positions": jnp.full((B, 1), part - 1, jnp.int32)}, cache)
+    return cache, outputs["logits"][:, 0]
+
+  parts = {name: jnp.moveaxis(x.reshape(B, T // part, part), 1, 0) for name, x in tokens.items()}
+  cache, logits_NBV = jax.lax.scan(read, cache, parts)
+  wide = lambda x: jnp.pad(x, ((0, 0), (0, columns - T)))
+  logprobs_BS = jnp.zeros((B, columns), jnp.float32)
+  return State(cache, logits_NBV[-1], wide(ids_BT), wide(segments_BT) > 0, logprobs_BS, padding_B == T, padding_B)
+
+
+def _cache_shape(model: Model, prompt: int, columns: int) -> tuple[int, int]:
+  """(tokens of the prompt that are read at once, columns of the cache).
+
+  Where all layers have a window, the cache needs no more columns than it, and room for the new tokens.
+  """
+  part = next(n for n in range(min(prompt, _PART), 0, -1) if prompt % n == 0)
+  rolling = -(-(model.window + part) // part) * part
+  return (part, rolling) if model.window and rolling < columns else (prompt, columns)
