@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -60,7 +60,7 @@ def options_of(values: Values) -> Options:
   found: dict[str, Any] = {}
   for field in dataclasses.fields(Options):
     if field.name in values:
-      text, kind = values[field.name], type(field.default)
+      text, kind = values[field.name], cast(Any, type(field.default))
       try:
         found[field.name] = tuple(part for part in text.split("|") if part) if kind is tuple else kind(text)
       except ValueError as error:

@@ -35,8 +35,8 @@ def fill(model: Model, params: Any, tokenizer: Tokenizer, symbols: Symbols, text
   parts = np.split(np.array(written.ids), np.flatnonzero(np.isin(written.ids, tokenizer.sentinel_ids)))
   found = {int(part[0]): part[1:] for part in parts[1:]}
   pieces = [found.get(int(id), np.zeros(0, int)) if id in gaps else np.array([id]) for id in source]
-  guesses = {tokenizer.token(id): tokenizer.decode(found.get(id, [])) for id in gaps}
-  return {"text": tokenizer.decode(np.concatenate(pieces)), "guesses": guesses}
+  written_in = {tokenizer.token(id): tokenizer.decode(found.get(id, [])) for id in gaps}
+  return {"text": tokenizer.decode(np.concatenate(pieces)), "guesses": written_in}
 
 
 def _id(tokenizer: Tokenizer, piece: str) -> int:
