@@ -171,7 +171,7 @@ def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
   stored.mkdir()
   (stored / "config.json").write_text(json.dumps(to_dict(Config())))
   table = tmp_path / "train.tsv"
-  table.write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
+  table.write_text("sentence\tpremise\thypothesis\tlabel\ngood\tgood\tfine\t1\nbad\tbad\tfine\t0\n")
   for name, arguments in ours(page):
     if name not in COMMANDS or not arguments or any(argument.startswith("--help") for argument in arguments):
       continue
