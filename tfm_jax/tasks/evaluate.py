@@ -10,13 +10,14 @@ from typing import Any
 
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.agreement import process_index
+from tfm_jax.tasks.generation import Generation
 from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.labelled import LabelledTask, Prediction, score_lines
 from tfm_jax.tasks.report.comparison import comparison_page
 from tfm_jax.tasks.report.page import errors_page
 from tfm_jax.tasks.report.terminal import errors_text
+from tfm_jax.tasks.scores import signatures
 from tfm_jax.tasks.table import LANGUAGE_MODELING, TASKS, find_task
-from tfm_jax.text.corpora.files import find_text_files
 from tfm_jax.training.load import Run, load_run
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ class Evaluation:
     return errors_page(self.form, self.predictions, self.scores, self.facts["run"], self.facts)
 
 
-def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> Evaluation:
+def evaluate(
+  run: Run, data: str = "", task: str = "", batch_size: int = 0, targets: str = "", prefix: str = "", **options: Any
+) -> Evaluation:
   """Evaluates a run on a file of the form of its task. All processes call it.
 
   Args:
@@ -53,9 +56,13 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
     data: the file; empty: the run's `data.eval_path`.
     task: name of the task; empty: the run's own. Imported models have none.
     batch_size: rows per batch; 0: as in training.
+    targets: of a task that generates, the file with the other side of `data` line by line; empty: `data` is a table, or
+      the run's `data.eval_target_path` belongs to its `data.eval_path`.
+    prefix: of a task that generates, stands before each text; empty: the run's `task.prefix`.
+    options: of generation, by name: see `decode.options.Options`. The default is greedy.
 
   Raises:
-    UserError: the run has no task or another head, or a mistake in the file.
+    UserError: the run has no task or another head, a mistake in the file, or options for a task that does not generate.
   """
   name = task or run.config.task.name
   if not name:
@@ -65,10 +72,17 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
     raise UserError(f"--task={name} has no examples to evaluate")
   if run.tokenizer is None:
     raise UserError("the run has no tokenizer, so it cannot read text")
+  if targets and not data:
+    raise UserError(f"--targets={targets} has the other side of which file? Say --data=FILE too")
+  key = "--data" if data else "data.eval_path"
+  targets = targets if data else run.config.data.eval_target_path
   data = data or run.config.data.eval_path
   if not data:
     raise UserError("no file to evaluate: say --data=FILE (the run has no data.eval_path)")
-  config = dataclasses.replace(run.config, task=dataclasses.replace(run.config.task, name=name))
+  # A task finds the files to evaluate where it finds held-out ones.
+  source = dataclasses.replace(run.config.data, eval_path=data, eval_target_path=targets)
+  own = dataclasses.replace(run.config.task, name=name, prefix=prefix or run.config.task.prefix)
+  config = dataclasses.replace(run.config, data=source, task=own)
   size, shards = batch_size or config.train.batch_size, run.model.placement.batch_shards
   if size % shards:
     raise UserError(f"{size} rows do not divide into the {shards} parts of the batch: say --batch_size=N")
@@ -76,8 +90,12 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
   _check_head(kind, config)
   evaluated = kind.of_run(config, run.tokenizer)
+  if isinstance(evaluated, Generation):
+    evaluated.use(run.symbols, options)
+  elif unused := next(iter(options), "targets" if targets else "prefix" if prefix else ""):
+    raise UserError(f"--{unused} is for tasks that generate text, and --task={name} does not")
   counts: dict[str, int] = {}
-  examples = kind.read(config, find_text_files(data, "--data", any_ending=True), False, counts)
+  examples = kind.read(config, kind.files(data, targets, key), False, counts)
   for what, count in counts.items():
     if count:
       log.info("%s: %s", what, f"{count:,}")
@@ -86,7 +104,8 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
   facts = {"task": name, "data": data, "examples": f"{len(predictions):,}", "step": f"{run.step:,}"}
   if name in GLUE and scores:
     facts["GLUE"] = ", ".join(f"{metric} {scores[metric]:.4f}" for metric in GLUE[name].metrics if metric in scores)
-  return Evaluation(kind.form, predictions, scores, {"run": "Errors", **facts})
+  facts |= signatures(evaluated.form, predictions)
+  return Evaluation(evaluated.form, predictions, scores, {"run": "Errors", **facts})
 
 
 def _check_head(kind: type[LabelledTask], config: Any) -> None:
@@ -164,23 +183,26 @@ def check_same_examples(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapp
 
 
 def evaluate_run(
-  workdir: str, data: str, task: str, out: str, step: int | None, strategy: str | None, against: str, batch_size: int
-) -> list[str]:
+  workdir: str, data: str, task: str, out: str, step: int | None, strategy: str | None, against: str, batch_size: int,
+  targets: str = "", prefix: str = "", **options: Any,
+) -> list[str]:  # fmt: skip
   """The command: evaluates, writes, and returns the lines to print."""
   run = load_run(workdir, step=step, strategy=strategy)
   folder = out or str(Path(workdir) / "evaluation")
   if task == LANGUAGE_MODELING:
-    if against or batch_size:
-      raise UserError(f"--{'against' if against else 'batch_size'} does not apply to --task={LANGUAGE_MODELING}")
+    given = {"against": against, "batch_size": batch_size, "targets": targets, "prefix": prefix, **options}
+    if unused := next((name for name, value in given.items() if value), ""):
+      raise UserError(f"--{unused} does not apply to --task={LANGUAGE_MODELING}")
     return _language(run, data, folder)
-  evaluation = evaluate(run, data, task, batch_size)
+  evaluation = evaluate(run, data, task, batch_size, targets, prefix, **options)
   evaluation = dataclasses.replace(evaluation, facts={**evaluation.facts, "run": workdir})
   paths = write(folder, evaluation, against)
   written = [f"written: {path}" for path in paths]
   if not evaluation.scores:
     return [f"{evaluation.facts['data']} has no labels: nothing is scored", *written]
   labelled = any(row["label"] is not None for row in evaluation.predictions)
-  return [*([str(evaluation)] if labelled else score_lines(evaluation.scores)), *written]
+  said = [f"{name}: {text}" for name, text in signatures(evaluation.form, evaluation.predictions).items()]
+  return [*([str(evaluation)] if labelled else score_lines(evaluation.scores)), *said, *written]
 
 
 def _language(run: Run, data: str, out: str) -> list[str]:

@@ -25,7 +25,7 @@ from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.augmentation import Augmentation
 from tfm_jax.tasks.rows import RowBatches, Rows, lengths_of
-from tfm_jax.tasks.scores import score
+from tfm_jax.tasks.scores import score, signatures
 from tfm_jax.text.corpora.corpus import Corpus, Counts
 from tfm_jax.text.corpora.files import check_split, content_fingerprint, counted, find_text_files
 from tfm_jax.text.tokenizers.table import Tokenizer
@@ -36,7 +36,7 @@ from tfm_jax.training.task import Batch, EvalStream, Predictions
 log = logging.getLogger(__name__)
 
 E = TypeVar("E")
-Outputs = Mapping[str, np.ndarray]
+Outputs = Mapping[str, Any]
 Prediction = dict[str, Any]
 
 _UNREAD: dict[str, Any] = {"no_answer": False, "scale": 1.0}  # keys of the task that reading does not depend on
@@ -57,7 +57,7 @@ class LabelledTask(abc.ABC, Generic[E]):
   """
 
   form: ClassVar[str]
-  """What predictions look like: classes, numbers, tags or answers; see `tasks.scores`."""
+  """What predictions look like: classes, numbers, tags, answers or texts; see `tasks.scores`."""
   head_name: ClassVar[str]
   """The prediction head, see `models.heads.table`."""
   predicts: ClassVar[bool] = True
@@ -65,9 +65,17 @@ class LabelledTask(abc.ABC, Generic[E]):
   # What a task adds.
 
   @classmethod
+  def files(cls, path: str, target_path: str, key: str) -> list[Path]:
+    """The files of examples that `key` ("data.path", "data.eval_path" or "--data") names. Raises UserError.
+
+    `target_path`: files that belong to them line by line; only tasks that generate have such.
+    """
+    return find_text_files(path, key, any_ending=True)
+
+  @classmethod
   @abc.abstractmethod
   def read(cls, config: Config, files: Sequence[Path], labelled: bool, counts: Counts) -> list[E]:
-    """The examples of files. `labelled`: whether each must have a label. `counts`: what was left out or repaired."""
+    """The examples of `files`. `labelled`: whether each must have a label. `counts`: what was left out or repaired."""
 
   @classmethod
   @abc.abstractmethod
@@ -123,9 +131,10 @@ class LabelledTask(abc.ABC, Generic[E]):
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     counts: Counts = {}
     train, held_out = self.split(config, counts)
-    files, eval_files = _files(config)
+    files, eval_files = self._files(config)
     settings: list[Any] = [config.task.name, config.task.text, config.task.pair, config.task.label, config.data.errors]
     settings += [] if eval_files else [config.data.eval_fraction]
+    settings += filter(None, (config.task.prefix, config.task.source_task))
     fingerprint = content_fingerprint(settings, [files, eval_files])
     corpus = Corpus(
       name=SOURCE,
@@ -136,21 +145,19 @@ class LabelledTask(abc.ABC, Generic[E]):
     self._set(config, find_tokenizer(config.tokenizer, corpus, stored_tokenizer))
     self.fingerprints = {"data": fingerprint, "tokenizer": self.tokenizer.fingerprint}
     rows = self.rows(train)
-    size, pad = config.train.batch_size, self.vocabulary.pad_id
     augment = Augmentation(config.task.hide, config.task.hide_spans, config.task.swap, self.vocabulary)
-    if augment.swap and self.form in ("tags", "answers"):
+    if augment.swap and (self.form in ("tags", "answers") or self.head_name == "lm"):
       raise UserError(
         f"task.swap={augment.swap:g} would move tokens away from their labels: task.name={config.task.name}"
       )
-    weighted = self.training_rows(rows)
-    self._train = RowBatches(weighted, size, config.seed, self.lengths, shuffle=True, pad=pad, augment=augment)
+    self._train = self._batches(self.training_rows(rows), shuffle=True, augment=augment)
     self.num_rows = self._train.num_rows
     self.fields = self._fields(rows)
     self._examples = held_out
     self._held_out_rows = self.rows(held_out) if held_out else None
     self._eval = None
     if self._held_out_rows is not None:
-      self._eval = self._batches(self._held_out_rows, config.eval.batches)
+      self._eval = self._batches(self._held_out_rows, limit=config.eval.batches)
     self._log(train, rows, counts)
 
   @classmethod
@@ -172,7 +179,7 @@ class LabelledTask(abc.ABC, Generic[E]):
     """The training and the held-out examples. Raises UserError."""
     counts = {} if counts is None else counts
     check_split(config.data.eval_fraction, config.data.errors)
-    files, eval_files = _files(config)
+    files, eval_files = cls._files(config)
     examples = cls._read(config, files, True, counts)
     if eval_files:
       return examples, cls._read(config, eval_files, False, counts)
@@ -182,6 +189,13 @@ class LabelledTask(abc.ABC, Generic[E]):
     if not parts[0]:
       raise UserError(f"data.eval_fraction={config.data.eval_fraction:g} leaves no example of {config.data.path}")
     return parts
+
+  @classmethod
+  def _files(cls, config: Config) -> tuple[list[Path], list[Path]]:
+    """The training and the held-out files."""
+    data = config.data
+    files = cls.files(data.path, data.target_path, "data.path")
+    return files, cls.files(data.eval_path, data.eval_target_path, "data.eval_path") if data.eval_path else []
 
   @classmethod
   def _read(cls, config: Config, files: list[Path], labelled: bool, counts: Counts) -> list[E]:
@@ -224,22 +238,27 @@ class LabelledTask(abc.ABC, Generic[E]):
       ]
     found = self.predict(model, params, self._examples)
     run.write_predictions(found)
-    return [*score_lines(self.scores(found)), f"every prediction: {run.predictions}"]
+    said = [f"{name}: {text}" for name, text in signatures(self.form, found).items()]
+    return [*score_lines(self.scores(found)), *said, f"every prediction: {run.predictions}"]
 
   # Evaluation.
 
   def predict(self, model: Model, params: Any, examples: Sequence[E]) -> list[Prediction]:
     """The predictions for examples, in their order. All processes call it."""
     rows = self.rows(examples)
+    return self.predictions(examples, rows, self.outputs(model, params, rows))
+
+  def outputs(self, model: Model, params: Any, rows: Rows) -> dict[int, Outputs]:
+    """Row -> what the model's head predicts for it. All processes call it."""
     batches = self._batches(rows)
     predict = jax.jit(model.predict, out_shardings=model.placement.replicated)
     steps = tqdm(batches.batches(), "predicting", batches.num_batches, unit="batch", delay=5, disable=None)
-    outputs = [jax.device_get(predict(params, batch)) for batch in steps]
-    return self.predictions(examples, rows, _by_row(batches, outputs))
+    return _by_row(batches, [jax.device_get(predict(params, batch)) for batch in steps])
 
-  def _batches(self, rows: Rows, limit: int = 0) -> RowBatches:
+  def _batches(self, rows: Rows, shuffle: bool = False, **options: Any) -> RowBatches:
+    """The batches of rows: of training with `shuffle`. Further options: see `RowBatches`."""
     size, seed = self.config.train.batch_size, self.config.seed
-    return RowBatches(rows, size, seed, self.lengths, False, self.vocabulary.pad_id, limit)
+    return RowBatches(rows, size, seed, self.lengths, shuffle, pad=self.vocabulary.pad_id, **options)
 
   def _fields(self, rows: Rows) -> Fields:
     """What the model and its head read, and token types where rows have them."""
@@ -282,13 +301,6 @@ def _examples(
   """What `read` gives."""
   counts: Counts = {}
   return tuple(task.read(config, [file for file, _, _ in stamps], labelled, counts)), counts
-
-
-def _files(config: Config) -> tuple[list[Path], list[Path]]:
-  """The training and the held-out files."""
-  data = config.data
-  files = find_text_files(data.path, "data.path", any_ending=True)
-  return files, find_text_files(data.eval_path, "data.eval_path", any_ending=True) if data.eval_path else []
 
 
 def _by_row(batches: RowBatches, outputs: Sequence[Outputs]) -> dict[int, Outputs]:
