@@ -10,7 +10,9 @@ errors.html. A file without labels is predicted, and not scored.
                              table or JSON lines with both (or has no references)
 --out=DIR                    the folder for the results; default: evaluation in the run's directory
 --task=NAME                  the task, for runs that were imported or pre-trained (translation: a run of the objective
-                             seq2seq on parallel text); language_modeling: perplexities of a text
+                             seq2seq on parallel text); language_modeling: perplexities of a text; choice: the likeliest
+                             of several endings, or the last word (HellaSwag, PIQA, COPA, LAMBADA)
+--shots=5 --examples=FILE    choice: solved examples before each prompt, from the training set
 --prefix="summarize: "       tasks that generate: stands before each text; default: the run's task.prefix
 --beams=4 --max_new_tokens=N --length_penalty=1 ...        tasks that generate: how, as for python -m tfm_jax.decode;
                              default: greedily, as many tokens as the run's targets may have
@@ -30,7 +32,8 @@ from tfm_jax.runtime.command import Flags, run_command
 
 OPTIONS = tuple(name for name in GENERATION if name not in ("batch_size", "prefix", "samples"))
 FLAGS = (
-  *("workdir", "data", "targets", "out", "task", "prefix", "against", "step", "strategy", "batch_size"),
+  *("workdir", "data", "targets", "out", "task", "prefix", "shots", "examples", "against", "step", "strategy"),
+  "batch_size",
   *OPTIONS,
 )
 
@@ -44,13 +47,15 @@ def main(flags: Flags) -> None:
   from tfm_jax.decode.command import options_of
   from tfm_jax.tasks.evaluate import evaluate_run
 
-  values = {name: flags.values.get(name, "") for name in ("data", "targets", "task", "prefix", "out", "against")}
+  names = ("data", "targets", "task", "prefix", "examples", "out", "against")
+  values = {name: flags.values.get(name, "") for name in names}
   given = [name for name in OPTIONS if name in flags.values]
   parsed = options_of({name: flags.values[name] for name in given})
   options = {name: getattr(parsed, name) for name in given}
   for line in evaluate_run(
-    workdir, **values, step=step, strategy=flags.values.get("strategy"), batch_size=batch_size or 0, **options
-  ):
+    workdir, **values, step=step, strategy=flags.values.get("strategy"), batch_size=batch_size or 0,
+    shots=_count(flags, "shots") or 0, **options,
+  ):  # fmt: skip
     print(line)
 
 

@@ -17,7 +17,7 @@ from tfm_jax.tasks.report.comparison import comparison_page
 from tfm_jax.tasks.report.page import errors_page
 from tfm_jax.tasks.report.terminal import errors_text
 from tfm_jax.tasks.scores import signatures
-from tfm_jax.tasks.table import LANGUAGE_MODELING, TASKS, find_task
+from tfm_jax.tasks.table import CHOICE, LANGUAGE_MODELING, TASKS, find_task
 from tfm_jax.training.load import Run, load_run
 
 log = logging.getLogger(__name__)
@@ -184,16 +184,18 @@ def check_same_examples(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapp
 
 def evaluate_run(
   workdir: str, data: str, task: str, out: str, step: int | None, strategy: str | None, against: str, batch_size: int,
-  targets: str = "", prefix: str = "", **options: Any,
+  targets: str = "", prefix: str = "", shots: int = 0, examples: str = "", **options: Any,
 ) -> list[str]:  # fmt: skip
   """The command: evaluates, writes, and returns the lines to print."""
+  of_tasks = {"against": against, "targets": targets, "prefix": prefix, **options}
+  of_choices = {"shots": shots, "examples": examples}
+  given = {LANGUAGE_MODELING: {**of_tasks, **of_choices, "batch_size": batch_size}, CHOICE: of_tasks}
+  if unused := next((name for name, value in given.get(task, of_choices).items() if value), ""):
+    raise UserError(f"--{unused} does not apply to {f'--task={task}' if task else 'the task of a run'}")
   run = load_run(workdir, step=step, strategy=strategy)
   folder = out or str(Path(workdir) / "evaluation")
-  if task == LANGUAGE_MODELING:
-    given = {"against": against, "batch_size": batch_size, "targets": targets, "prefix": prefix, **options}
-    if unused := next((name for name, value in given.items() if value), ""):
-      raise UserError(f"--{unused} does not apply to --task={LANGUAGE_MODELING}")
-    return _language(run, data, folder)
+  if task in given:
+    return _by_likelihood(run, task, data, folder, {**of_choices, "batch_size": batch_size})
   evaluation = evaluate(run, data, task, batch_size, targets, prefix, **options)
   evaluation = dataclasses.replace(evaluation, facts={**evaluation.facts, "run": workdir})
   paths = write(folder, evaluation, against)
@@ -205,13 +207,16 @@ def evaluate_run(
   return [*([str(evaluation)] if labelled else score_lines(evaluation.scores)), *said, *written]
 
 
-def _language(run: Run, data: str, out: str) -> list[str]:
-  """Perplexities of a text."""
+def _by_likelihood(run: Run, task: str, data: str, out: str, settings: Mapping[str, Any]) -> list[str]:
+  """Perplexities of a text, or choices."""
+  from tfm_jax.tasks.choice import evaluate_choices
   from tfm_jax.tasks.language import evaluate_text
 
-  if not (data or run.config.data.eval_path):
-    raise UserError("no text to evaluate: say --data=FILE (the run has no data.eval_path)")
-  scores, rows = evaluate_text(run, data or run.config.data.eval_path)
+  data = data or run.config.data.eval_path
+  if not data:
+    raise UserError("no file to evaluate: say --data=FILE (the run has no data.eval_path)")
+  given = {name: value for name, value in settings.items() if value}
+  scores, rows = evaluate_text(run, data) if task == LANGUAGE_MODELING else evaluate_choices(run, data, **given)
   files = {
     "scores.json": json.dumps(scores, indent=2, allow_nan=False) + "\n",
     "predictions.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),

@@ -25,8 +25,8 @@ TASKS: dict[str, type[Task]] = {
   "text_to_text": TextToText,
 }
 
-LANGUAGE_MODELING = "language_modeling"
-"""Not a task to train on: `python -m tfm_jax.tasks` evaluates language models by it."""
+LANGUAGE_MODELING, CHOICE = "language_modeling", "choice"
+"""Not tasks to train on: `python -m tfm_jax.tasks` evaluates language models by them."""
 
 
 def find_task(name: str) -> type[Task]:

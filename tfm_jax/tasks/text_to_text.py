@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tfm_jax.errors import UserError
+from tfm_jax.models.model import Model
+from tfm_jax.ops.dropout import Noise
+from tfm_jax.ops.losses import LossTerms
 from tfm_jax.tasks.generation import Generation
 from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.labelled import LabelledTask, Prediction
@@ -24,6 +27,7 @@ from tfm_jax.text.examples.pairs import Pair
 from tfm_jax.text.examples.squad import Question
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
+from tfm_jax.training.loss import LossFunction
 
 OTHER = "(other)"
 """The prediction where the model wrote no class."""
@@ -234,6 +238,16 @@ class TextToText(Generation):
     labels = config.model.head.labels
     self.form = kind.form  # type: ignore[misc]  # what is scored has the form of that task
     self._writer = WRITERS[kind](config.task.source_task, labels.split("|") if labels else ())
+
+  def loss(self, model: Model) -> LossFunction:
+    """See `Task`. The share of right tokens is `token_accuracy`: the task may have an accuracy of its own."""
+    of_tokens = super().loss(model)
+
+    def loss(params: Any, batch: Any, noise: Noise | None) -> LossTerms:
+      terms = of_tokens(params, batch, noise)
+      return terms._replace(metrics={f"token_{name}": pair for name, pair in terms.metrics.items()})
+
+    return loss
 
   def prediction(self, example: Pair, text: str) -> Prediction:
     """See `Generation`: in the form of the task that is written as text, with the text as `generated`."""
