@@ -5,9 +5,9 @@ r"""Summaries of everyday dialogues (DialogSum), scored by ROUGE.
     --config.data.path=train.jsonl --config.data.eval_path=dev.jsonl
   python train.py --config=configs/dialogsum.py:base --config.init_from=runs/t5_base
 
-The files are JSON lines with `dialogue` and `summary`. Without paths, it is the dev set in TFM_DATA_DIR/dialogsum, of which
-a tenth is held out: 450 dialogues are a test of the pipeline for a small model from scratch. The variant `base` fine-tunes
-a T5-base. Measured: see docs/tasks.md.
+The files are JSON lines with `dialogue` and `summary`. Without paths, it is the dev set in TFM_DATA_DIR/dialogsum, of
+which a tenth is held out: 450 dialogues are a test of the pipeline for a small model from scratch. The variant `base`
+fine-tunes a T5-base. Measured: see docs/tasks.md.
 """
 
 from configs import task

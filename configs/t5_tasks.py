@@ -6,8 +6,9 @@ r"""Classes, tags and answers as text with T5's prefixes (Raffel et al. 2020), s
   python train.py --config=configs/t5_tasks.py:base --config.init_from=runs/t5_base --config.task.source_task=stsb \
     --config.data.path=train.tsv --config.data.eval_path=dev.tsv
 
-A variant names a task whose files are in TFM_DATA_DIR, SST-2 by default; NAME_base (base: SST-2) fine-tunes a T5-base on
-it. Any task of `WRITERS` in tfm_jax/tasks/text_to_text.py can be named by task.source_task. Measured: see docs/tasks.md.
+A variant names a task whose files are in TFM_DATA_DIR, SST-2 by default; NAME_base (base: SST-2) fine-tunes a T5-base
+on it. Any task of `WRITERS` in tfm_jax/tasks/text_to_text.py can be named by task.source_task.
+Measured: see docs/tasks.md.
 """
 
 from configs import task

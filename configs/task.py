@@ -1,10 +1,10 @@
 """What the configs of tasks share: a small model from scratch, or the fine-tuning of a large one (variant `base`).
 
-`get_config` is for tasks with a head of their own: the small model is an encoder that trains in minutes on two CPU cores,
-and a BERT-base is fine-tuned with the settings of Devlin et al. 2018, the learning rate in the middle of theirs.
+`get_config` is for tasks with a head of their own: the small model is an encoder that trains in minutes on two CPU
+cores, and a BERT-base is fine-tuned with the settings of Devlin et al. 2018, the learning rate in the middle of theirs.
 
-`generation` is for tasks that generate: the small model is the Transformer of Vaswani et al. 2017 at a size for two cores,
-with a byte pair encoding that both sides share, and a T5-base is fine-tuned with the settings of Raffel et al. 2020.
+`generation` is for tasks that generate: the small model is the Transformer of Vaswani et al. 2017 at a size for two
+cores, with a byte pair encoding that both sides share, and a T5-base is fine-tuned as by Raffel et al. 2020.
 """
 
 import os

@@ -4,9 +4,9 @@ r"""English sentences to Chinese (Tatoeba): a Transformer of 3 + 3 layers from s
   python train.py --config=configs/tatoeba_en_zh.py --workdir=runs/mine --config.data.path=pairs.tsv
   python train.py --config=configs/tatoeba_en_zh.py:base --config.init_from=runs/t5_base
 
-The file is a table without a header: English, tab, Chinese; by default in TFM_DATA_DIR/tatoeba_en_zh. A twentieth is held
-out, equal English sentences on one side. BLEU counts Chinese characters. The variant `base` fine-tunes a T5-base whose
-tokenizer knows Chinese. Measured: see docs/tasks.md.
+The file is a table without a header: English, tab, Chinese; by default in TFM_DATA_DIR/tatoeba_en_zh. A twentieth is
+held out, equal English sentences on one side. BLEU counts Chinese characters. The variant `base` fine-tunes a T5-base
+whose tokenizer knows Chinese. Measured: see docs/tasks.md.
 """
 
 from configs import task

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from tfm_jax.errors import UserError
-from tfm_jax.runtime.reporting.curves import curves_page
-from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.runtime.command import check_installation
 
 
 def main(arguments: list[str]) -> int:
@@ -20,6 +19,10 @@ def main(arguments: list[str]) -> int:
   out = next((argument.removeprefix("--out=") for argument in arguments if argument.startswith("--out=")), "")
   paths = [argument for argument in arguments if not argument.startswith("--")]
   try:
+    check_installation()
+    from tfm_jax.runtime.reporting.curves import curves_page
+    from tfm_jax.runtime.run_directory import RunDirectory
+
     if not out or not paths or len(paths) + 1 != len(arguments):
       raise UserError("usage: python -m tfm_jax.plot RUN... --out=FILE")
     runs = {path: RunDirectory(path).read_metrics() for path in paths}

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tfm_jax.compare import scaling
+from tfm_jax.compare import weak_scaling as scaling
 from tfm_jax.compare.report.curve import curve_page
 from tfm_jax.compare.results import StrategyResult
-from tfm_jax.compare.scaling import Point, _extrapolated, weak_scaling
+from tfm_jax.compare.weak_scaling import Point, _extrapolated, weak_scaling
 from tfm_jax.errors import UserError
 from tfm_jax.training.config import from_dict
 

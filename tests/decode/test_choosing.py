@@ -125,7 +125,7 @@ def test_draws_have_the_distribution_of_the_truncated_logits(options):
   keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(5), i))(jnp.arange(draws))
   rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (draws, len(logits)))
   ids = np.asarray(choosing.choose(of_plan, numbers(options), rows, keys, jnp.int32(3)))
-  left = np.asarray(choosing.truncated(of_plan, numbers(options), rows[:1] / temperature))[0]
+  left = np.asarray(choosing.truncated(of_plan, numbers(options), rows[:1] / temperature), np.float64)[0]
   expected = np.exp(left) / np.exp(left).sum()
   counts = np.bincount(ids, minlength=len(logits))
   assert (counts[expected == 0] == 0).all()

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from tests.support.launching import ROOT, environment, quick_fit, tiny, write_experiment
-from tfm_jax.decode.__main__ import FLAGS, OPTIONS, SWITCHES, __doc__ as usage
+from tfm_jax.decode.__main__ import FLAGS, OPTIONS, SWITCHES
+from tfm_jax.decode.__main__ import __doc__ as usage
 from tfm_jax.decode.command import decode, options_of, resumable
 from tfm_jax.decode.options import Options
 from tfm_jax.errors import UserError

@@ -12,6 +12,7 @@ from tfm_jax.decode import generate as decoding
 from tfm_jax.decode.options import Options
 from tfm_jax.errors import UserError
 
+
 def check_greedy(run, found, count):
   """Each id is the likeliest by the forward pass (within rounding), and has its log-probability."""
   for one in found:
@@ -34,30 +35,37 @@ CASES = {
   "t5": ("t5", {}),
   "transformer": ("transformer", {}),
 }
+DEFAULT = ("learned", "some windows", "t5")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(x, marks=() if x in DEFAULT else pytest.mark.slow) for x in CASES])
 def test_greedy_texts_of_unequal_prompts_follow_the_full_forward(case):
   variant, changes = CASES[case]
   run = run_of(variant, **changes)
   check_greedy(run, run.generate(PROMPTS, max_new_tokens=6), 6)
 
 
-@pytest.mark.parametrize("prompt", PROMPTS[:2])
-def test_a_model_whose_layers_all_have_a_window_keeps_no_more_than_it(prompt):
+def test_a_model_whose_layers_all_have_a_window_keeps_no_more_than_it():
   """Prompt and text are longer than the cache, whose columns are taken anew."""
   run = run_of("llama", **{"window.size": 3})
-  long = [prompt + " and the small cat sat on the mat" * 3]
+  long = ["the cat"]
   (read,) = decoding.prompts.read_prompts(run.model, run.tokenizer, run.symbols, long, Options())
   (batch,) = decoding.prompts.batches(run.model, [read], 1, 1)
   width = batch.ids_BT.shape[1]
   state = decoding.start(run.model, run.params, batch, width + 64)
-  assert width < state.cache.columns < width + 64 or width > 256
+  assert (width, state.cache.columns) == (16, 32)
   check_greedy(run, run.generate(long, max_new_tokens=40), 40)
 
 
-@pytest.mark.parametrize("variant", ["llama", "t5"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03), ("int8", 0.03)])
+@pytest.mark.parametrize(
+  ("variant", "dtype", "tolerance"),
+  [
+    ("llama", "int8", 0.03),
+    pytest.param("t5", "int8", 0.03, marks=pytest.mark.slow),
+    pytest.param("llama", "float32", 1e-5, marks=pytest.mark.slow),
+    pytest.param("llama", "bfloat16", 0.03, marks=pytest.mark.slow),
+  ],
+)
 def test_a_cache_of_another_dtype_changes_log_probabilities_by_its_rounding_alone(variant, dtype, tolerance):
   run = run_of(variant)
   exact = run.generate(PROMPTS, max_new_tokens=5)
@@ -86,11 +94,10 @@ def test_a_sampled_text_depends_on_no_other_prompt(variant):
   assert several[0].ids == together[0].ids and len({one.ids for one in several}) > 1
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "tp"])
+@pytest.mark.parametrize("strategy", [pytest.param("fsdp", marks=pytest.mark.slow), "tp"])
 def test_every_strategy_generates_the_same_text(strategy):
-  sizes = {"model": 2, "data": 4} if strategy == "fsdp_tp" else {}
   run = run_of("llama", num_layers=2)
-  other = run_of("llama", placement(strategy, 4, **sizes), num_layers=2)
+  other = run_of("llama", placement(strategy, 4), num_layers=2)
   for options in (Options(max_new_tokens=6), SAMPLED):
     assert [one.ids for one in run.generate(PROMPTS, options)] == [one.ids for one in other.generate(PROMPTS, options)]
 
@@ -130,11 +137,12 @@ def test_a_forced_prefix_begins_the_text(variant):
 def test_the_options_reach_the_texts():
   run = run_of("gpt")
   (free,) = run.generate(PROMPTS[0], max_new_tokens=12)
-  repeated = free.ids[0]
-  (banned,) = run.generate(PROMPTS[0], max_new_tokens=12, bad_words=(run.tokenizer.token(repeated),))
+  piece = run.tokenizer.token(free.ids[0])
+  assert piece == "▁cat"
+  (banned,) = run.generate(PROMPTS[0], max_new_tokens=12, bad_words=("cat",))
+  assert free.ids[0] not in banned.ids
   (once,) = run.generate(PROMPTS[0], max_new_tokens=12, no_repeat_ngram=1)
   assert len(set(once.ids)) == len(once.ids)
-  assert run.tokenizer.token(repeated).strip("▁ ") in ("", "<unk>") or banned.ids != free.ids
   (short,) = run.generate(PROMPTS[0], max_new_tokens=3)
   assert short.ids == free.ids[:3] and short.end == "length"
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.tiny import LENGTH, VARIANTS, VOCAB, make_batch, make_model, params_of, placement
-from tfm_jax.decode.generate import continue_prompt
+from tests.support.tiny import LENGTH, VOCAB, make_batch, make_model, params_of, placement
 from tfm_jax.errors import UserError
 from tfm_jax.models.towers import side
 
@@ -190,24 +189,3 @@ def test_a_full_cache_is_refused():
   _, cache = model.decode(params, {"inputs": ids}, model.init_cache(params, 1, 4))
   with pytest.raises(UserError, match="a cache of 4 columns, 3 of them filled, has no room for 3 tokens"):
     model.decode(params, {"inputs": ids}, cache)
-
-
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v in ("llama", "transformer")])
-def test_samples_follow_the_full_forward(variant):
-  """The continuation that samples show is what the full forward calls the likeliest, token after token."""
-  model, params = make_model(variant), params_of(variant)
-  batch = {k: v for k, v in make_batch(variant, rows=2).items() if k.endswith("inputs")}
-  name, prompt, columns = ("decoder_inputs" if model.encoder_decoder else "inputs"), 3, 8
-  likeliest = lambda at, logits: logits.argmax(-1)
-
-  def mine(params):
-    return continue_prompt(
-      model, params, VOCAB - 7, batch[name][:, :prompt], start(model, params, batch, columns), likeliest
-    )
-
-  ids = batch[name][:, :columns].copy()
-  logits = jax.jit(model.logits)
-  for at in range(prompt, columns):
-    ids[:, at:] = 0
-    ids[:, at] = np.asarray(logits(params, batch | {name: ids}))[:, at - 1, : VOCAB - 7].argmax(-1)
-  np.testing.assert_array_equal(jax.jit(mine)(params), ids[:, prompt:])

@@ -153,3 +153,14 @@ def test_lines_end_where_the_axes_end():
   chart = line_chart("title", [Line("a", [(0, 0.0), (10, 100.0)], marks="filled")], size=(400, 200))
   places = re.findall(r'cx="(.*?)" cy="(.*?)"', chart)
   assert sorted(places) == [("384.0", "10.0"), ("58.0", "160.0")]
+
+
+def test_names_below_the_axis_stay_beside_those_of_the_other_axis_and_inside_the_picture():
+  chart = line_chart(
+    "title", [Line("a", [(0.0001, 1.0), (0.5, 2.0), (1.0, 3.0)])], x_ticks=[0.0001, 0.5, 1.0], x_text="{:.4f}".format
+  )
+  left, middle, right = (float(x) for x in re.findall(r'<text x="([\d.]+)" y="227" text-anchor="middle">', chart))
+  of_the_other_axis = float(re.search(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">', chart)[1])
+  half = 6 * 7 / 2  # six letters
+  assert left - half >= of_the_other_axis and right + half <= 540
+  assert middle == pytest.approx((58 + 524) / 2, abs=0.1)  # below its place

@@ -51,6 +51,24 @@ def test_the_backend_is_replaced_only_on_a_machine_without_chips(variables, file
   assert registered == ["tpu"] * replaced
 
 
+@pytest.mark.parametrize(
+  ("may", "variables", "files", "expected"),
+  [
+    (True, {}, [], True),
+    (True, {"TPU_SKIP_MDS_QUERY": "1"}, ["/dev/accel0"], True),
+    (True, {"TPU_SKIP_MDS_QUERY": "1"}, [], False),
+    (False, {}, ["/dev/accel0"], False),  # JAX_PLATFORMS=cpu, or no TPU library
+  ],
+)
+def test_runs_are_on_tpus_where_there_are_chips_that_jax_may_use(may, variables, files, expected, monkeypatch):
+  monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(devices.glob, "glob", lambda pattern: fnmatch.filter(files, pattern))
+  monkeypatch.setattr(devices, "may_use_tpu", lambda: may)
+  assert devices.runs_on_tpus() == expected
+
+
 def test_a_tpu_that_is_requested_explicitly_and_missing_is_named():
   code = "from tfm_jax.runtime.devices import all_devices; all_devices()"
   env = os.environ | {"JAX_PLATFORMS": "tpu"}

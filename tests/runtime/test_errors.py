@@ -57,7 +57,20 @@ def test_a_config_that_is_not_python():
 
 
 @pytest.mark.parametrize(
-  "command", [["train.py", "--help"], ["train.py"], ["-m", "tfm_jax.compare"], ["-m", "tfm_jax.hf", "import"]]
+  "command",
+  [
+    ["train.py", "--help"],
+    ["train.py"],
+    ["-m", "tfm_jax.compare"],
+    ["-m", "tfm_jax.compare.calibration"],
+    ["-m", "tfm_jax.compare.scaling"],
+    ["-m", "tfm_jax.hf", "import"],
+    ["-m", "tfm_jax.plot"],
+    ["-m", "tfm_jax.tasks"],
+    ["-m", "tfm_jax.tasks.attention"],
+    ["-m", "tfm_jax.tasks.sweep"],
+  ],
+  ids=" ".join,
 )
 def test_an_environment_that_is_not_activated(command):
   """A Python without site-packages, as that of the system is."""

@@ -119,7 +119,7 @@ NO_CHIPS = {"TPU_SKIP_MDS_QUERY": "1"}
 )
 def test_clusters_by_their_variables(variables, method, monkeypatch):
   """On a machine without chips, where nothing is sent over the network."""
-  monkeypatch.setattr(processes, "_may_use_tpu", lambda: True)
+  monkeypatch.setattr(processes, "may_use_tpu", lambda: True)
   monkeypatch.setattr(processes, "_metadata", lambda key: pytest.fail("the network was used"))
   cluster = processes.find_cluster(NO_CHIPS | variables)
   assert (cluster and cluster[1].get("cluster_detection_method")) == method
@@ -151,7 +151,7 @@ def test_tpu_hosts(variables, metadata, method, monkeypatch):
     def log_message(self, *_: Any) -> None:
       pass
 
-  monkeypatch.setattr(processes, "_may_use_tpu", lambda: True)
+  monkeypatch.setattr(processes, "may_use_tpu", lambda: True)
   with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

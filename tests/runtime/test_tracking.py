@@ -122,12 +122,22 @@ def test_a_terminal_has_a_bar(monkeypatch, lines):
   terminal = Terminal()
   monkeypatch.setattr(sys, "stderr", terminal)
   console = Console(total_steps=100, start_step=40)
-  console.log("train", 50, {"loss": 2.5, "tokens_per_second": 2e6})
+  console.log("train", 100, {"loss": 2.5, "tokens_per_second": 2e6})
   console.close()
-  assert "50/100" in terminal.getvalue()
+  assert "100/100" in terminal.getvalue()
   assert "loss=2.5" in terminal.getvalue()
   assert "tokens/s=2M" in terminal.getvalue()
   assert lines() == []
+
+
+@pytest.mark.parametrize(("step", "left"), [(50, False), (100, True)])
+def test_a_run_that_ends_early_leaves_no_bar_behind(monkeypatch, step, left):
+  terminal = Terminal()
+  monkeypatch.setattr(sys, "stderr", terminal)
+  console = Console(total_steps=100)
+  console.log("train", step, {"loss": 2.5})
+  console.close()
+  assert bool(terminal.getvalue().rpartition("\r")[2].strip()) == left  # what stands in the line
 
 
 @pytest.mark.parametrize(

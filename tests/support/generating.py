@@ -1,6 +1,7 @@
 """Runs of tiny models that generate, and what a plain forward pass says comes next."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -25,13 +26,26 @@ def run_of(variant, st=None, kind="sentencepiece", **changes):
   return run
 
 
+WIDTH = 96  # of the oracle's rows: padding at the right does not reach causal tokens
+
+
+@functools.cache
+def _forward(model):
+  return jax.jit(model.logits)
+
+
 def logits_after(run, prompt, new):
   """The next token's logits by a forward pass of everything before it, float64, of the tokenizer's ids."""
   tokenizer = run.tokenizer
   ids = tokenizer.encode(prompt)
+  width = min(WIDTH, run.model.config.max_positions or WIDTH)
+  row = lambda ids: np.pad(np.array(ids, np.int32), (0, width - len(ids)))[None]
   if run.model.encoder_decoder:
-    source = np.append(ids, tokenizer.eos_id)
-    batch = {"encoder_inputs": source[None], "decoder_inputs": np.array([[run.start_id, *new]], np.int32)}
+    source, target = [*ids, tokenizer.eos_id], [run.start_id, *new]
+    batch = {"encoder_inputs": row(source), "encoder_segment_ids": row([1] * len(source))}
+    batch["decoder_inputs"] = row(target)
   else:
-    batch = {"inputs": np.array([[run.begin_id, *ids, *new]], np.int32)}
-  return np.asarray(run.model.logits(run.params, batch), np.float64)[0, -1, : tokenizer.vocab_size]
+    target = [run.begin_id, *ids, *new]
+    batch = {"inputs": row(target)}
+  logits = _forward(run.model)(run.params, batch)
+  return np.asarray(logits, np.float64)[0, len(target) - 1, : tokenizer.vocab_size]

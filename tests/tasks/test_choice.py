@@ -24,7 +24,7 @@ def write(path, *rows):
     ({"premise": "I fell.", "choice1": "A hole.", "choice2": "Sun.", "question": "cause"}, Item("I fell because", ("a hole.", "sun."), None)),
     ({"text": "The cat sat on the mat"}, Item("The cat sat on the", ("mat",), 0)),
   ],
-)  # fmt: skip
+)
 def test_items_of_the_usual_data_sets(tmp_path, row, item):
   assert read_items(write(tmp_path / "a.jsonl", row)) == [item]
 

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from tests.support.labelled import TOKENIZER
 from tests.support.launching import rows as records
 from tests.support.launching import tiny, write_experiment
-from tests.tasks.test_labelled_tasks import TOKENIZER
 from tfm_jax.decode.options import Options
 from tfm_jax.errors import UserError
 from tfm_jax.tasks.evaluate import evaluate, evaluate_run, read_predictions
@@ -65,7 +65,9 @@ def test_tables_and_json_lines_have_both_sides(tmp_path):
   (tmp_path / "a.tsv").write_text("Hi.\t嗨。\nRun.\t你用跑的。\n")
   read = lambda name, file, **task: Generation.read(config_of(name, **task), [tmp_path / file], True, {})
   assert [(p.source, p.targets) for p in read("translation", "a.tsv", text="1", label="2")][0] == ("Hi.", ("嗨。",))
-  (tmp_path / "a.jsonl").write_text(json.dumps({"source": ["One.", "Two."], "target": ["A", "B", " "], "title": "T"}) + "\n")
+  (tmp_path / "a.jsonl").write_text(
+    json.dumps({"source": ["One.", "Two."], "target": ["A", "B", " "], "title": "T"}) + "\n"
+  )
   assert [(p.source, p.targets) for p in read("summarization", "a.jsonl")] == [("One. Two.", ("A", "B"))]
   assert read("title", "a.jsonl")[0].targets == ("T",)
   (tmp_path / "b.jsonl").write_text('{"dialogue": "a\\nb", "summary": 3}\n')
@@ -91,7 +93,9 @@ def test_an_encoder_decoder_reads_the_source_and_writes_each_reference():
   batch = task._batches(rows).batch(0)
   place = {int(row): i for i, row in enumerate(batch["rows"][:4])}
   eos, first = TOKENIZER.eos_id, TOKENIZER.bos_id
-  for row, (source, target) in enumerate([("t. ab", "xy"), ("t. ab", "z"), ("t. abcdefghijkl", "ABCDEFG"), ("t. cd", None)]):
+  for row, (source, target) in enumerate(
+    [("t. ab", "xy"), ("t. ab", "z"), ("t. abcdefghijkl", "ABCDEFG"), ("t. cd", None)]
+  ):
     i = place[row]
     ids = batch["encoder_inputs"][i][batch["encoder_segment_ids"][i] > 0]
     assert ids[-1] == eos and text_of(ids[:-1]) == source
@@ -133,7 +137,10 @@ def test_a_decoder_learns_the_target_alone_and_is_prompted_by_the_rest():
     expected = [] if target is None else [*TOKENIZER.encode(target), eos]
     assert learned.tolist() == expected
     prompt = task._prompt(rows, row, 0).ids
-    assert prompt.tolist() == [*TOKENIZER.encode(source), eos] and len(prompt) + len(expected) - 1 in (len(ids), len(ids) - 1)
+    assert prompt.tolist() == [*TOKENIZER.encode(source), eos] and len(prompt) + len(expected) - 1 in (
+      len(ids),
+      len(ids) - 1,
+    )
     read = rows.token_labels["targets"][place][:-1]
     assert target is None or read.tolist() == ids[1:].tolist()
 
@@ -199,7 +206,9 @@ def test_a_run_learns_to_write_and_is_scored_by_the_command(trained, tmp_path):
   ours = {row["text"]: row for row in greedy.predictions}
   generated = load_run(folder / "run").generate(list(ours)[:5], max_new_tokens=16)
   assert [one.text for one in generated] == [ours[one.prompt]["prediction"] for one in generated]
-  assert [one.logprob for one in generated] == pytest.approx([ours[one.prompt]["logprob"] for one in generated], abs=1e-3)
+  assert [one.logprob for one in generated] == pytest.approx(
+    [ours[one.prompt]["logprob"] for one in generated], abs=1e-3
+  )
 
 
 @pytest.mark.slow

@@ -92,6 +92,16 @@ def test_without_a_label_the_page_shows_predictions_and_scores_nothing(form):
   tree(page_of(form, []))
 
 
+def test_scores_that_need_no_label_are_shown():
+  """Those of similarity: how often the pair of a text is the nearest."""
+  rows, scores = [number_row(0.5, None, "a") | {"pair": "b", "rank": 1}], {"recall_at_1": 0.625}
+  page = errors_page("numbers", rows, scores, "title", {})
+  assert list(sections(page)) == ["Scores", "Predictions"] and "nothing is scored" not in page
+  assert "0.625" in text_of(sections(page)["Scores"])
+  text = errors_text("numbers", rows, scores)
+  assert "recall at 1" in text and "0.625" in text and "nothing is scored" not in text
+
+
 @FORMS
 def test_without_mistakes(form):
   rows = random_rows(form, 60)

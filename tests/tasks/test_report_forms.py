@@ -274,6 +274,15 @@ def test_the_groups_of_question_words_have_the_scores_of_their_rows():
   assert shown[1][2] == f"{score('answers', rows[::3])['f1']:.2%}"
 
 
+def test_the_confidence_in_there_being_no_answer_counts_too():
+  rows = [
+    answer_row("fox", ["hen"], candidates=["fox"]),  # 0.5
+    answer_row("", ["hen"], no_answer=0.9),
+    answer_row("", ["hen"], no_answer=0.1),
+  ]
+  assert case_numbers(sections(page_of("answers", rows))["Mistakes"]) == [2, 1, 3]
+
+
 def test_whether_the_model_answers_is_counted():
   rows = [answer_row("x", ["x"]), answer_row("", ["x"]), answer_row("y", []), answer_row("", []), answer_row("", [])]
   shown = cells(sections(page_of("answers", rows))["Answer or none"])[1:]

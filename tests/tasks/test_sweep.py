@@ -14,9 +14,10 @@ import pytest
 from tests.support.launching import EXPERIMENT, ROOT, environment, exact_rows, train, write_text
 from tests.support.refusal import refusal
 from tfm_jax.errors import UserError
+from tfm_jax.runtime import devices
 from tfm_jax.runtime.command import Flags
 from tfm_jax.tasks import sweep
-from tfm_jax.tasks.sweeps import adaptive
+from tfm_jax.tasks.sweeps import adaptive, processes
 from tfm_jax.tasks.sweeps.processes import SweepInterrupted, _devices, _program_cache, locked
 from tfm_jax.tasks.sweeps.runs import Folder
 from tfm_jax.tasks.sweeps.space import Dimension
@@ -163,7 +164,7 @@ def test_other_settings_are_refused_by_name(done):
 def test_another_metric_ranks_the_same_runs(done, monkeypatch):
   path, out, _ = done
   started = []
-  monkeypatch.setattr(sweep, "run_all", lambda *arguments: started.append(arguments))
+  monkeypatch.setattr(processes, "run_all", lambda *arguments: started.append(arguments))
   run_sweep(path, out, {"train.steps": "4"}, seeds=2, metric="accuracy", evaluation="best")
   assert content(out)["metric"] == "accuracy" and content(out)["larger_is_better"]
   for point in content(out)["points"][:1]:
@@ -249,6 +250,28 @@ def test_gpus_are_divided_among_jobs(monkeypatch, visible, jobs, expected):
   variables = [_devices(slot, jobs) for slot in range(jobs)]
   names = ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION")
   assert [tuple(map(v.get, names)) for v in variables] == expected
+
+
+def test_each_process_is_given_the_gpus_of_its_slot(tmp_path, monkeypatch):
+  given = []
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+  started = lambda command, env, **_: given.append(env["CUDA_VISIBLE_DEVICES"])
+  monkeypatch.setattr(processes.subprocess, "Popen", started)
+  folder = Folder(tmp_path, str(write_sweep(tmp_path, {"model.dropout": [0.0]})), {})
+  (run,) = folder.point({"model.dropout": 0.0}, None).runs
+  for slot in range(2):
+    processes._start(folder.config, run, slot, 2, None)
+  assert given == ["4,6", "5,7"]
+
+
+def test_runs_side_by_side_are_refused_on_tpus(tmp_path, monkeypatch):
+  monkeypatch.setattr(devices, "runs_on_tpus", lambda: True)
+  path = write_sweep(tmp_path, {"model.dropout": [0.0, 0.1]})
+  with pytest.raises(UserError, match=r"--jobs=2: one process owns all TPU chips"):
+    run_sweep(path, tmp_path / "out", jobs=2)
+  assert not (tmp_path / "out").exists()
+  monkeypatch.setattr(processes, "run_all", lambda *_: None)
+  run_sweep(path, tmp_path / "out", jobs=1)
 
 
 def test_runs_side_by_side_write_no_cache_of_compiled_programs_together(monkeypatch):

@@ -95,7 +95,9 @@ def test_the_page_shows_the_worst_texts_first_with_what_differs_marked():
   mistakes = sections(page)["Mistakes"]
   numbers = case_numbers(mistakes)
   assert numbers[0] == 3 and 5 not in numbers and sorted(numbers) == [1, 2, 3, 4]
-  marks = {kind: [text_of(m) for m in mistakes.iter("mark") if m.get("class") == kind] for kind in ("predicted", "label")}
+  marks = {
+    kind: [text_of(m) for m in mistakes.iter("mark") if m.get("class") == kind] for kind in ("predicted", "label")
+  }
   assert "old" in marks["label"] and "the" in marks["predicted"]
   assert "the nearest of 3" in text_of(mistakes) and "Lengths" in sections(page)
   text = errors_text("texts", rows, score("texts", rows))

@@ -43,7 +43,7 @@ def example(label, *texts):
     (Tags("conll2003"), Sentence(FILE, 1, ("no", "names"), ("O", "O")), "conll2003 sentence: no names", "none"),
     (Choices("copa"), Choice(FILE, 1, "It rained.", ("wet", "dry"), 0), "copa choice1: wet choice2: dry premise: It rained.", "choice1"),
   ],
-)  # fmt: skip
+)
 def test_examples_are_written_with_prefixes(writer, given, source, target):
   assert (writer.source(given), writer.target(given)) == (source, target)
 
@@ -53,7 +53,10 @@ def test_what_a_model_writes_is_read_back_in_the_form_of_the_task():
   assert [classes.row(example("1", "a"), text)["prediction"] for text in ("positive", "negative", "1", "good")] == [
     "1", "0", OTHER, OTHER,
   ]  # fmt: skip
-  assert score("classes", [classes.row(example("1", "a"), "positive"), classes.row(example("0", "b"), "x")])["accuracy"] == 0.5
+  assert (
+    score("classes", [classes.row(example("1", "a"), "positive"), classes.row(example("0", "b"), "x")])["accuracy"]
+    == 0.5
+  )
   numbers = [Numbers("stsb").row(example("3", "a", "b"), text)["prediction"] for text in ("3.8", "many", "inf", "nan")]
   assert numbers == [3.8, -1.0, -1.0, -1.0]
   question = Question(FILE, "q", "Who?", "It is Ann.", (Answer("Ann", 6),))
@@ -81,7 +84,7 @@ def test_entities_are_found_in_the_sentence_in_their_order(text, tags):
   assert writer.row(sentence, text)["prediction"] == tags.split()
 
 
-@pytest.mark.parametrize("words", ["EU calls Bill Gates EU".split(), "a".split()])
+@pytest.mark.parametrize("words", [["EU", "calls", "Bill", "Gates", "EU"], ["a"]])
 def test_entities_that_are_written_are_read_back_as_they_were(words):
   tags = ("B-ORG", "O", "B-PER", "I-PER", "B-ORG")[: len(words)]
   sentence = Sentence(FILE, 1, tuple(words), tags)
@@ -94,7 +97,9 @@ def test_tags_that_mark_no_entities_and_unknown_tasks_are_refused(tmp_path):
     Tags("token_classification").target(Sentence(FILE, 1, ("a",), ("NOUN",)))
   config = Config()
   config = dataclasses.replace(config, task=dataclasses.replace(config.task, name="text_to_text", source_task="sst"))
-  with pytest.raises(UserError, match=r"task\.source_task='sst' names no task that is written as text: choose squad, .*sst2"):
+  with pytest.raises(
+    UserError, match=r"task\.source_task='sst' names no task that is written as text: choose squad, .*sst2"
+  ):
     TextToText.read(config, [], True, {})
 
 

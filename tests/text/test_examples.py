@@ -169,6 +169,13 @@ def test_answers_are_looked_up_where_the_file_is_wrong(tmp_path):
   assert counts == {"moved": 1, "missing": 1}
 
 
+def test_a_mistake_in_a_context_is_not_said_of_the_question_before_it(tmp_path):
+  paragraphs = [{"context": "c", "qas": [{"id": "x", "question": "q"}]}, {"context": "\ud83d", "qas": []}]
+  path = write(tmp_path / "a.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+  with pytest.raises(UserError, match=r"a\.json: half of a character"):
+    read_squad([path])
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [

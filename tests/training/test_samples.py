@@ -16,6 +16,7 @@ def test_samples_of_span_corruption_show_the_sentinels():
     batch[name][0, : len(ids)] = ids
     side = name.split("_")[0]
     batch[f"{side}_segment_ids"][0] = np.arange(batch[name].shape[1]) < len(ids)
+  batch["decoder_inputs"][0, 0] = tokenizer.pad_id
   title, line = show(make_model("t5"), params_of("t5"), tokenizer, batch)
   assert title == "decoded (input -> target | what the model decodes):"
   assert line.startswith("  the <extra_id_0> sat <extra_id_1> -> <extra_id_0> cat <extra_id_1> | ")

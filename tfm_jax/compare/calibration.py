@@ -11,10 +11,6 @@ import csv
 import dataclasses
 import sys
 
-from tfm_jax.compare.compare import compare
-from tfm_jax.compare.forecast.calibration import TABLE, read
-from tfm_jax.compare.forecast.topology import parse_topology
-from tfm_jax.runtime.chips import TPUS
 from tfm_jax.runtime.command import Flags, run_command
 
 
@@ -43,6 +39,9 @@ RUNS = (
 
 def calibrate(run: PublishedRun) -> dict[str, object]:
   """Forecasts one run. Returns its entry of calibration.csv."""
+  from tfm_jax.compare.compare import compare
+  from tfm_jax.compare.forecast.topology import parse_topology
+  from tfm_jax.runtime.chips import TPUS
   from tfm_jax.training.config import load
 
   config = load(f"configs/decoder.py:{run.variant}", {})
@@ -66,6 +65,8 @@ def calibrate(run: PublishedRun) -> dict[str, object]:
 
 def main(flags: Flags) -> None:
   """Forecasts the runs and writes the table."""
+  from tfm_jax.compare.forecast.calibration import TABLE, read
+
   entries: list[dict[str, object]] = []
   for run in RUNS:
     if flags.values.get("only", run.variant) == run.variant:

@@ -43,6 +43,7 @@ class TaskConfig:
   text: str = ""  # the text (of token_classification: the words, by number)
   pair: str = ""  # the second text, if there is one
   label: str = ""  # the class, number or tag; of tasks that generate, the text to write
+  texts: int = 0  # classification, regression: texts per example, 1 or 2; set from the training file; 0: not known
   prefix: str = ""  # tasks that generate: stands before each text that the model reads, as T5's "summarize: "
   source_task: str = ""  # text_to_text: the task that is written as text, such as sst2, squad or conll2003
   class_weights: str = ""  # of the training loss: balanced (all classes weigh the same), or numbers with commas

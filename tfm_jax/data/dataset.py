@@ -162,9 +162,10 @@ def unigram_entropy(dataset: Dataset) -> float:
   if not any(field.kind == "labels" for field in dataset.fields.values()):
     return math.nan
   counts = np.zeros(1, np.int64)
-  for targets in tqdm(dataset.targets(), "counting held-out targets", delay=5, disable=None):
-    total = np.bincount(targets, minlength=len(counts))
-    total[: len(counts)] += counts
-    counts = total
+  with tqdm(dataset.targets(), "counting held-out targets", delay=5, disable=None) as bar:
+    for targets in bar:
+      total = np.bincount(targets, minlength=len(counts))
+      total[: len(counts)] += counts
+      counts = total
   shares = counts[counts > 0] / max(1, int(counts.sum()))
   return float(-(shares * np.log(shares)).sum())

@@ -5,21 +5,24 @@
 --file=FILE                prompts, one per line (\\n within a line stands for a new line)
 --out=FILE                 JSON lines, one per prompt and in order: prompt, text, ids, logprob (nats), end; the same
                            command goes on where it was stopped. Without it the lines are printed
---max_new_tokens=128       most tokens of a text
+--max_new_tokens=128       most tokens of a text; --min_new_tokens=0: the least
 --temperature=0            0: the likeliest token at each step; higher: tokens are drawn, the more freely the higher
---top_k=0 --top_p=1 --min_p=0 --typical_p=1                                  which tokens may be drawn
---repetition_penalty=1 --presence_penalty=0 --frequency_penalty=0 --no_repeat_ngram=0 --bad_words="a|b"    against repeats
+--top_k=0 --top_p=1 --min_p=0 --typical_p=1      which tokens may be drawn
+--repetition_penalty=1 --presence_penalty=0 --frequency_penalty=0 --no_repeat_ngram=0      against repeats
+--bad_words="a|b"          strings that are never generated
 --prefix="..."             the generated text begins with it
 --stop="a|b"               strings that end the text
 --beams=1                  beam search; also --length_penalty=1 --beam_groups=1 --diversity=0
 --samples=1                texts per prompt
 --seed=0                   of what is drawn
---draft=RUN                a smaller model with the same tokenizer that drafts --draft_tokens=4 at once: the same text, faster
+--draft=RUN                a smaller model of the same tokenizer drafts --draft_tokens=4 at once: the same text, faster
 --choices="yes|no"         instead of generating: how likely each of these texts is
 --fill                     fill the [MASK]s of a masked language model (--top=5 pieces each), or T5's <extra_id_0> ...
---score                    the log-likelihood of the prompt itself; of --file: of "prompt<TAB>text" lines, the text given
-                           the prompt
---batch_size=16 --cache_dtype=int8 (or bfloat16, float32) --dtype=float32 --step=N --strategy=NAME
+--score                    the log-likelihood of the prompt; in a file, of the text in each line "prompt<TAB>text"
+--batch_size=16            most texts at once
+--cache_dtype=int8         of the cached keys and values; or bfloat16, float32; default: as computed
+--dtype=float32            the compute dtype; default: the run's. --step=N: which checkpoint
+--strategy=NAME            shard the parameters over all devices by this strategy; default: one device
 """
 
 import sys
@@ -28,10 +31,10 @@ from tfm_jax.errors import UserError
 from tfm_jax.runtime.command import Flags, run_command
 
 OPTIONS = (
-  "max_new_tokens min_new_tokens temperature top_k top_p min_p typical_p repetition_penalty presence_penalty "
-  "frequency_penalty no_repeat_ngram bad_words stop prefix beams beam_groups diversity length_penalty samples seed "
-  "cache_dtype batch_size"
-).split()
+  *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+  *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram", "bad_words", "stop", "prefix"),
+  *("beams", "beam_groups", "diversity", "length_penalty", "samples", "seed", "cache_dtype", "batch_size"),
+)
 FLAGS = (
   *("workdir", "prompt", "file", "out", "draft", "draft_tokens", "choices", "top", "dtype", "step", "strategy"),
   *OPTIONS,

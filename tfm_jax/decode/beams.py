@@ -1,8 +1,8 @@
 """Beam search, with diverse groups (Vijayakumar et al. 2018), as one compiled loop.
 
-What is kept and when it ends are as in transformers: the best 2 K continuations of K beams are looked at; those that end
-join the K best finished texts if they are among the best K, the others go on. A prompt is done once its best running
-beam, at its present length, is worse than its worst finished text, or when no more tokens may follow.
+What is kept and when it ends are as in transformers: of the best 2 K continuations of K beams, those that end join the
+K best finished texts if they are among the best K, and the others go on. A prompt is done once its best running beam,
+at its present length, is worse than its worst finished text, or when no more tokens may follow.
 """
 
 import functools
@@ -73,7 +73,7 @@ def search(
     yield columns(ids), columns(logprobs)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _search(
   model: Model,
   plan: Plan,
@@ -91,8 +91,7 @@ def _search(
   """The finished texts of every prompt, sorted within each group."""
   (B, S), (G, K) = ids_BS.shape, shape
   most, (length_penalty, diversity) = S - prompt, weights
-  new_S = jnp.arange(S) >= prompt
-
+  new_S, known_1V = jnp.arange(S) >= prompt, jnp.arange(logits_BV.shape[1])[None] < plan.vocab_size
   spread = lambda x: jnp.broadcast_to(x[:, None, None], (B, G, K, *x.shape[1:]))
   rows = lambda x: x.reshape(B * G * K, *x.shape[3:])
   texts = Texts(
@@ -110,7 +109,7 @@ def _search(
   def step(state: Search) -> Search:
     running, column = state.running, state.cache.length
     history = History(rows(running.ids), rows(running.filled), rows(running.filled) & new_S[None], column)
-    raw_RV = jax.nn.log_softmax(jnp.where(jnp.arange(logits_BV.shape[1]) < plan.vocab_size, state.logits_RV, -jnp.inf))
+    raw_RV = jax.nn.log_softmax(jnp.where(known_1V, state.logits_RV, choosing.BANNED))
     scores_RV = choosing.allowed(plan, values, raw_RV, history)
     parents, ids, scores = _candidates(scores_RV.reshape(B, G, K, -1), running.scores, diversity)
     raw = raw_RV.reshape(B, G, -1)
@@ -123,7 +122,7 @@ def _search(
     going_on = candidates._replace(scores=scores + jnp.where(ended, WORST, 0.0))
     following, places = _best(going_on, K)
     # Only the best K of the candidates can be finished: the others are there so that K can go on.
-    counted = ended & (jnp.arange(ids.shape[2]) < K) & state.open_BG[:, :, None]
+    counted = ended & (jnp.arange(ids.shape[2]) < K)[None, None] & state.open_BG[:, :, None]
     ranks = jnp.where(counted, scores / length.astype(jnp.float32) ** length_penalty, WORST)
     closing = candidates._replace(scores=ranks, ended=counted)
     finished, _ = _best(jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=2), state.finished, closing), K)
@@ -187,5 +186,5 @@ def _reordered(cache: Cache, parents: Array, shape: tuple[int, int]) -> Cache:
 
     return jax.tree.map(move, own)
 
-  same = (parents == jnp.arange(K)).all()
+  same = (parents == jnp.arange(K)[None, None]).all()
   return cache._replace(own=jax.lax.cond(same, lambda own: own, moved, cache.own))

@@ -4,8 +4,6 @@ Every function is pure and takes float32 logits [B, V]. Nothing is sorted: a thr
 over the vocabulary, so that a sharded vocabulary needs no gathering and the result does not depend on the mesh.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +17,7 @@ BANNED = np.float32(-np.inf)
 def allowed(plan: Plan, numbers: Numbers, logits_BV: Array, history: History) -> Array:
   """The logits with penalties applied, and -inf for what must not follow."""
   V = logits_BV.shape[-1]
-  if V > plan.vocab_size:  # the model's vocabulary may be larger than the tokenizer's
+  if plan.vocab_size < V:  # the model's vocabulary may be larger than the tokenizer's
     logits_BV = jnp.where(jnp.arange(V)[None] < plan.vocab_size, logits_BV, BANNED)
   if "repetition_penalty" in plan.active:
     penalty, seen_BV = numbers.repetition_penalty, _counts(history.ids_BS, history.filled_BS, V) > 0
@@ -147,5 +145,3 @@ def row_keys(seed: int, prompts: list[np.ndarray], samples: list[int]) -> Array:
     words.append(generator.generate_state(2, np.uint32))
   return jax.random.wrap_key_data(jnp.asarray(np.stack(words)), impl="threefry2x32")
 
-
-Chooser = Callable[[Array, History, Array], Array]

@@ -8,7 +8,7 @@ sample, not on the rows beside it.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from tfm_jax.decode import beams, choosing, prompts, speculative
 from tfm_jax.decode.options import History, Numbers, Options, Plan, numbers, plan
 from tfm_jax.decode.prompts import Batch, Prompt, Symbols
 from tfm_jax.decode.speculative import Draft
-from tfm_jax.decode.start import State, any_rows, prepared, start
+from tfm_jax.decode.start import State, any_rows, prepared, shown, start
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.text.tokenizers.table import Tokenizer
@@ -117,18 +117,18 @@ def stream(
   (prompt,) = prompts.read_prompts(model, tokenizer, symbols, [text], options)
   params, model = prepared(model, params), any_rows(model)
   (batch,) = prompts.batches(model, [prompt], 1, 1)
-  shown = ""
+  printed = ""
   for ids, _, ended in _steps(model, params, tokenizer, batch, options, chunk=1):
     whole, stopped = _text(tokenizer, prompt, ids[0], options.stop)
     last = bool(ended[0]) or stopped
     settled = whole if last else _settled(whole, options.stop)
-    if len(settled) > len(shown):
-      yield settled[len(shown) :]
-      shown = settled
+    if len(settled) > len(printed):
+      yield settled[len(printed) :]
+      printed = settled
     if stopped:
       return
-  if len(whole) > len(shown):
-    yield whole[len(shown) :]
+  if len(whole) > len(printed):
+    yield whole[len(printed) :]
 
 
 def _finished(
@@ -138,7 +138,8 @@ def _finished(
   rows = range(len(batch.prompts))
   stopped = np.zeros(len(rows), bool)
   chunk = _STOP_CHUNK if options.stop else _CHUNK
-  for ids, logprobs, ended in _steps(model, params, tokenizer, batch, options, chunk, draft):
+  for steps in _steps(model, params, tokenizer, batch, options, chunk, draft):
+    ids, logprobs, ended = steps
     if options.stop:
       stopped = np.array([_text(tokenizer, batch.prompts[i], ids[i], options.stop)[1] for i in rows])
       if (stopped | ended[: len(rows)]).all():

@@ -22,7 +22,8 @@ class Options:
   # Only the tokens whose information is nearest to the expected one and that have this probability together
   # (Meister et al. 2023)
   typical_p: float = 1.0
-  repetition_penalty: float = 1.0  # divides positive logits of tokens that the text has, multiplies negative ones (CTRL)
+  # Divides positive logits of tokens that the text has, multiplies negative ones (Keskar et al. 2019)
+  repetition_penalty: float = 1.0
   presence_penalty: float = 0.0  # is subtracted from the logits of tokens that were generated
   frequency_penalty: float = 0.0  # the same, times how often
   no_repeat_ngram: int = 0  # no n tokens in a row occur twice; 0: any may
@@ -50,6 +51,7 @@ class Options:
       ("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1"),
       ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1: none)"),
       ("no_repeat_ngram", self.no_repeat_ngram >= 0, "0 (none) or more"),
+      ("seed", self.seed >= 0, "0 or more"),
       ("samples", self.samples >= 1, "at least 1"),
       ("batch_size", self.batch_size >= 1, "at least 1"),
       ("beams", 1 <= self.beams <= vocab_size, f"between 1 and {vocab_size:,}, the size of the vocabulary"),

@@ -77,12 +77,14 @@ def read_prompts(
       begin = [symbols.begin] if symbols.begin >= 0 else []
       whole = np.concatenate([begin, ids, prefix]).astype(np.int32)
       if not len(whole):
-        raise UserError(f"{name} is empty, and the texts of this model begin with no symbol: give it at least one token")
+        raise UserError(
+          f"{name} is empty, and the texts of this model begin with no symbol: give it at least one token"
+        )
       prompts.append(Prompt(number, text, whole, ids[:0], len(prefix)))
     if room and len(prompts[-1].ids) >= room:
       raise UserError(
-        f"{name} has {len(prompts[-1].ids):,} tokens, but the model has {room:,} positions, so that nothing can follow: "
-        f"shorten it"
+        f"{name} has {len(prompts[-1].ids):,} tokens, but the model has {room:,} positions, so that nothing can "
+        f"follow: shorten it"
       )
   return prompts
 

@@ -70,13 +70,17 @@ def _continue(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[st
 
 def _decode(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]) -> list[str]:
   """The likeliest target of each row, one token after the other, for the first segment of the row."""
-  first = lambda name, side: [row[segments == 1] for row, segments in zip(batch[name], batch[f"{side}_segment_ids"], strict=True)]
-  sources, targets = first("encoder_inputs", "encoder"), first("decoder_targets", "decoder")
+
+  def first_segments(name: str, side: str) -> list[np.ndarray]:
+    return [row[segments == 1] for row, segments in zip(batch[name], batch[f"{side}_segment_ids"], strict=True)]
+
+  sources, targets = first_segments("encoder_inputs", "encoder"), first_segments("decoder_targets", "decoder")
   starts = batch["decoder_inputs"][:, :1]
   prompts = [Prompt(i, "", *ids) for i, ids in enumerate(zip(starts, sources, strict=True))]
   options = Options(max_new_tokens=max(map(len, targets)))
   lines = ["decoded (input -> target | what the model decodes):"]
-  for source, target, (answer,) in zip(sources, targets, continued(model, params, tokenizer, prompts, options), strict=True):
+  answers = continued(model, params, tokenizer, prompts, options)
+  for source, target, (answer,) in zip(sources, targets, answers, strict=True):
     answer_ids = np.array(answer.ids[: len(target)])
     lines.append("  {} -> {} | {}".format(*(_text(tokenizer, ids) for ids in (source, target, answer_ids))))
   return lines

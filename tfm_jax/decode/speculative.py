@@ -152,13 +152,14 @@ def _round(
   raw_BTV = outputs["logits"]
   p = [distribution(raw_BTV[:, i], ids_BS, filled_BS, length + 1 + i) for i in range(count + 1)]
   at = lambda logs_BV, ids_B: jnp.take_along_axis(logs_BV, ids_B[:, None], 1)[:, 0]
-  chances = [jnp.log(jax.vmap(lambda key: jax.random.uniform(key, minval=1e-38))(keys(3 * i + 1))) for i in range(count)]
-  accepted = [chances[i] < at(p[i], drafted[i]) - at(q[i], drafted[i]) for i in range(count)]
+  chance = lambda i: jnp.log(jax.vmap(lambda key: jax.random.uniform(key, minval=1e-38))(keys(3 * i + 1)))
+  accepted = [chance(i) < at(p[i], drafted[i]) - at(q[i], drafted[i]) for i in range(count)]
   kept_B = jnp.cumprod(jnp.stack(accepted, axis=1).astype(jnp.int32), axis=1).sum(1)
   kept = jnp.where(running_B, kept_B, count).min()
 
   # After `kept` tokens each row has one more: its own draft where that was kept too, otherwise one drawn anew.
-  rest = [jnp.where(p[i] > q[i], p[i] + jnp.log1p(-jnp.exp(jnp.minimum(q[i] - p[i], 0.0))), choosing.BANNED) for i in range(count)]
+  more = lambda p, q: jnp.where(p > q, p + jnp.log1p(-jnp.exp(jnp.minimum(q - p, 0.0))), choosing.BANNED)
+  rest = [more(p[i], q[i]) for i in range(count)]  # log(p - q)
   anew_BT = jnp.stack([drawn(keys(3 * i + 2), x) for i, x in enumerate([*rest, p[count]])], axis=1)
   drafted_BT = jnp.stack([*drafted, drafted[-1]], axis=1)
   pick = lambda x_BT: jax.lax.dynamic_index_in_dim(x_BT, kept, axis=1, keepdims=False)

@@ -12,7 +12,6 @@ from tfm_jax.decode.prompts import Batch
 from tfm_jax.models.cache import Cache
 from tfm_jax.models.model import Model
 
-
 _PART = 256  # tokens of a prompt that a model with a window reads at once
 
 

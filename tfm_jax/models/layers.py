@@ -209,10 +209,10 @@ class Attention(Layer):
       heads = ("batch", "seq", "act_heads", None)
       places = jax.tree.map(lambda x: ("batch", "seq")[: jnp.ndim(x)], mask)
       run = lambda *arrays: sight.kernel.attend(*arrays[:3], mask=arrays[3], bias_HTS=None, **fixed)
-      return st.local(run, (heads, heads, heads, places), heads)(q_BTHK, *keys_values, mask), weights_BHTS
+      return st.local(run, (heads, heads, heads, places), heads)(q_BTHK, *keys_values[:2], mask), weights_BHTS
     site = CROSS if self.cross else ATTENTION
     random: dict[str, Any] = {"dropout_rate": c.attention_dropout, "noise": noise, "layer": layer, "site": site}
-    y_BTHK = sight.kernel.attend(q_BTHK, *keys_values, mask=mask, bias_HTS=sight.bias_HTS, **fixed, **random)
+    y_BTHK = sight.kernel.attend(q_BTHK, *keys_values[:2], mask=mask, bias_HTS=sight.bias_HTS, **fixed, **random)
     return y_BTHK, weights_BHTS
 
 

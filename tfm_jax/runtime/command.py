@@ -114,7 +114,7 @@ def run_command(
 
   set_up_logging()
   try:
-    _check_installation()
+    check_installation()
     _hide_false_alarms()
     topic, arguments = _help_topic(sys.argv[1:])
     if topic is not None:
@@ -197,7 +197,7 @@ def set_up_logging(process: int = 0) -> None:
   logging.getLogger("tfm_jax").setLevel(logging.WARNING if process else logging.INFO)
 
 
-def _check_installation() -> None:
+def check_installation() -> None:
   """Raises UserError if a package is missing, as it is before the environment is activated."""
   for package in ("jax", "jaxlib", "numpy", "etils", "flax", "grain", "ml_collections", "optax", "orbax", "tqdm"):
     if importlib.util.find_spec(package) is None:

@@ -9,6 +9,7 @@ from jax.extend.backend import register_backend_factory
 
 from tfm_jax.cache import cache_dir
 from tfm_jax.runtime import allocator
+from tfm_jax.runtime.processes import may_use_tpu
 
 
 def prepare_backends() -> None:
@@ -36,6 +37,11 @@ def first_device() -> jax.Device:
   """The first device of this process."""
   prepare_backends()
   return jax.local_devices()[0]
+
+
+def runs_on_tpus() -> bool:
+  """Whether JAX would compute on TPU chips of this machine. No backend is started: the chips stay free for others."""
+  return may_use_tpu() and _has_tpu_chips()
 
 
 # Vectors are as wide as the processor has them, where it has 512 bits.
@@ -75,11 +81,15 @@ def _leave_the_tpu_library_alone() -> None:
   The library is installed for its compiler, which forecasts use and which needs no backend. Started without chips, it
   writes several lines of errors to stderr and takes a lock of the whole machine.
   """
+  if not _has_tpu_chips() and "JAX_FORCE_TPU_INIT" not in os.environ:
+    register_backend_factory("tpu", _no_chips, priority=300, fail_quietly=True)  # JAX's own priority
+
+
+def _has_tpu_chips() -> bool:
+  """Whether this machine has TPU chips."""
   # On import, JAX looks for chips on the PCI bus and sets this variable if it finds none. Chips of a generation that
   # is newer than this JAX are recognised by their device files.
-  chips = "TPU_SKIP_MDS_QUERY" not in os.environ or glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-  if not chips and "JAX_FORCE_TPU_INIT" not in os.environ:
-    register_backend_factory("tpu", _no_chips, priority=300, fail_quietly=True)  # JAX's own priority
+  return "TPU_SKIP_MDS_QUERY" not in os.environ or bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
 def _no_chips() -> None:

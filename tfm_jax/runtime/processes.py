@@ -227,7 +227,7 @@ def find_cluster(environment: Mapping[str, str]) -> tuple[str, dict[str, str]] |
   tasks = _number(environment, "SLURM_STEP_NUM_TASKS")
   if tasks > 1 and all(name in environment for name in _SLURM):
     return f"Slurm step of {tasks} tasks", {"cluster_detection_method": "slurm"}
-  if _may_use_tpu():
+  if may_use_tpu():
     slices = _number(environment, "MEGASCALE_NUM_SLICES")
     names = _tpu_names(environment)
     if names is not None:
@@ -249,7 +249,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
   return int(text) if text.isdecimal() else 0
 
 
-def _may_use_tpu() -> bool:
+def may_use_tpu() -> bool:
   """Whether JAX would use TPU chips if the machine has any."""
   import jax
 

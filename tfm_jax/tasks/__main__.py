@@ -61,7 +61,7 @@ def main(flags: Flags) -> None:
 
 def _count(flags: Flags, name: str) -> int | None:
   value = flags.values.get(name)
-  if value is not None and not value.isdigit():
+  if value is not None and not value.isdecimal():
     raise UserError(f"--{name}={value}: a whole number is expected")
   return None if value is None else int(value)
 

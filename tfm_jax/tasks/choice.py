@@ -1,7 +1,7 @@
 """Evaluation of language models by likelihood, without training: the likeliest of several endings, and the last word.
 
 Files are JSON lines: HellaSwag and others with a list of endings (Zellers et al. 2019), PIQA (Bisk et al. 2020), COPA
-(Roemmele et al. 2011), and LAMBADA (Paperno et al. 2016), whose texts end with the word to predict. Prompts are those of
+(Roemmele et al. 2011), and LAMBADA (Paperno et al. 2016), whose texts end with the word to predict. Prompts are as in
 EleutherAI's lm-eval.
 """
 
@@ -74,9 +74,7 @@ def evaluate_choices(
   with tqdm(total=len(pairs), desc=path, unit=" endings", delay=2, disable=None) as bar:
     found = likelihoods(run.model, run.params, run.its_tokenizer(), run.symbols, pairs, batch_size, bar.update)
   ends = np.cumsum([len(item.endings) for item in items])
-  rows = [
-    _row(item, found[end - len(item.endings) : end]) for item, end in zip(items, ends.tolist(), strict=True)
-  ]
+  rows = [_row(item, found[end - len(item.endings) : end]) for item, end in zip(items, ends.tolist(), strict=True)]
   return _scores(items, rows), rows
 
 
@@ -128,10 +126,10 @@ def _row(item: Item, found: Sequence[Likelihood]) -> dict[str, Any]:
       "prediction": word if found[0].likeliest else None, "label": word, "logprob": round(found[0].logprob, 6),
       "text": item.prompt,
     }  # fmt: skip
-  sizes = np.array([len(ending) for ending in item.endings])
+  normalised = logprobs / np.array([len(ending) for ending in item.endings])
   return {
     "prediction": str(int(logprobs.argmax()) + 1),
-    "normalised": str(int((logprobs / sizes).argmax()) + 1),
+    "normalised": str(int(np.argmax(normalised)) + 1),
     "label": None if item.label is None else str(item.label + 1),
     "logprobs": [round(float(value), 6) for value in logprobs],
     "text": item.prompt,

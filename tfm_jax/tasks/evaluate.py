@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +140,11 @@ def write(out: str, evaluation: Evaluation, against: str = "") -> list[str]:
     "errors.html": errors_page(e.form, e.predictions, e.scores, e.facts["run"], e.facts),
   }
   if against:
-    other = read_predictions(against)
-    check_same_examples(e.predictions, other, against)
-    names = (e.facts["run"], against)
-    files["comparison.html"] = comparison_page(e.form, e.predictions, other, names, e.facts)
+    other, names = read_predictions(against), (e.facts["run"], against)
+    try:
+      files["comparison.html"] = comparison_page(e.form, e.predictions, other, names, e.facts)
+    except UserError as error:
+      raise UserError(f"--against={against}: {error}") from error
   return _write_files(out, files)
 
 
@@ -172,16 +173,6 @@ def read_predictions(path: str) -> list[Prediction]:
     raise UserError(f"{file} is no predictions.jsonl: {error}") from error
 
 
-def check_same_examples(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], path: str) -> None:
-  """Raises UserError unless both predict the same examples, in the same order."""
-  if len(rows) != len(others):
-    raise UserError(f"{path} has {len(others):,} predictions, and this file {len(rows):,} examples")
-  keys = ("text", "pair", "words", "question", "context")
-  for number, (row, other) in enumerate(zip(rows, others, strict=True), 1):
-    if any(row.get(key) != other.get(key) for key in keys):
-      raise UserError(f"{path}, line {number}: a prediction for another example; both must be of the same file")
-
-
 def evaluate_run(
   workdir: str, data: str, task: str, out: str, step: int | None, strategy: str | None, against: str, batch_size: int,
   targets: str = "", prefix: str = "", shots: int = 0, examples: str = "", **options: Any,
@@ -202,9 +193,8 @@ def evaluate_run(
   written = [f"written: {path}" for path in paths]
   if not evaluation.scores:
     return [f"{evaluation.facts['data']} has no labels: nothing is scored", *written]
-  labelled = any(row["label"] is not None for row in evaluation.predictions)
   said = [f"{name}: {text}" for name, text in signatures(evaluation.form, evaluation.predictions).items()]
-  return [*([str(evaluation)] if labelled else score_lines(evaluation.scores)), *said, *written]
+  return [str(evaluation), *said, *written]
 
 
 def _by_likelihood(run: Run, task: str, data: str, out: str, settings: Mapping[str, Any]) -> list[str]:

@@ -57,8 +57,8 @@ class Generation(LabelledTask[Pair]):
 
   An encoder-decoder reads `source eos` and writes `target eos`, which begins as in the objective seq2seq. A decoder
   reads `source eos target eos` in one row, and learns the target alone. Where an example has several references, each
-  is a row of its own. `data.target_len` is the most tokens of a target (0: of decoders half of `data.seq_len`, otherwise
-  as many as of a source).
+  is a row of its own. `data.target_len` is the most tokens of a target (0: of decoders half of `data.seq_len`,
+  otherwise as many as of a source).
 
   Attributes:
     symbols: how the model's texts begin.
@@ -149,8 +149,8 @@ class Generation(LabelledTask[Pair]):
     ]
     cut, cut_targets = (sum(len(ids) > n for ids in side) for side, n in ((sources, room), (targets, most)))
     if self._two_sided:
-      target = make_rows(after, None, {}, {}, owners, cut_targets)
-      return dataclasses.replace(make_rows(before, None, {}, {}, owners, cut), target=target)
+      written = make_rows(after, None, {}, {}, owners, cut_targets)
+      return dataclasses.replace(make_rows(before, None, {}, {}, owners, cut), target=written)
     inputs, shifted, weights = [], [], []
     for source, target in zip(before, after, strict=True):
       ids = np.concatenate([source, target])

@@ -21,7 +21,10 @@ GLUE: dict[str, Glue] = {
   "cola": Glue(("sentence",), (), ("label",), ("matthews",), words=("unacceptable", "acceptable")),
   "sst2": Glue(("sentence",), (), ("label",), words=("negative", "positive")),
   "mrpc": Glue(
-    ("sentence1", "#1 String"), ("sentence2", "#2 String"), ("label", "Quality"), ("f1", "accuracy"),
+    ("sentence1", "#1 String"),
+    ("sentence2", "#2 String"),
+    ("label", "Quality"),
+    ("f1", "accuracy"),
     words=("not_equivalent", "equivalent"),
   ),
   "stsb": Glue(("sentence1",), ("sentence2",), ("label", "score"), ("pearson", "spearman"), numbers=True),
@@ -29,7 +32,9 @@ GLUE: dict[str, Glue] = {
     ("question1",), ("question2",), ("label", "is_duplicate"), ("f1", "accuracy"), words=("not_duplicate", "duplicate")
   ),
   "mnli": Glue(
-    ("premise", "sentence1"), ("hypothesis", "sentence2"), ("label", "gold_label"),
+    ("premise", "sentence1"),
+    ("hypothesis", "sentence2"),
+    ("label", "gold_label"),
     words=("entailment", "neutral", "contradiction"),
   ),
   "qnli": Glue(("question",), ("sentence",), ("label",), words=("entailment", "not_entailment")),

@@ -39,7 +39,8 @@ E = TypeVar("E")
 Outputs = Mapping[str, Any]
 Prediction = dict[str, Any]
 
-_UNREAD: dict[str, Any] = {"no_answer": False, "scale": 1.0}  # keys of the task that reading does not depend on
+# Keys of the task that reading does not depend on.
+_UNREAD: dict[str, Any] = {"texts": 0, "no_answer": False, "scale": 1.0}
 SOURCE = "files"
 """`data.source` of tasks: the files at `data.path`, whose form their endings and the task tell."""
 
@@ -252,8 +253,8 @@ class LabelledTask(abc.ABC, Generic[E]):
     """Row -> what the model's head predicts for it. All processes call it."""
     batches = self._batches(rows)
     predict = jax.jit(model.predict, out_shardings=model.placement.replicated)
-    steps = tqdm(batches.batches(), "predicting", batches.num_batches, unit="batch", delay=5, disable=None)
-    return _by_row(batches, [jax.device_get(predict(params, batch)) for batch in steps])
+    with tqdm(batches.batches(), "predicting", batches.num_batches, unit="batch", delay=5, disable=None) as steps:
+      return _by_row(batches, [jax.device_get(predict(params, batch)) for batch in steps])
 
   def _batches(self, rows: Rows, shuffle: bool = False, **options: Any) -> RowBatches:
     """The batches of rows: of training with `shuffle`. Further options: see `RowBatches`."""

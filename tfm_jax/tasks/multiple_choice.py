@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -104,7 +105,7 @@ class MultipleChoice(LabelledTask[Choice]):
 
 def _number(label: str, candidates: int, place: str) -> int:
   """The number of a candidate, from 0. Raises UserError."""
-  number = int(label) if label.isdecimal() else ord(label.upper()) - ord("A") if len(label) == 1 else -1
+  number = int(label) if label.isdecimal() else ascii_uppercase.find(label.upper()) if len(label) == 1 else -1
   if not 0 <= number < candidates:
     raise UserError(f"{place}: the label {label!r} is no number of a candidate from 0 to {candidates - 1}")
   return number

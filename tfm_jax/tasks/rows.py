@@ -278,5 +278,5 @@ class PairBatches(RowBatches):
   def _arrays(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
     source = super()._arrays(rows, length, epoch)
     target = self._target._arrays(rows, length if self._together else self._target_len, 0)
-    sides = (plan.Rows(side["inputs"], side["segment_ids"], side["positions"]) for side in (source, target))
-    return {**encoder_decoder_arrays(*sides, self._start, self._pad), "rows": source["rows"]}
+    side = lambda arrays: plan.Rows(arrays["inputs"], arrays["segment_ids"], arrays["positions"])
+    return {**encoder_decoder_arrays(side(source), side(target), self._start, self._pad), "rows": source["rows"]}

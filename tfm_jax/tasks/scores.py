@@ -187,7 +187,7 @@ def check_same_examples(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> None:
       f"the runs have predicted different examples ({len(rows_a):,} and {len(rows_b):,}); compare one file"
     )
   for number, (a, b) in enumerate(zip(rows_a, rows_b, strict=True), 1):
-    for key in ("label", "id", "text", "pair", "words", "question"):
+    for key in ("label", "id", "text", "pair", "words", "question", "context"):
       if a.get(key) != b.get(key):
         raise UserError(
           f"the runs have predicted different examples (row {number:,} differs in {key}); compare one file"

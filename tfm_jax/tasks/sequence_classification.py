@@ -10,7 +10,17 @@ from tfm_jax.errors import UserError
 from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
 from tfm_jax.tasks.rows import Rows
-from tfm_jax.tasks.texts import LABEL, PAIR, TEXT, TextExample, check_labels, classes_of, read_texts, text_rows
+from tfm_jax.tasks.texts import (
+  LABEL,
+  PAIR,
+  TEXT,
+  TextExample,
+  check_labels,
+  check_pairs,
+  classes_of,
+  read_texts,
+  text_rows,
+)
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.training.config import Config
 
@@ -39,6 +49,11 @@ class SequenceClassification(LabelledTask[TextExample]):
     return {"head.name": cls.head_name, "head.num_labels": len(classes), "head.labels": "|".join(classes)}
 
   @classmethod
+  def task_keys(cls, examples: Sequence[TextExample]) -> dict[str, Any]:
+    """See `LabelledTask`: whether there are pairs."""
+    return {"texts": len(examples[0].texts)}
+
+  @classmethod
   def texts(cls, example: TextExample) -> Sequence[str]:
     """See `LabelledTask`."""
     return example.texts
@@ -57,6 +72,7 @@ class SequenceClassification(LabelledTask[TextExample]):
     return self._text_rows(examples, arrays)
 
   def _text_rows(self, examples: Sequence[TextExample], labels: Mapping[str, np.ndarray]) -> Rows:
+    check_pairs(self.config.task.texts, examples)
     texts = [example.texts for example in examples]
     token_types = self.config.model.token_types > 1
     return text_rows(texts, labels, self.tokenizer, self.vocabulary, self.config.data.seq_len, token_types)
@@ -78,13 +94,17 @@ class SequenceClassification(LabelledTask[TextExample]):
     self, examples: Sequence[TextExample], rows: Rows, outputs: Mapping[int, Outputs]
   ) -> list[Prediction]:
     """See `LabelledTask`."""
-    found = []
-    for row, output in sorted(outputs.items()):
-      example = examples[rows.examples[row]]
-      probabilities = dict(zip(self.classes, map(_rounded, output["probabilities"]), strict=True))
-      prediction = {"prediction": self.classes[int(output["class"])], "label": example.label}
-      found.append({**prediction, "probabilities": probabilities, **shown(example)})
-    return found
+    predicted = ((examples[rows.examples[row]], output) for row, output in sorted(outputs.items()))
+    return [{**self.prediction(example, output), **shown(example)} for example, output in predicted]
+
+  def prediction(self, example: TextExample, output: Outputs) -> Prediction:
+    """What the head's output for one example says, without its texts."""
+    probabilities = dict(zip(self.classes, map(_rounded, output["probabilities"]), strict=True))
+    return {
+      "prediction": self.classes[int(output["class"])],
+      "label": example.label,
+      "probabilities": probabilities,
+    }
 
 
 class SequenceRegression(SequenceClassification):
@@ -109,16 +129,10 @@ class SequenceRegression(SequenceClassification):
       raise UserError(f"task.class_weights is for classes, and task.name={self.config.task.name} predicts numbers")
     return rows
 
-  def predictions(
-    self, examples: Sequence[TextExample], rows: Rows, outputs: Mapping[int, Outputs]
-  ) -> list[Prediction]:
-    """See `LabelledTask`."""
-    found = []
-    for row, output in sorted(outputs.items()):
-      example = examples[rows.examples[row]]
-      label = None if example.label is None else number_of(example)
-      found.append({"prediction": _rounded(output["value"]), "label": label, **shown(example)})
-    return found
+  def prediction(self, example: TextExample, output: Outputs) -> Prediction:
+    """See `SequenceClassification`."""
+    label = None if example.label is None else number_of(example)
+    return {"prediction": _rounded(output["value"]), "label": label}
 
 
 def shown(example: TextExample) -> dict[str, str]:

@@ -31,9 +31,7 @@ class Similarity(LabelledTask[TextExample]):
     """See `LabelledTask`. Labels are never required."""
     examples = read_texts(config, files, False, counts, {"text": TEXT, "pair": PAIR, "label": LABEL}, pairs=True)
     for example in examples:
-      if len(example.texts) != 2:
-        raise UserError(f"{example.place}: one text, where pairs are compared: set task.text and task.pair")
-      number_of(example)
+      number_of(example)  # raises for what is no number
     return examples
 
   @classmethod

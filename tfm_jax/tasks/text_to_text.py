@@ -264,4 +264,4 @@ def _source_task(config: Config) -> tuple[type[LabelledTask], Config]:
   if kind not in WRITERS:
     known = [*DATA_SETS, *(name for name, kind in TASKS.items() if kind in WRITERS)]
     raise UserError(f"task.source_task={given!r} names no task that is written as text: choose {', '.join(known)}")
-  return kind, dataclasses.replace(config, task=dataclasses.replace(config.task, name=name))  # type: ignore[return-value]
+  return kind, dataclasses.replace(config, task=dataclasses.replace(config.task, name=name))

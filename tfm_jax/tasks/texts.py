@@ -59,7 +59,7 @@ def read_texts(
     "text": Column(task.text, names["text"]),
     "label": Column(task.label, names["label"], required=labelled),
   }
-  if task.pair or not task.text:  # a config that names the text's column also names the pair's
+  if task.pair or pairs or not task.text:  # a config that names the text's column also names the pair's
     columns["pair"] = Column(task.pair, names["pair"], required=bool(task.pair) or pairs)
   examples: list[TextExample] = []
   for row in read_table(files, columns, config.data.errors, counts):
@@ -109,13 +109,9 @@ def classes_of(config: Config, examples: Sequence[TextExample]) -> tuple[str, ..
 
 
 def _header_taken_for_a_row(examples: Sequence[TextExample]) -> TextExample | None:
-  """The first line of the file, if its label is the only one that is no number."""
-  first = examples[0]
-  others = {example.label for example in examples[1:]}
-  odd = first.label not in others and not _is_number(first.label or "")
-  return (
-    first if first.line == 1 and odd and len(examples) > 2 and all(_is_number(name or "") for name in others) else None
-  )
+  """The example of a file's first line, if its label is the only one that is no number. It may be a held-out one."""
+  odd = [example for example in examples if not _is_number(example.label or "")]
+  return odd[0] if len(odd) == 1 and odd[0].line == 1 and len(examples) > 2 else None
 
 
 def check_labels(config: Config, classes: Sequence[str], examples: Sequence[TextExample]) -> None:
@@ -126,6 +122,23 @@ def check_labels(config: Config, classes: Sequence[str], examples: Sequence[Text
         f"{example.place}: the label {example.label!r} is not a class of the training data, whose classes are "
         f"{listed(classes)}"
       )
+
+
+def check_pairs(trained: int, examples: Sequence[TextExample]) -> None:
+  """Raises UserError, which names file and column, for pairs where training has single texts, and the reverse.
+
+  Args:
+    trained: texts per example of the training data, 1 or 2; 0: not known.
+    examples: all with equally many texts.
+  """
+  if not (trained and examples) or len(examples[0].texts) == trained:
+    return
+  file, columns = examples[0].file, f"{', '.join(PAIR[:-1])} or {PAIR[-1]}"
+  if trained == 1:
+    raise UserError(
+      f"{file} has pairs of texts, by its column {columns}, and training has single texts: remove that column"
+    )
+  raise UserError(f"{file} has single texts, and training has pairs: name the column of the second text {columns}")
 
 
 def text_rows(

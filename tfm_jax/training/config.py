@@ -6,7 +6,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,11 @@ import numpy as np
 from ml_collections import config_dict
 
 from tfm_jax.data.config import DataConfig, TaskConfig, check_data, resolve_data
-from tfm_jax.data.prepare import SOURCES
 from tfm_jax.errors import UserError, nearest_key
 from tfm_jax.models import config as model_config
 from tfm_jax.models.config import ModelConfig, full_key
-from tfm_jax.models.families.table import FAMILIES, find_family
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.init import INITS
 from tfm_jax.models.model import check_head, resolve_model
 from tfm_jax.objectives.objective import ObjectiveConfig, Vocabulary
 from tfm_jax.objectives.table import OBJECTIVES, make_objective
@@ -28,15 +26,13 @@ from tfm_jax.ops.attention import KERNELS
 from tfm_jax.ops.kernel import Need
 from tfm_jax.ops.losses import LossConfig
 from tfm_jax.runtime.experiment_file import evaluate
-from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig
-from tfm_jax.text.corpora.files import ERRORS
-from tfm_jax.text.corpora.table import DOCUMENTS
-from tfm_jax.text.tokenizers.subwords import ALGORITHMS
-from tfm_jax.text.tokenizers.table import KINDS, TokenizerConfig
+from tfm_jax.sharding.strategy import ShardingConfig
+from tfm_jax.text.tokenizers.table import TokenizerConfig
+from tfm_jax.training.allowed import CHOICES, DECAYS, FRACTIONS, POSITIVE
 from tfm_jax.training.checkpoint import CheckpointConfig
 from tfm_jax.training.lora import AdapterConfig
 from tfm_jax.training.moved import MOVED, translated
-from tfm_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerConfig
+from tfm_jax.training.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +93,7 @@ MAY_CHANGE = (
   "checkpoint",
   "sharding",
   "data.prefetch",
+  "task.texts",  # follows from the data, whose fingerprint is compared; runs of earlier releases lack it
 )
 
 # Sections whose unset keys take the family's values: `model`, and the sections inside ModelConfig.
@@ -104,38 +101,6 @@ MODEL_SECTIONS = (
   "model",
   *(field.name for field in dataclasses.fields(ModelConfig) if dataclasses.is_dataclass(field.default)),
 )
-
-# Keys whose values are names, with the names: tables that others may extend, so they are read when needed.
-CHOICES: dict[str, Callable[[], Iterable[str]]] = {
-  "family": lambda: FAMILIES,
-  "model.attention": lambda: ("auto", *reversed(KERNELS)),
-  "model.init": lambda: INITS,
-  "head.name": lambda: HEADS,
-  "tokenizer.kind": lambda: KINDS,
-  "tokenizer.algorithm": lambda: ALGORITHMS,
-  "data.source": lambda: (*SOURCES, "files"),  # files: set by tasks
-  "data.document": lambda: DOCUMENTS,
-  "data.errors": lambda: ERRORS,
-  "objective.name": lambda: OBJECTIVES,
-  "optimizer.name": lambda: OPTIMIZERS,
-  "optimizer.schedule": lambda: SCHEDULES,
-  "sharding.strategy": lambda: STRATEGIES,
-}
-
-# 0 has a meaning in other keys
-POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len", "optimizer.layer_decay")
-FRACTIONS = (  # from 0 to 1
-  "loss.label_smoothing",
-  "optimizer.final_fraction",
-  "optimizer.warmup_fraction",
-  "optimizer.layer_decay",
-  "data.eval_fraction",
-  "objective.mask_rate",
-  "objective.random_rate",
-  "objective.keep_rate",
-  "objective.noise_density",
-)
-DECAYS = ("optimizer.beta1", "optimizer.beta2", "train.ema")
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from tfm_jax.decode import generate as decoding
 from tfm_jax.decode import filling, scoring
+from tfm_jax.decode import generate as decoding
 from tfm_jax.decode.likelihood import Likelihood, choose, likelihoods
 from tfm_jax.decode.options import Options, changed
 from tfm_jax.decode.prompts import Symbols

@@ -10,6 +10,7 @@ from tfm_jax.runtime.reporting.units import human_count
 
 COLOURS = 6  # the page's style names them --c1 to --c6
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 10, 40  # margins around the plot
+LETTER = 7  # width of a letter beside the axes
 HOVERED = 80  # most points of a line that show their value under the mouse
 
 Point = tuple[float, float]
@@ -83,10 +84,11 @@ def line_chart(
     f'<text x="{LEFT - 7}" y="{y_axis(y) + 4:.1f}" text-anchor="end">{escape(text(y))}</text>'
     for y in y_axis.ticks(height // 45)
   ]
-  drawn += [
-    f'<text x="{x_axis(x):.1f}" y="{height - BOTTOM + 17}" text-anchor="middle">{escape(x_text(x))}</text>'
-    for x in (x_axis.ticks(width // 90) if x_ticks is None else x_ticks)
-  ]
+  for x in x_axis.ticks(width // 90) if x_ticks is None else x_ticks:
+    half = LETTER * len(x_text(x)) / 2
+    # Below its place, but neither under the values of the vertical axis nor beyond the picture.
+    middle = min(max(x_axis(x), LEFT - LETTER + half), width - half)
+    drawn.append(f'<text x="{middle:.1f}" y="{height - BOTTOM + 17}" text-anchor="middle">{escape(x_text(x))}</text>')
   drawn.append(f'<text x="{(LEFT + width - RIGHT) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_name)}</text>')
   pieces = "".join(_drawn(line, x_axis, y_axis, x_name, text) for line in lines)
   # A picture inside the picture cuts off what is beyond the vertical axis.

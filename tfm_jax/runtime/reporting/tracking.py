@@ -188,6 +188,7 @@ class Console:
     """Does nothing: lines are written at once."""
 
   def close(self) -> None:
+    self._bar.leave = self._bar.n >= self._total  # an interrupted run leaves no bar, which would show an earlier step
     self._bar.close()
 
 

@@ -145,7 +145,9 @@ class AnswersReport:
 
 
 def confidence(row: Row) -> float:
-  """The probability of the prediction in the n-best list; 0 where it is not there."""
+  """The probability of the prediction, in the n-best list or as `no_answer`; 0 where it is not there."""
+  if not row["prediction"]:
+    return float(row.get("no_answer") or 0.0)
   return next(
     (float(one["probability"]) for one in row.get("probabilities") or () if one["text"] == row["prediction"]), 0.0
   )

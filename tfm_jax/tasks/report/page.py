@@ -34,9 +34,10 @@ def errors_page(
     sections = [page.section("Scores", explained, scores_table(scores)), _mistakes(form, report, rows, labelled)]
     sections += report.sections()
   else:
-    intro = "No example has a label, so nothing is scored."
+    intro = "No example has a label" + (": the scores need none." if scores else ", so nothing is scored.")
     shown = cases(report, [(n, row) for n, row in enumerate(rows[:UNLABELLED], 1)])
-    sections = [page.section("Predictions", f"The first {min(len(rows), UNLABELLED)}.", shown)] if rows else []
+    sections = [page.section("Scores", "", scores_table(scores))] if scores else []
+    sections += [page.section("Predictions", f"The first {min(len(rows), UNLABELLED)}.", shown)] if rows else []
   return document(title, intro, dict(facts) | known, sections)
 
 

@@ -32,7 +32,8 @@ def errors_text(form: str, rows: Sequence[Row], scores: Mapping[str, float]) -> 
   """
   labelled = [row for row in rows if row["label"] is not None]
   if not labelled:
-    return f"{len(rows):,} predictions; no example has a label, so nothing is scored"
+    why = "the scores need none" if scores else "so nothing is scored"
+    return "\n".join([f"{len(rows):,} predictions; no example has a label, {why}", *_scores(scores)])
   lines = [f"{len(labelled):,} examples", *_scores(scores), *_mistakes(form, rows)]
   if form == "classes":
     lines += _confusion(labelled)

@@ -85,11 +85,11 @@ class TextsReport:
   def _marked(self, text: str, reference: str) -> tuple[str, str]:
     """HTML of both, with what the other lacks marked."""
     space = "" if self._language == "zh" else " "
-    found = self._matcher(text, reference)
+    both = self._pieces(text), self._pieces(reference)
     sides: tuple[list[str], list[str]] = ([], [])
-    for kind, *places in found.get_opcodes():
+    for kind, *places in self._matcher(text, reference).get_opcodes():
       for side, pieces, (low, high), name in zip(
-        sides, (found.a, found.b), (places[:2], places[2:]), ("predicted", "label"), strict=True
+        sides, both, (places[:2], places[2:]), ("predicted", "label"), strict=True
       ):
         if low < high:
           part = escape(space.join(pieces[low:high]))

@@ -59,8 +59,8 @@ def read_pairs(
   if targets or ending(files[0]) not in _TABLES:
     if labelled and not targets:
       raise UserError(
-        f"{files[0]} has no targets: name the file with line n of the other side in data.target_path, or a table (.tsv, "
-        f".csv, .jsonl)"
+        f"{files[0]} has no targets: name the file with line n of the other side in data.target_path, or a table "
+        f"(.tsv, .csv, .jsonl)"
       )
     pairs = [*_parallel(files, targets, errors, counts)]
   else:

@@ -65,6 +65,7 @@ def _questions(file: Path, content: Any, counts: Counts) -> Iterator[Question]:
   try:
     for article in content["data"] if isinstance(content, dict) else content:
       for paragraph in article["paragraphs"]:
+        place = f"{file}"
         context = check_text(paragraph["context"], place)
         for entry in paragraph["qas"]:
           place = f"{file}, question {entry.get('id', entry['question'])!r}"

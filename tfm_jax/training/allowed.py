@@ -1,0 +1,48 @@
+"""The values that keys of the configuration can have: names, and ranges of numbers; see `config.check_value`."""
+
+from collections.abc import Callable, Iterable
+
+from tfm_jax.data.prepare import SOURCES
+from tfm_jax.models.families.table import FAMILIES
+from tfm_jax.models.heads.table import HEADS
+from tfm_jax.models.init import INITS
+from tfm_jax.objectives.table import OBJECTIVES
+from tfm_jax.ops.attention import KERNELS
+from tfm_jax.sharding.strategy import STRATEGIES
+from tfm_jax.text.corpora.files import ERRORS
+from tfm_jax.text.corpora.table import DOCUMENTS
+from tfm_jax.text.tokenizers.subwords import ALGORITHMS
+from tfm_jax.text.tokenizers.table import KINDS
+from tfm_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+
+# Keys whose values are names, with the names: tables that others may extend, so they are read when needed.
+CHOICES: dict[str, Callable[[], Iterable[str]]] = {
+  "family": lambda: FAMILIES,
+  "model.attention": lambda: ("auto", *reversed(KERNELS)),
+  "model.init": lambda: INITS,
+  "head.name": lambda: HEADS,
+  "tokenizer.kind": lambda: KINDS,
+  "tokenizer.algorithm": lambda: ALGORITHMS,
+  "data.source": lambda: (*SOURCES, "files"),  # files: set by tasks
+  "data.document": lambda: DOCUMENTS,
+  "data.errors": lambda: ERRORS,
+  "objective.name": lambda: OBJECTIVES,
+  "optimizer.name": lambda: OPTIMIZERS,
+  "optimizer.schedule": lambda: SCHEDULES,
+  "sharding.strategy": lambda: STRATEGIES,
+}
+
+# 0 has a meaning in other keys
+POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len", "optimizer.layer_decay")
+FRACTIONS = (  # from 0 to 1
+  "loss.label_smoothing",
+  "optimizer.final_fraction",
+  "optimizer.warmup_fraction",
+  "optimizer.layer_decay",
+  "data.eval_fraction",
+  "objective.mask_rate",
+  "objective.random_rate",
+  "objective.keep_rate",
+  "objective.noise_density",
+)
+DECAYS = ("optimizer.beta1", "optimizer.beta2", "train.ema")
