@@ -19,9 +19,18 @@ def write(path, *rows):
   ("row", "item"),
   [
     ({"ctx": "He sat", "endings": ["down.", "up."], "label": 1}, Item("He sat", ("down.", "up."), 1)),
-    ({"goal": "Cool it", "sol1": "Ice.", "sol2": "Fire.", "label": 0}, Item("Question: Cool it\nAnswer:", ("Ice.", "Fire."), 0)),
-    ({"premise": "It rained.", "choice1": "I swam.", "choice2": "I got wet.", "question": "effect", "label": 1}, Item("It rained therefore", ("i swam.", "i got wet."), 1)),
-    ({"premise": "I fell.", "choice1": "A hole.", "choice2": "Sun.", "question": "cause"}, Item("I fell because", ("a hole.", "sun."), None)),
+    (
+      {"goal": "Cool it", "sol1": "Ice.", "sol2": "Fire.", "label": 0},
+      Item("Question: Cool it\nAnswer:", ("Ice.", "Fire."), 0),
+    ),
+    (
+      {"premise": "It rained.", "choice1": "I swam.", "choice2": "I got wet.", "question": "effect", "label": 1},
+      Item("It rained therefore", ("i swam.", "i got wet."), 1),
+    ),
+    (
+      {"premise": "I fell.", "choice1": "A hole.", "choice2": "Sun.", "question": "cause"},
+      Item("I fell because", ("a hole.", "sun."), None),
+    ),
     ({"text": "The cat sat on the mat"}, Item("The cat sat on the", ("mat",), 0)),
   ],
 )

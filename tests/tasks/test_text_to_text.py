@@ -29,19 +29,64 @@ def example(label, *texts):
 @pytest.mark.parametrize(
   ("writer", "given", "source", "target"),
   [  # The first six from appendix D.
-    (Classes("cola"), example("1", "John made Bill master of himself."), "cola sentence: John made Bill master of himself.", "acceptable"),
-    (Classes("rte"), example("1", "A smaller proportion", "Yugoslavians"), "rte sentence1: A smaller proportion sentence2: Yugoslavians", "not_entailment"),
-    (Classes("mnli"), example("contradiction", "yeah well", "They always win."), "mnli hypothesis: They always win. premise: yeah well", "contradiction"),
-    (Classes("mrpc"), example("1", "We acted", "We acted too"), "mrpc sentence1: We acted sentence2: We acted too", "equivalent"),
-    (Classes("qqp"), example("0", "What attributes?", "How can I?"), "qqp question1: What attributes? question2: How can I?", "not_duplicate"),
+    (
+      Classes("cola"),
+      example("1", "John made Bill master of himself."),
+      "cola sentence: John made Bill master of himself.",
+      "acceptable",
+    ),
+    (
+      Classes("rte"),
+      example("1", "A smaller proportion", "Yugoslavians"),
+      "rte sentence1: A smaller proportion sentence2: Yugoslavians",
+      "not_entailment",
+    ),
+    (
+      Classes("mnli"),
+      example("contradiction", "yeah well", "They always win."),
+      "mnli hypothesis: They always win. premise: yeah well",
+      "contradiction",
+    ),
+    (
+      Classes("mrpc"),
+      example("1", "We acted", "We acted too"),
+      "mrpc sentence1: We acted sentence2: We acted too",
+      "equivalent",
+    ),
+    (
+      Classes("qqp"),
+      example("0", "What attributes?", "How can I?"),
+      "qqp question1: What attributes? question2: How can I?",
+      "not_duplicate",
+    ),
     (Numbers("stsb"), example("3.25", "a", "b"), "stsb sentence1: a sentence2: b", "3.2"),
     (Classes("sst2"), example("1", "confirms fincher"), "sst2 sentence: confirms fincher", "positive"),
-    (Classes("sequence_classification"), example("sport", "a game"), "sequence_classification sentence: a game", "sport"),
-    (Answers("squad"), Question(FILE, "q", "Who?", "Ann sings.", (Answer("Ann", 0),)), "question: Who? context: Ann sings.", "Ann"),
+    (
+      Classes("sequence_classification"),
+      example("sport", "a game"),
+      "sequence_classification sentence: a game",
+      "sport",
+    ),
+    (
+      Answers("squad"),
+      Question(FILE, "q", "Who?", "Ann sings.", (Answer("Ann", 0),)),
+      "question: Who? context: Ann sings.",
+      "Ann",
+    ),
     (Answers("squad"), Question(FILE, "q", "Who?", "Rain.", ()), "question: Who? context: Rain.", ""),
-    (Tags("conll2003"), Sentence(FILE, 1, ("EU", "calls", "Bill", "Gates"), ("B-ORG", "O", "B-PER", "I-PER")), "conll2003 sentence: EU calls Bill Gates", "ORG: EU; PER: Bill Gates"),
+    (
+      Tags("conll2003"),
+      Sentence(FILE, 1, ("EU", "calls", "Bill", "Gates"), ("B-ORG", "O", "B-PER", "I-PER")),
+      "conll2003 sentence: EU calls Bill Gates",
+      "ORG: EU; PER: Bill Gates",
+    ),
     (Tags("conll2003"), Sentence(FILE, 1, ("no", "names"), ("O", "O")), "conll2003 sentence: no names", "none"),
-    (Choices("copa"), Choice(FILE, 1, "It rained.", ("wet", "dry"), 0), "copa choice1: wet choice2: dry premise: It rained.", "choice1"),
+    (
+      Choices("copa"),
+      Choice(FILE, 1, "It rained.", ("wet", "dry"), 0),
+      "copa choice1: wet choice2: dry premise: It rained.",
+      "choice1",
+    ),
   ],
 )
 def test_examples_are_written_with_prefixes(writer, given, source, target):

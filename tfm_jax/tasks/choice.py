@@ -128,7 +128,7 @@ def _row(item: Item, found: Sequence[Likelihood]) -> dict[str, Any]:
     }  # fmt: skip
   normalised = logprobs / np.array([len(ending) for ending in item.endings])
   return {
-    "prediction": str(int(logprobs.argmax()) + 1),
+    "prediction": str(int(np.argmax(logprobs)) + 1),
     "normalised": str(int(np.argmax(normalised)) + 1),
     "label": None if item.label is None else str(item.label + 1),
     "logprobs": [round(float(value), 6) for value in logprobs],

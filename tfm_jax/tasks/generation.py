@@ -99,9 +99,8 @@ class Generation(LabelledTask[Pair]):
   @classmethod
   def configure(cls, config: Config) -> Config:
     """See `LabelledTask`: also the objective whose fields the batches have."""
-    family = find_family(config.family)
-    two_sided = issubclass(family.module, EncoderDecoder)
-    if not (two_sided or family.causal):
+    two_sided = _is_two_sided(config)
+    if not (two_sided or find_family(config.family).causal):
       raise UserError(
         f"task.name={config.task.name} writes text, and family={config.family} reads in both directions: choose an "
         f"encoder-decoder (t5, transformer) or a decoder (gpt, llama)"
@@ -116,7 +115,7 @@ class Generation(LabelledTask[Pair]):
 
   def _set(self, config: Config, tokenizer: Tokenizer) -> None:
     super()._set(config, tokenizer)
-    self._two_sided = issubclass(find_family(config.family).module, EncoderDecoder)
+    self._two_sided = _is_two_sided(config)
     self._target_len = config.data.target_len or (config.data.seq_len if self._two_sided else config.data.seq_len // 2)
     imported = bool(config.init_from and RunDirectory(config.init_from).origin())
     self.use(symbols_of(config, tokenizer, imported), {})
@@ -174,8 +173,8 @@ class Generation(LabelledTask[Pair]):
   def _log(self, train: Sequence[Pair], rows: Rows, counts: Counts) -> None:
     super()._log(train, rows, counts)
     if rows.target is not None and rows.target.truncated:
-      cut = f"{rows.target.truncated:,} targets are longer than data.target_len={self._target_len} and were cut"
-      log.warning("%s", cut)
+      cut = f"{rows.target.truncated:,}"
+      log.warning("%s targets are longer than data.target_len=%d and were cut", cut, self._target_len)
 
   # Generation.
 
@@ -225,3 +224,8 @@ class Generation(LabelledTask[Pair]):
     places = np.linspace(0, len(self._examples) - 1, count).round().astype(int)
     found = self.predict(model, params, [self._examples[place] for place in places])
     return self.scores(found, intervals=False)
+
+
+def _is_two_sided(config: Config) -> bool:
+  """Whether the model has an encoder and a decoder."""
+  return issubclass(find_family(config.family).module, EncoderDecoder)

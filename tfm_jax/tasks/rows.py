@@ -257,14 +257,26 @@ class PairBatches(RowBatches):
     rows: the rows; augmentation changes what the encoder reads.
     target_len: most tokens of a target.
     start: what the decoder reads first.
-    others: see `RowBatches`.
+    batch_size, seed, lengths, shuffle, pad, options: see `RowBatches`.
   """
 
-  def __init__(self, rows: Rows, *others: Any, target_len: int, start: int, pad: int, **options: Any) -> None:
+  def __init__(
+    self,
+    rows: Rows,
+    batch_size: int,
+    seed: int,
+    lengths: Sequence[int],
+    shuffle: bool,
+    *,
+    target_len: int,
+    start: int,
+    pad: int = 0,
+    **options: Any,
+  ) -> None:
     assert rows.target is not None
     self._target = RowBatches(rows.target, 1, 0, (target_len,), shuffle=False, pad=pad)
     self._target_len, self._start = target_len, start
-    super().__init__(rows, *others, pad=pad, **options)
+    super().__init__(rows, batch_size, seed, lengths, shuffle, pad, **options)
 
   def _sizes(self) -> np.ndarray:
     own, target = self._rows.lengths, self._target._rows.lengths

@@ -30,7 +30,8 @@ class Texts:
   def __init__(self, rows: Sequence[Mapping[str, Any]], language: str = "") -> None:
     # Late: importing them takes a second, which commands that score nothing save.
     from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     references = [references_of(row) for row in rows]
     predictions = [str(row["prediction"]) for row in rows]
@@ -38,7 +39,7 @@ class Texts:
     chinese = self.language == "zh"
     self._metrics = {"bleu": BLEU(tokenize="zh" if chinese else "13a"), "chrf": CHRF()}
     most = max(map(len, references))
-    streams = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
+    streams: Any = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
     self._counts = {
       name: np.array(metric._extract_corpus_statistics(predictions, streams), np.float64)
       for name, metric in self._metrics.items()
