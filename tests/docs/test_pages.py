@@ -171,7 +171,8 @@ def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
   stored.mkdir()
   (stored / "config.json").write_text(json.dumps(to_dict(Config())))
   table = tmp_path / "train.tsv"
-  table.write_text("sentence\tpremise\thypothesis\tlabel\ngood\tgood\tfine\t1\nbad\tbad\tfine\t0\n")
+  columns = ("sentence", "sentence1", "sentence2", "premise", "hypothesis", "source", "target")
+  table.write_text("\t".join([*columns, "label"]) + "\n" + "good\t" * 7 + "1\n" + "bad\t" * 7 + "0\n")
   for name, arguments in ours(page):
     if name not in COMMANDS or not arguments or any(argument.startswith("--help") for argument in arguments):
       continue
@@ -181,7 +182,8 @@ def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
     path = flags.require("config")
     config = load(str(stored) if path.startswith("runs/") else path, flags.overrides)
     if config.task.name:
-      data = dataclasses.replace(config.data, source="files", path=str(table), eval_path=str(table))
+      files = {"path": str(table), "eval_path": str(table), "target_path": "", "eval_target_path": ""}
+      data = dataclasses.replace(config.data, source="files", **files)
       config = dataclasses.replace(config, data=data)
     if name == "train.py":
       config = TASKS[config.task.name].configure(config)

@@ -57,3 +57,7 @@ def random_rows(form, count=200, seed=0):
   texts = ["the red fox", "A fox", "red, red fox!", "", "12", "the", "fox of the red hill"]
   pick = lambda: str(draw.choice(texts))
   return [answer_row(pick(), [pick() for _ in range(draw.integers(0, 3))], float(draw.random())) for _ in range(count)]
+
+
+def text_row(prediction, label, text="a source"):
+  return {"prediction": prediction, "label": label, "text": text, "logprob": -1.0}

@@ -20,9 +20,9 @@ class DataConfig:
   # all but embedded: file, folder, glob or a list with commas, UTF-8; plain, .gz, .bz2, .xz or .zst. Of text,
   # files that end in .jsonl or .ndjson are read as by jsonl. tfds: NAME[/CONFIG][:VERSION] in TFDS_DATA_DIR
   path: str = ""
-  target_path: str = ""  # parallel: the other side, line by line
+  target_path: str = ""  # parallel, and tasks that generate: the other side, line by line
   eval_path: str = ""  # held-out text; empty: the last eval_fraction of `path`
-  eval_target_path: str = ""  # parallel: the other side of eval_path
+  eval_target_path: str = ""  # the other side of eval_path
   eval_fraction: float = 0.05  # share of the text that is held out when there is no eval_path
   document: str = "block"  # what one document of plain text is: block (between blank lines), line or file
   split: str = "train"  # tfds: what is trained on, in its notation: train, train[:10%], train+validation
@@ -46,8 +46,10 @@ class TaskConfig:
   # Columns of a file, by name or number (from 1); empty: guessed from a plain header, such as label and sentence.
   text: str = ""  # the text (of token_classification: the words, by number)
   pair: str = ""  # the second text, if there is one
-  label: str = ""  # the class, number or tag
+  label: str = ""  # the class, number or tag; of tasks that generate, the text to write
   texts: int = 0  # classification, regression: texts per example, 1 or 2; set from the training file; 0: not known
+  prefix: str = ""  # tasks that generate: stands before each text that the model reads, as T5's "summarize: "
+  source_task: str = ""  # text_to_text: the task that is written as text, such as sst2, squad or conll2003
   class_weights: str = ""  # of the training loss: balanced (all classes weigh the same), or numbers with commas
   hide: float = 0.0  # augmentation: the share of tokens that become the mask token (or the unknown one) in training
   hide_spans: float = 0.0  # augmentation: the share of tokens that are hidden in spans of three

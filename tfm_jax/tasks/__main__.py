@@ -7,8 +7,16 @@ errors.html. A file without labels is predicted, and not scored.
 --data=FILE                  examples in the form of the training file (its ending tells: .tsv, .csv, .jsonl, .conll,
                              .json, also .gz); of a run on data.source=tfds also a split; default: the run's
                              data.eval_path or data.eval_split
+--targets=FILE               tasks that generate: line n is the reference of line n of --data; without it, --data is a
+                             table or JSON lines with both (or has no references)
 --out=DIR                    the folder for the results; default: evaluation in the run's directory
---task=NAME                  the task, for runs that were imported; language_modeling: perplexities of a text
+--task=NAME                  the task, for runs that were imported or pre-trained (translation: a run of the objective
+                             seq2seq on parallel text); language_modeling: perplexities of a text; choice: the likeliest
+                             of several endings, or the last word (HellaSwag, PIQA, COPA, LAMBADA)
+--shots=5 --examples=FILE    choice: solved examples before each prompt, from the training set
+--prefix="summarize: "       tasks that generate: stands before each text; default: the run's task.prefix
+--beams=4 --max_new_tokens=N --length_penalty=1 ...        tasks that generate: how, as for python -m tfm_jax.decode;
+                             default: greedily, as many tokens as the run's targets may have
 --against=DIR                another evaluation of the same examples: comparison.html shows which each gets right
 --step=N                     which checkpoint; default: the best by eval.metric, or else the last
 --strategy=NAME              shard the parameters over all devices by this strategy; default: one device
@@ -19,10 +27,16 @@ python -m tfm_jax.tasks.sweep and python -m tfm_jax.tasks.attention have help of
 
 import sys
 
+from tfm_jax.decode.__main__ import OPTIONS as GENERATION
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.command import Flags, run_command
 
-FLAGS = ("workdir", "data", "out", "task", "against", "step", "strategy", "batch_size")
+OPTIONS = tuple(name for name in GENERATION if name not in ("batch_size", "prefix", "samples"))
+FLAGS = (
+  *("workdir", "data", "targets", "out", "task", "prefix", "shots", "examples", "against", "step", "strategy"),
+  "batch_size",
+  *OPTIONS,
+)
 
 
 def main(flags: Flags) -> None:
@@ -31,12 +45,18 @@ def main(flags: Flags) -> None:
   for key in flags.overrides:
     raise UserError(f"--config.{key} does not apply here: the configuration comes with the run")
   step, batch_size = _count(flags, "step"), _count(flags, "batch_size")
+  from tfm_jax.decode.command import options_of
   from tfm_jax.tasks.evaluate import evaluate_run
 
-  values = {name: flags.values.get(name, "") for name in ("data", "task", "out", "against")}
+  names = ("data", "targets", "task", "prefix", "examples", "out", "against")
+  values = {name: flags.values.get(name, "") for name in names}
+  given = [name for name in OPTIONS if name in flags.values]
+  parsed = options_of({name: flags.values[name] for name in given})
+  options = {name: getattr(parsed, name) for name in given}
   for line in evaluate_run(
-    workdir, **values, step=step, strategy=flags.values.get("strategy"), batch_size=batch_size or 0
-  ):
+    workdir, **values, step=step, strategy=flags.values.get("strategy"), batch_size=batch_size or 0,
+    shots=_count(flags, "shots") or 0, **options,
+  ):  # fmt: skip
     print(line)
 
 

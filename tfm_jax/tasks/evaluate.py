@@ -11,12 +11,14 @@ from typing import Any
 from tfm_jax.data.config import eval_key
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.agreement import process_index
+from tfm_jax.tasks.generation import Generation
 from tfm_jax.tasks.glue import GLUE
-from tfm_jax.tasks.labelled import LabelledTask, Prediction, named_tables, score_lines
+from tfm_jax.tasks.labelled import LabelledTask, Prediction, score_lines
 from tfm_jax.tasks.report.comparison import comparison_page
 from tfm_jax.tasks.report.page import errors_page
 from tfm_jax.tasks.report.terminal import errors_text
-from tfm_jax.tasks.table import LANGUAGE_MODELING, TASKS, find_task
+from tfm_jax.tasks.scores import signatures
+from tfm_jax.tasks.table import CHOICE, LANGUAGE_MODELING, TASKS, find_task
 from tfm_jax.training.load import Run, load_run
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,9 @@ class Evaluation:
     return errors_page(self.form, self.predictions, self.scores, self.facts["run"], self.facts)
 
 
-def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> Evaluation:
+def evaluate(
+  run: Run, data: str = "", task: str = "", batch_size: int = 0, targets: str = "", prefix: str = "", **options: Any
+) -> Evaluation:
   """Evaluates a run on a file of the form of its task. All processes call it.
 
   Args:
@@ -54,9 +58,13 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
       its `data.eval_path` or `data.eval_split`.
     task: name of the task; empty: the run's own. Imported models have none.
     batch_size: rows per batch; 0: as in training.
+    targets: of a task that generates, the file with the other side of `data` line by line; empty: `data` is a table, or
+      the run's `data.eval_target_path` belongs to its `data.eval_path`.
+    prefix: of a task that generates, stands before each text; empty: the run's `task.prefix`.
+    options: of generation, by name: see `decode.options.Options`. The default is greedy.
 
   Raises:
-    UserError: the run has no task or another head, or a mistake in the file.
+    UserError: the run has no task or another head, a mistake in the file, or options for a task that does not generate.
   """
   name = task or run.config.task.name
   if not name:
@@ -66,10 +74,17 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
     raise UserError(f"--task={name} has no examples to evaluate")
   if run.tokenizer is None:
     raise UserError("the run has no tokenizer, so it cannot read text")
+  if targets and not data:
+    raise UserError(f"--targets={targets} has the other side of which file? Say --data=FILE too")
+  key = "--data" if data else "data.eval_path"
+  targets = targets if data else run.config.data.eval_target_path
   data = data or run.config.data.eval_path or run.config.data.eval_split
   if not data:
     raise UserError(f"no file to evaluate: say --data=FILE (the run has no {eval_key(run.config.data)})")
-  config = dataclasses.replace(run.config, task=dataclasses.replace(run.config.task, name=name))
+  # A task finds the files to evaluate where it finds held-out ones.
+  source = dataclasses.replace(run.config.data, eval_path=data, eval_target_path=targets)
+  own = dataclasses.replace(run.config.task, name=name, prefix=prefix or run.config.task.prefix)
+  config = dataclasses.replace(run.config, data=source, task=own)
   size, shards = batch_size or config.train.batch_size, run.model.placement.batch_shards
   if size % shards:
     raise UserError(f"{size} rows do not divide into the {shards} parts of the batch: say --batch_size=N")
@@ -77,8 +92,12 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
   _check_head(kind, config)
   evaluated = kind.of_run(config, run.tokenizer)
+  if isinstance(evaluated, Generation):
+    evaluated.use(run.symbols, options)
+  elif unused := next(iter(options), "targets" if targets else "prefix" if prefix else ""):
+    raise UserError(f"--{unused} is for tasks that generate text, and --task={name} does not")
   counts: dict[str, int] = {}
-  examples = kind.read(config, named_tables(config, data), False, counts)
+  examples = kind.read(config, kind.named(config, data, targets, key), False, counts)
   for what, count in counts.items():
     if count:
       log.info("%s: %s", what, f"{count:,}")
@@ -87,7 +106,8 @@ def evaluate(run: Run, data: str = "", task: str = "", batch_size: int = 0) -> E
   facts = {"task": name, "data": data, "examples": f"{len(predictions):,}", "step": f"{run.step:,}"}
   if name in GLUE and scores:
     facts["GLUE"] = ", ".join(f"{metric} {scores[metric]:.4f}" for metric in GLUE[name].metrics if metric in scores)
-  return Evaluation(kind.form, predictions, scores, {"run": "Errors", **facts})
+  facts |= signatures(evaluated.form, predictions)
+  return Evaluation(evaluated.form, predictions, scores, {"run": "Errors", **facts})
 
 
 def _check_head(kind: type[LabelledTask], config: Any) -> None:
@@ -156,31 +176,39 @@ def read_predictions(path: str) -> list[Prediction]:
 
 
 def evaluate_run(
-  workdir: str, data: str, task: str, out: str, step: int | None, strategy: str | None, against: str, batch_size: int
-) -> list[str]:
+  workdir: str, data: str, task: str, out: str, step: int | None, strategy: str | None, against: str, batch_size: int,
+  targets: str = "", prefix: str = "", shots: int = 0, examples: str = "", **options: Any,
+) -> list[str]:  # fmt: skip
   """The command: evaluates, writes, and returns the lines to print."""
+  of_tasks = {"against": against, "targets": targets, "prefix": prefix, **options}
+  of_choices = {"shots": shots, "examples": examples}
+  given = {LANGUAGE_MODELING: {**of_tasks, **of_choices, "batch_size": batch_size}, CHOICE: of_tasks}
+  if unused := next((name for name, value in given.get(task, of_choices).items() if value), ""):
+    raise UserError(f"--{unused} does not apply to {f'--task={task}' if task else 'the task of a run'}")
   run = load_run(workdir, step=step, strategy=strategy)
   folder = out or str(Path(workdir) / "evaluation")
-  if task == LANGUAGE_MODELING:
-    if against or batch_size:
-      raise UserError(f"--{'against' if against else 'batch_size'} does not apply to --task={LANGUAGE_MODELING}")
-    return _language(run, data, folder)
-  evaluation = evaluate(run, data, task, batch_size)
+  if task in given:
+    return _by_likelihood(run, task, data, folder, {**of_choices, "batch_size": batch_size})
+  evaluation = evaluate(run, data, task, batch_size, targets, prefix, **options)
   evaluation = dataclasses.replace(evaluation, facts={**evaluation.facts, "run": workdir})
   paths = write(folder, evaluation, against)
   written = [f"written: {path}" for path in paths]
   if not evaluation.scores:
     return [f"{evaluation.facts['data']} has no labels: nothing is scored", *written]
-  return [str(evaluation), *written]
+  said = [f"{name}: {text}" for name, text in signatures(evaluation.form, evaluation.predictions).items()]
+  return [str(evaluation), *said, *written]
 
 
-def _language(run: Run, data: str, out: str) -> list[str]:
-  """Perplexities of a text."""
+def _by_likelihood(run: Run, task: str, data: str, out: str, settings: Mapping[str, Any]) -> list[str]:
+  """Perplexities of a text, or choices."""
+  from tfm_jax.tasks.choice import evaluate_choices
   from tfm_jax.tasks.language import evaluate_text
 
-  if not (data or run.config.data.eval_path):
-    raise UserError("no text to evaluate: say --data=FILE (the run has no data.eval_path)")
-  scores, rows = evaluate_text(run, data or run.config.data.eval_path)
+  data = data or run.config.data.eval_path
+  if not data:
+    raise UserError("no file to evaluate: say --data=FILE (the run has no data.eval_path)")
+  given = {name: value for name, value in settings.items() if value}
+  scores, rows = evaluate_text(run, data) if task == LANGUAGE_MODELING else evaluate_choices(run, data, **given)
   files = {
     "scores.json": json.dumps(scores, indent=2, allow_nan=False) + "\n",
     "predictions.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),

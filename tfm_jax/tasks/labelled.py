@@ -25,7 +25,7 @@ from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.augmentation import Augmentation
 from tfm_jax.tasks.rows import RowBatches, Rows, lengths_of
-from tfm_jax.tasks.scores import score
+from tfm_jax.tasks.scores import score, signatures
 from tfm_jax.text.corpora.corpus import Corpus, Counts
 from tfm_jax.text.corpora.files import check_split, content_fingerprint, counted, find_text_files
 from tfm_jax.text.corpora.held_out import is_held_out
@@ -39,7 +39,7 @@ from tfm_jax.training.task import Batch, EvalStream, Predictions
 log = logging.getLogger(__name__)
 
 E = TypeVar("E")
-Outputs = Mapping[str, np.ndarray]
+Outputs = Mapping[str, Any]
 Prediction = dict[str, Any]
 
 # Keys of the task that reading does not depend on.
@@ -61,12 +61,20 @@ class LabelledTask(abc.ABC, Generic[E]):
   """
 
   form: ClassVar[str]
-  """What predictions look like: classes, numbers, tags or answers; see `tasks.scores`."""
+  """What predictions look like: classes, numbers, tags, answers or texts; see `tasks.scores`."""
   head_name: ClassVar[str]
   """The prediction head, see `models.heads.table`."""
   predicts: ClassVar[bool] = True
 
   # What a task adds.
+
+  @classmethod
+  def files(cls, path: str, target_path: str, key: str) -> list[Path]:
+    """The files of examples that `key` ("data.path", "data.eval_path" or "--data") names. Raises UserError.
+
+    `target_path`: files that belong to them line by line; only tasks that generate have such.
+    """
+    return find_text_files(path, key, any_ending=True)
 
   @classmethod
   @abc.abstractmethod
@@ -140,11 +148,12 @@ class LabelledTask(abc.ABC, Generic[E]):
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     counts: Counts = {}
     train, held_out = self.split(config, counts)
-    tables, eval_tables = _tables(config.data)
+    tables, eval_tables = self._tables(config.data)
     files, eval_files = _files(tables), _files(eval_tables)
     settings: list[Any] = [config.task.name, config.task.text, config.task.pair, config.task.label, config.data.errors]
     settings += [] if eval_tables else [config.data.eval_fraction]
     settings += [table.split for table in [*tables, *eval_tables] if isinstance(table, TfdsSplit)]
+    settings += filter(None, (config.task.prefix, config.task.source_task))
     fingerprint = content_fingerprint(settings, [files, eval_files])
     corpus = Corpus(
       name=config.data.source,
@@ -155,21 +164,19 @@ class LabelledTask(abc.ABC, Generic[E]):
     self._set(config, find_tokenizer(config.tokenizer, corpus, stored_tokenizer))
     self.fingerprints = {"data": fingerprint, "tokenizer": self.tokenizer.fingerprint}
     rows = self.rows(train)
-    size, pad = config.train.batch_size, self.vocabulary.pad_id
     augment = Augmentation(config.task.hide, config.task.hide_spans, config.task.swap, self.vocabulary)
-    if augment.swap and self.form in ("tags", "answers"):
+    if augment.swap and (self.form in ("tags", "answers") or self.head_name == "lm"):
       raise UserError(
         f"task.swap={augment.swap:g} would move tokens away from their labels: task.name={config.task.name}"
       )
-    weighted = self.training_rows(rows)
-    self._train = RowBatches(weighted, size, config.seed, self.lengths, shuffle=True, pad=pad, augment=augment)
+    self._train = self._batches(self.training_rows(rows), shuffle=True, augment=augment)
     self.num_rows = self._train.num_rows
     self.fields = self._fields(rows)
     self._examples = held_out
     self._held_out_rows = self.rows(held_out) if held_out else None
     self._eval = None
     if self._held_out_rows is not None:
-      self._eval = self._batches(self._held_out_rows, config.eval.batches)
+      self._eval = self._batches(self._held_out_rows, limit=config.eval.batches)
     self._log(train, rows, counts)
 
   @classmethod
@@ -191,7 +198,7 @@ class LabelledTask(abc.ABC, Generic[E]):
     """The training and the held-out examples. Raises UserError."""
     counts = {} if counts is None else counts
     check_split(config.data.eval_fraction, config.data.errors)
-    tables, eval_tables = _tables(config.data)
+    tables, eval_tables = cls._tables(config.data)
     examples = cls._read(config, tables, True, counts)
     if eval_tables:
       return examples, cls._read(config, eval_tables, False, counts)
@@ -201,6 +208,23 @@ class LabelledTask(abc.ABC, Generic[E]):
     if not parts[0]:
       raise UserError(f"data.eval_fraction={config.data.eval_fraction:g} leaves no example of {config.data.path}")
     return parts
+
+  @classmethod
+  def named(cls, config: Config, data: str, targets: str, key: str) -> list[Table]:
+    """What `key` ("--data") names: files, or a split of the data set in TFDS of the run. Raises UserError."""
+    if config.data.source == "tfds" and not Path(data).expanduser().exists():
+      return [open_data(config.data.path).split(data, key)]
+    return [*cls.files(data, targets, key)]
+
+  @classmethod
+  def _tables(cls, data: DataConfig) -> tuple[list[Table], list[Table]]:
+    """What is trained on, and what is held out if the settings name anything."""
+    if data.source == "tfds":
+      train, held_out = open_splits(data.path, data.split, data.eval_split)
+      return [train], [held_out] if held_out else []
+    files = cls.files(data.path, data.target_path, "data.path")
+    eval_files = cls.files(data.eval_path, data.eval_target_path, "data.eval_path") if data.eval_path else []
+    return [*files], [*eval_files]
 
   @classmethod
   def _read(cls, config: Config, tables: list[Table], labelled: bool, counts: Counts) -> list[E]:
@@ -242,22 +266,27 @@ class LabelledTask(abc.ABC, Generic[E]):
       return [f"nothing is held out: set {eval_key(data)}, or data.eval_fraction (now {data.eval_fraction:g})"]
     found = self.predict(model, params, self._examples)
     run.write_predictions(found)
-    return [*score_lines(self.scores(found)), f"every prediction: {run.predictions}"]
+    said = [f"{name}: {text}" for name, text in signatures(self.form, found).items()]
+    return [*score_lines(self.scores(found)), *said, f"every prediction: {run.predictions}"]
 
   # Evaluation.
 
   def predict(self, model: Model, params: Any, examples: Sequence[E]) -> list[Prediction]:
     """The predictions for examples, in their order. All processes call it."""
     rows = self.rows(examples)
+    return self.predictions(examples, rows, self.outputs(model, params, rows))
+
+  def outputs(self, model: Model, params: Any, rows: Rows) -> dict[int, Outputs]:
+    """Row -> what the model's head predicts for it. All processes call it."""
     batches = self._batches(rows)
     predict = jax.jit(model.predict, out_shardings=model.placement.replicated)
     with tqdm(batches.batches(), "predicting", batches.num_batches, unit="batch", delay=5, disable=None) as steps:
-      outputs = [jax.device_get(predict(params, batch)) for batch in steps]
-    return self.predictions(examples, rows, _by_row(batches, outputs))
+      return _by_row(batches, [jax.device_get(predict(params, batch)) for batch in steps])
 
-  def _batches(self, rows: Rows, limit: int = 0) -> RowBatches:
+  def _batches(self, rows: Rows, shuffle: bool = False, **options: Any) -> RowBatches:
+    """The batches of rows: of training with `shuffle`. Further options: see `RowBatches`."""
     size, seed = self.config.train.batch_size, self.config.seed
-    return RowBatches(rows, size, seed, self.lengths, False, self.vocabulary.pad_id, limit)
+    return RowBatches(rows, size, seed, self.lengths, shuffle, pad=self.vocabulary.pad_id, **options)
 
   def _fields(self, rows: Rows) -> Fields:
     """What the model and its head read, and token types where rows have them."""
@@ -300,23 +329,6 @@ def _examples(
   """What `read` gives. `stamps` tell whether the files have changed."""
   counts: Counts = {}
   return tuple(task.read(config, list(tables), labelled, counts)), counts
-
-
-def named_tables(config: Config, data: str) -> list[Table]:
-  """What `--data` names: files, or a split of the data set in TFDS that the run was trained on. Raises UserError."""
-  if config.data.source == "tfds" and not Path(data).expanduser().exists():
-    return [open_data(config.data.path).split(data, "--data")]
-  return [*find_text_files(data, "--data", any_ending=True)]
-
-
-def _tables(data: DataConfig) -> tuple[list[Table], list[Table]]:
-  """What is trained on, and what is held out if the settings name anything."""
-  if data.source == "tfds":
-    train, held_out = open_splits(data.path, data.split, data.eval_split)
-    return [train], [held_out] if held_out else []
-  files = find_text_files(data.path, "data.path", any_ending=True)
-  eval_files = find_text_files(data.eval_path, "data.eval_path", any_ending=True) if data.eval_path else []
-  return [*files], [*eval_files]
 
 
 def _files(tables: Sequence[Table]) -> list[Path]:

@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tfm_jax.data.permutation import permute
+from tfm_jax.objectives import plan
 from tfm_jax.objectives.draws import Draws
+from tfm_jax.objectives.objective import encoder_decoder_arrays
 from tfm_jax.tasks.augmentation import Augmentation
 
 Batch = dict[str, np.ndarray]
@@ -32,6 +35,7 @@ class Rows:
     members: sequences per row.
     sources: int32, like `tokens`: what of the example each token stands for (the number of its word, the span of its
       characters), for reading predictions; it is in no batch.
+    target: of an encoder-decoder, what its decoder writes: as many rows.
   """
 
   tokens: np.ndarray
@@ -43,6 +47,7 @@ class Rows:
   truncated: int = 0
   members: int = 1
   sources: np.ndarray | None = None
+  target: "Rows | None" = None
 
   @property
   def lengths(self) -> np.ndarray:
@@ -135,12 +140,17 @@ class RowBatches:
     self.num_rows = len(rows)
     self._augment = augment if augment and augment.active else None
     self._lengths = np.asarray(lengths)
-    self._bucket = np.searchsorted(self._lengths, rows.lengths)
+    sizes = self._sizes()
+    self._bucket = np.searchsorted(self._lengths, sizes)
     if not shuffle:
       order = np.arange(self.num_rows)
       if limit and limit * batch_size < self.num_rows:
         order = np.sort(permute(order, self.num_rows, _HELD_OUT, 0 * order)[: limit * batch_size])
-      self._order = order[np.argsort(rows.lengths[order], kind="stable")]
+      self._order = order[np.argsort(sizes[order], kind="stable")]
+
+  def _sizes(self) -> np.ndarray:
+    """int64 [R]: the tokens that a batch needs room for, for each row."""
+    return self._rows.lengths
 
   @property
   def num_batches(self) -> int:
@@ -235,3 +245,50 @@ class RowBatches:
     number = np.arange(whole)
     batches = batches[permute(number, whole, self._seed + 1, number * 0 + epoch)]
     return np.concatenate([head, batches.reshape(-1), rest[whole * self.batch_size :]])
+
+
+class PairBatches(RowBatches):
+  """Batches of rows with a `target`, with the fields of `objectives.objective.encoder_decoder_fields`.
+
+  If `target_len` is the last of `lengths`, both sides of a batch are padded to the shortest length that holds them;
+  otherwise each target is padded to `target_len`.
+
+  Args:
+    rows: the rows; augmentation changes what the encoder reads.
+    target_len: most tokens of a target.
+    start: what the decoder reads first.
+    batch_size, seed, lengths, shuffle, pad, options: see `RowBatches`.
+  """
+
+  def __init__(
+    self,
+    rows: Rows,
+    batch_size: int,
+    seed: int,
+    lengths: Sequence[int],
+    shuffle: bool,
+    *,
+    target_len: int,
+    start: int,
+    pad: int = 0,
+    **options: Any,
+  ) -> None:
+    assert rows.target is not None
+    self._target = RowBatches(rows.target, 1, 0, (target_len,), shuffle=False, pad=pad)
+    self._target_len, self._start = target_len, start
+    super().__init__(rows, batch_size, seed, lengths, shuffle, pad, **options)
+
+  def _sizes(self) -> np.ndarray:
+    own, target = self._rows.lengths, self._target._rows.lengths
+    return np.maximum(own, target) if self._together else own
+
+  @property
+  def _together(self) -> bool:
+    """Whether both sides of a batch are equally long."""
+    return self._target_len == int(self._lengths[-1])
+
+  def _arrays(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
+    source = super()._arrays(rows, length, epoch)
+    target = self._target._arrays(rows, length if self._together else self._target_len, 0)
+    side = lambda arrays: plan.Rows(arrays["inputs"], arrays["segment_ids"], arrays["positions"])
+    return {**encoder_decoder_arrays(side(source), side(target), self._start, self._pad), "rows": source["rows"]}

@@ -1,6 +1,7 @@
 """Scores of predictions with bootstrap intervals, and whether two runs differ by more than chance.
 
-Rows are those of predictions.jsonl. Every score that is a share (accuracy, F1, exact match, ...) is in 0 .. 1.
+Rows are those of predictions.jsonl. Every score that is a share (accuracy, F1, exact match, ROUGE, ...) is in 0 .. 1;
+BLEU and chrF are in 0 .. 100.
 """
 
 import dataclasses
@@ -16,10 +17,11 @@ from tfm_jax.tasks.scoring.bootstrap import RESAMPLES, percentiles, resamples
 from tfm_jax.tasks.scoring.classes import Classes
 from tfm_jax.tasks.scoring.numbers import Numbers
 from tfm_jax.tasks.scoring.tags import Tags
+from tfm_jax.tasks.scoring.texts import Texts
 
 Row = Mapping[str, Any]
 # The score that a form is compared by.
-MAIN = {"classes": "accuracy", "numbers": "pearson", "tags": "f1", "answers": "f1"}
+MAIN = {"classes": "accuracy", "numbers": "pearson", "tags": "f1", "answers": "f1", "texts": "chrf"}
 
 
 class Scored(Protocol):
@@ -32,7 +34,10 @@ class Scored(Protocol):
     """The scores that have an interval, [R] each, where resample r has example n `weights[r, n]` times."""
 
   def right(self) -> np.ndarray | None:
-    """Whether each example is right, [N] bool; None if the form has no right and wrong."""
+    """Whether each example is right, [N] bool; None if the form has no right and wrong.
+
+    Then `errors()` says how far each is from its label, [N].
+    """
 
 
 def score(
@@ -53,14 +58,15 @@ def score(
     number of `bio_faults` in the predictions. Tags that mark no entities have only the accuracy.
   - answers: `exact_match`, `f1` of SQuAD or, in Chinese, CMRC 2018. Where some questions are unanswerable those of
     SQuAD 2.0, with `has_answer_f1`, `no_answer_f1`, and `best_f1` at `best_f1_threshold` of `no_answer`.
+  - texts: `bleu`, `chrf`, `rouge1`, `rouge2`, `rougeL`; see `scoring.texts`.
 
   Args:
-    form: "classes", "numbers", "tags" or "answers".
+    form: "classes", "numbers", "tags", "answers" or "texts".
     rows: those of which the label is None are left out.
     intervals: whether to bootstrap; of tags, whole sentences are drawn.
     seed: of the bootstrap.
     positive: the class that `f1` is about; "": the second one of two.
-    language: of answers, "en" or "zh"; "": detected by the characters of the references.
+    language: of answers and texts, "en" or "zh"; "": detected by the characters of the references.
 
   Returns:
     Finite numbers only; {} if no row has a label.
@@ -80,6 +86,12 @@ def score(
   return {name: value for name, value in out.items() if math.isfinite(value)}
 
 
+def signatures(form: str, rows: Sequence[Row]) -> dict[str, str]:
+  """How the scores of generated texts were computed, by score; {} for other forms, or if no row has a label."""
+  labelled = [row for row in rows if row["label"] is not None]
+  return Texts(labelled).signatures() if form == "texts" and labelled else {}
+
+
 def scored_rows(form: str, rows: Sequence[Row], positive: str = "", language: str = "") -> Scored:
   """Labelled rows as the object of their form."""
   if form == "classes":
@@ -90,6 +102,8 @@ def scored_rows(form: str, rows: Sequence[Row], positive: str = "", language: st
     return Tags(rows)
   if form == "numbers":
     return Numbers(rows)
+  if form == "texts":
+    return Texts(rows, language)
   raise ValueError(f"unknown form {form!r}")
 
 
@@ -112,8 +126,9 @@ class Comparison:
   Attributes:
     examples: how many.
     differences: by score.
-    right_a, right_b: whether each example is right, [N] bool; None for numbers. Sentences are right if all of their
-      entities are, answers if they equal a reference.
+    right_a, right_b: whether each example is right, [N] bool; None for numbers and texts. Sentences are right if all of
+      their entities are, answers if they equal a reference.
+    gains: of numbers and texts, how much nearer b is to each label than a, [N]; None for other forms.
     mcnemar_p: of McNemar's exact test: whether the shares of right examples differ by more than chance.
   """
 
@@ -122,6 +137,7 @@ class Comparison:
   right_a: np.ndarray | None
   right_b: np.ndarray | None
   mcnemar_p: float | None
+  gains: np.ndarray | None = None
 
   @property
   def table(self) -> tuple[int, int, int, int] | None:
@@ -160,7 +176,8 @@ def compare(
     name: _difference(values[name], others[name], np.concatenate(drawn[name])) for name in values if name in drawn
   }
   right_a, right_b = a.right(), b.right()
-  return Comparison(len(pairs), differences, right_a, right_b, _mcnemar(right_a, right_b))
+  gains = a.errors() - b.errors() if isinstance(a, (Numbers, Texts)) and isinstance(b, (Numbers, Texts)) else None
+  return Comparison(len(pairs), differences, right_a, right_b, _mcnemar(right_a, right_b), gains)
 
 
 def check_same_examples(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> None:

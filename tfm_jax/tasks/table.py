@@ -1,11 +1,13 @@
 """The tasks by the name that `task.name` has in a configuration."""
 
 from tfm_jax.errors import UserError
+from tfm_jax.tasks.generation import GENERATED, Generation
 from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.multiple_choice import MultipleChoice
 from tfm_jax.tasks.question_answering import QuestionAnswering
 from tfm_jax.tasks.sequence_classification import SequenceClassification, SequenceRegression
 from tfm_jax.tasks.similarity import Similarity
+from tfm_jax.tasks.text_to_text import TextToText
 from tfm_jax.tasks.token_classification import TokenClassification
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.task import Task
@@ -19,10 +21,12 @@ TASKS: dict[str, type[Task]] = {
   "multiple_choice": MultipleChoice,
   "similarity": Similarity,
   **{name: SequenceRegression if glue.numbers else SequenceClassification for name, glue in GLUE.items()},
+  **dict.fromkeys(GENERATED, Generation),
+  "text_to_text": TextToText,
 }
 
-LANGUAGE_MODELING = "language_modeling"
-"""Not a task to train on: `python -m tfm_jax.tasks` evaluates language models by it."""
+LANGUAGE_MODELING, CHOICE = "language_modeling", "choice"
+"""Not tasks to train on: `python -m tfm_jax.tasks` evaluates language models by them."""
 
 
 def find_task(name: str) -> type[Task]:

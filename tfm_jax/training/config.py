@@ -56,6 +56,9 @@ class EvalConfig:
   every: int = 500  # steps between evaluations; 0: only at the start and the end
   batches: int = 20  # batches, of the training batch size, always the same ones; 0: all
   metric: str = ""  # metric by which the best checkpoint is chosen and kept, such as accuracy or loss; empty: the last
+  # tasks that generate: steps between evaluations that also score generated texts; 0: only the last evaluation does
+  generate_every: int = 0
+  generate_examples: int = 200  # held-out examples that these generate for, greedily; 0: all
   patience: int = 0  # evaluations without an improvement of eval.metric after which training ends; 0: never
 
 

@@ -170,18 +170,22 @@ def load_run(
   config = dataclasses.replace(config, sharding=sharding)
   model = build_model(config, tokenizer.vocab_size if tokenizer else 0, devices)
   step, params = load_params(run, model, step)
-  # Objectives say whether they add the symbol; imported decoders have learned it as well.
-  begins = bool(run.origin()) or OBJECTIVES[config.objective.name].adds_bos
-  begin_id = tokenizer.bos_id if tokenizer and begins else -1
-  return Run(config, model, params, tokenizer, step, begin_id, _start_id(config, tokenizer, bool(run.origin())))
+  symbols = symbols_of(config, tokenizer, bool(run.origin()))
+  return Run(config, model, params, tokenizer, step, symbols.begin, symbols.start)
 
 
-def _start_id(config: Config, tokenizer: Tokenizer | None, imported: bool) -> int:
-  """The id that the targets of an encoder-decoder begin with."""
+def symbols_of(config: Config, tokenizer: Tokenizer | None, imported: bool) -> Symbols:
+  """How the texts of a model begin.
+
+  The objective says which symbols it adds. Models that descend from an import have learned others: decoders begin with
+  bos, and the targets of encoder-decoders with pad.
+  """
   if tokenizer is None:
-    return -1
-  with_bos = OBJECTIVES[config.objective.name].targets_begin_with_bos and not imported
-  return tokenizer.bos_id if with_bos and tokenizer.bos_id >= 0 else max(tokenizer.pad_id, 0)
+    return Symbols()
+  objective = OBJECTIVES[config.objective.name]
+  begin = tokenizer.bos_id if imported or objective.adds_bos else -1
+  with_bos = objective.targets_begin_with_bos and not imported and tokenizer.bos_id >= 0
+  return Symbols(begin, tokenizer.bos_id if with_bos else max(tokenizer.pad_id, 0))
 
 
 def load_params(run: RunDirectory, model: Model, step: int | None = None) -> tuple[int, Any]:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ from tfm_jax.training.start import (
 )
 from tfm_jax.training.step import TrainState
 from tfm_jax.training.steps import TrainSteps
-from tfm_jax.training.task import EvalStream, Task
+from tfm_jax.training.task import EvalStream, Generates, Task
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class _Start:
     config = self.config
     latest = self.checkpoints.latest()
     if latest is not None:
-      records = [record for record in self.run.read_metrics() if record["step"] <= latest]
+      records = [r for r in self.run.read_metrics() if r["step"] <= latest and self._has_metric(r)]
       with together():
         self.best.replay(records, self.split, self.checkpoints.steps())
     log.info("\n%s", parameter_lines(self.model, self.abstract.params))
@@ -270,7 +271,7 @@ class _Start:
           write_curves(self.run, finished=False)
           draw_at = time.monotonic() + REDRAW_SECONDS
         signal, last = interruption.after_step(), step == config.train.steps
-        evaluate = last or (config.eval.every > 0 and step % config.eval.every == 0)
+        evaluate = last or _due(step, config.eval.every) or self._generates(step)
         save = last or signal is not None or self.checkpoints.due(step)
         if evaluate or save:
           meter.finish()
@@ -302,15 +303,34 @@ class _Start:
       metrics = self._evaluate_stream(state, split, stream)
       if not metrics:
         continue
-      tracker.log(split, step, metrics)
       if number == 0:
+        metrics |= self._generated_scores(state, step, metrics)
         self.result = metrics
+      tracker.log(split, step, metrics)
+      if number == 0 and (step == 0 or self._has_metric(metrics)):
         improved = self.best.add(step, metrics)
     tracker.sync()
     write_curves(self.run, finished=False)
     if improved:
       self.run.write_best(self.best.describe(self.split))
     return improved
+
+  def _generates(self, step: int) -> bool:
+    """Whether the evaluation of this step also scores generated texts."""
+    last = step == self.config.train.steps
+    return isinstance(self.task, Generates) and (last or _due(step, self.config.eval.generate_every))
+
+  def _generated_scores(self, state: TrainState, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The scores of generated texts, if they are due; and at step 0 if `eval.metric` may be one of them, so that a
+    wrong name ends a run at once."""
+    unknown = step == 0 and not self._has_metric(metrics)
+    if not isinstance(self.task, Generates) or not (unknown or self._generates(step)):
+      return {}
+    return self.task.generated_scores(self.model, self._shown(state))
+
+  def _has_metric(self, metrics: Mapping[str, Any]) -> bool:
+    """Whether an evaluation has the metric that decides. Of a task that generates, some may lack it."""
+    return not isinstance(self.task, Generates) or self.best.metric in ("", *metrics)
 
   def _evaluate_stream(self, state: TrainState, split: str, stream: EvalStream) -> dict[str, float]:
     """The metrics of a stream, means over all of its batches; empty if there is nothing to predict."""
@@ -337,6 +357,11 @@ class _Start:
     metrics = totals.means()
     del metrics["objective"]  # the same as the loss: evaluation has no label smoothing or z-loss
     return metrics | self.task.eval_metrics(split, totals, predictions)
+
+
+def _due(step: int, every: int) -> bool:
+  """Whether something that happens every so many steps (0: never) happens at this one."""
+  return every > 0 and step % every == 0
 
 
 def _spaced(count: str) -> str:

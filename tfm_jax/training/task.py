@@ -1,7 +1,7 @@
 """`Task`: what a run trains on. A task supplies batches, a loss, metrics and a report; the loop does the rest."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -94,6 +94,19 @@ class Task(Protocol):
       params: the trained parameters, which may be sharded over several processes.
       metrics: those of the last evaluation; empty without held-out data.
       run: the run directory.
+    """
+
+
+@runtime_checkable
+class Generates(Protocol):
+  """A task that also scores generated texts while it trains, every `eval.generate_every` steps and at the end."""
+
+  def generated_scores(self, model: Model, params: Any) -> dict[str, float]:
+    """More metrics for the record of an evaluation of the first stream. All processes call it.
+
+    Args:
+      model: the model on its mesh.
+      params: its parameters at this step, which may be sharded over several processes.
     """
 
 

@@ -33,6 +33,8 @@ _ON_CONSOLE = {
   "exact_match": ("exact_match", 4),
   "matthews": ("matthews", 4),
   "pearson": ("pearson", 4),
+  "bleu": ("bleu", 4),
+  "rougeL": ("rougeL", 4),
   "perplexity": ("perplexity", 4),
   "bits_per_byte": ("bits_per_byte", 4),
   "learning_rate": ("lr", 3),

@@ -8,6 +8,7 @@ from tfm_jax.runtime.reporting import page
 from tfm_jax.tasks.report.forms import FORMS
 from tfm_jax.tasks.report.page import LEGENDS, document
 from tfm_jax.tasks.report.parts import (
+  NEAR_OR_FAR,
   SHARES,
   FormReport,
   Row,
@@ -30,7 +31,7 @@ def comparison_page(
   """One self-contained HTML document about two runs.
 
   Args:
-    form: "classes", "numbers", "tags" or "answers".
+    form: "classes", "numbers", "tags", "answers" or "texts".
     rows_a, rows_b: the predictions of the runs for the same examples in the same order.
     names: of the runs; plain text.
     facts: by name, for the head of the page; plain text.
@@ -43,7 +44,7 @@ def comparison_page(
   title = f"{names[0]} and {names[1]}"
   intro = "Two runs over the same examples. Rows are those of predictions.jsonl."
   sections = [_scores(found, names), _right_or_wrong(found, names)]
-  for better, gains in enumerate(_gains(found, rows_a, rows_b)):
+  for better, gains in enumerate(_gains(found, rows_a)):
     sections.append(_examples(form, reports, list(zip(rows_a, rows_b, strict=True)), names, better, gains))
   return document(title, intro, dict(facts) | {"examples": f"{found.examples:,}"}, sections)
 
@@ -95,16 +96,16 @@ def _right_or_wrong(found: Comparison, names: tuple[str, str]) -> str:
   return page.section("Right and wrong", explained, matrix(rows, columns, counts, "", RIGHT_OR_WRONG))
 
 
-def _gains(found: Comparison, rows_a: Sequence[Row], rows_b: Sequence[Row]) -> tuple[list[int], list[int]]:
-  """Indices of the rows that only the first, and that only the second gets right. Of numbers: that it is nearer to."""
+def _gains(found: Comparison, rows_a: Sequence[Row]) -> tuple[list[int], list[int]]:
+  """Indices of the rows that only the first, and that only the second gets right, or is nearer to."""
   labelled = [i for i, row in enumerate(rows_a) if row["label"] is not None]
   if found.right_a is not None and found.right_b is not None:
     pairs = list(zip(labelled, found.right_a, found.right_b, strict=True))
     return [i for i, a, b in pairs if a and not b], [i for i, a, b in pairs if b and not a]
-  error = lambda row: abs(row["prediction"] - row["label"])
-  gain = {i: error(rows_b[i]) - error(rows_a[i]) for i in labelled}  # above 0: a is nearer
-  order = sorted(gain, key=lambda i: -gain[i])
-  return [i for i in order if gain[i] > 0], [i for i in order[::-1] if gain[i] < 0]
+  assert found.gains is not None
+  gain = dict(zip(labelled, found.gains, strict=True))  # above 0: b is nearer
+  order = sorted(gain, key=lambda i: gain[i])
+  return [i for i in order if gain[i] < 0], [i for i in order[::-1] if gain[i] > 0]
 
 
 def _examples(
@@ -117,13 +118,13 @@ def _examples(
 ) -> str:
   """Examples that one run gets right and the other wrong: first those of which the other is the surest."""
   ours, theirs = names[better], names[1 - better]
-  title = f"{ours} is nearer than {theirs}" if form == "numbers" else f"{ours} right, {theirs} wrong"
+  title = f"{ours} is nearer than {theirs}" if form in NEAR_OR_FAR else f"{ours} right, {theirs} wrong"
   if not gains:
     return page.section(title, "", "<p>No example.</p>")
-  if form != "numbers":
+  if form not in NEAR_OR_FAR:
     place = {i: n for n, i in enumerate(reports[1 - better].mistakes())}
     gains = sorted(gains, key=lambda i: place.get(i, len(place)))
-  order = "largest change first" if form == "numbers" else f"the most confident mistakes of {theirs} first"
+  order = "largest change first" if form in NEAR_OR_FAR else f"the most confident mistakes of {theirs} first"
   shown = [(i + 1, *pairs[i]) for i in gains[:SHOWN]]
   body = LEGENDS.get(form, "") + paired_cases(reports, shown, names)
   return page.section(title, f"{len(gains):,} examples, {order}.", body)

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from tfm_jax.runtime.reporting import page
-from tfm_jax.tasks.report import answers, tags
+from tfm_jax.tasks.report import answers, tags, texts
 from tfm_jax.tasks.report.forms import FORMS
-from tfm_jax.tasks.report.parts import FormReport, Row, cases, scores_table
+from tfm_jax.tasks.report.parts import NEAR_OR_FAR, FormReport, Row, cases, scores_table
 from tfm_jax.tasks.report.style import STYLE
 
 MISTAKES = 30  # shown at most
 UNLABELLED = 20
-LEGENDS = {"tags": tags.LEGEND, "answers": answers.LEGEND}
+LEGENDS = {"tags": tags.LEGEND, "answers": answers.LEGEND, "texts": texts.LEGEND}
 
 
 def errors_page(
@@ -19,7 +19,7 @@ def errors_page(
   """One self-contained HTML document: scores, the worst mistakes, and where they are.
 
   Args:
-    form: "classes", "numbers", "tags" or "answers".
+    form: "classes", "numbers", "tags", "answers" or "texts".
     rows: those of predictions.jsonl; without any label the page only shows predictions.
     scores: of `tfm_jax.tasks.scores.score`.
     title: plain text.
@@ -55,7 +55,7 @@ def _mistakes(form: str, report: FormReport, rows: Sequence[Row], labelled: int)
   shown = [(i + 1, rows[i]) for i in wrong[:MISTAKES]]
   what = "sentences" if form == "tags" else "examples"
   count = f"{len(wrong):,} of {labelled:,} {what} are wrong ({len(wrong) / labelled:.1%}). "
-  if form == "numbers":
+  if form in NEAR_OR_FAR:
     count = ""
   title = "Mistakes" if len(wrong) <= MISTAKES else f"The {len(shown)} worst mistakes"
   return page.section(title, count + report.order, LEGENDS.get(form, "") + cases(report, shown))

@@ -26,7 +26,7 @@ OTHER = "(other)"
 # Scores that are shares, shown as percent.
 SHARES = (
   "accuracy", "f1", "f1_macro", "precision", "recall", "exact_match", "has_answer_f1", "no_answer_f1", "best_f1",
-  "calibration_error",
+  "calibration_error", "rouge1", "rouge2", "rougeL",
 )  # fmt: skip
 TITLES = {
   "accuracy": "accuracy",
@@ -40,7 +40,13 @@ TITLES = {
   "best_f1": "best F1 of any no-answer threshold",
   "best_f1_threshold": "no-answer threshold of the best F1",
   "bio_faults": "BIO faults",
+  "bleu": "BLEU",
+  "chrf": "chrF",
+  "rouge1": "ROUGE-1",
+  "rouge2": "ROUGE-2",
+  "rougeL": "ROUGE-L",
 }
+NEAR_OR_FAR = ("numbers", "texts")  # forms whose predictions are not right or wrong
 CORRELATIONS = ("matthews", "pearson", "spearman")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tfm_jax.tasks.report.forms import FORMS
 from tfm_jax.tasks.report.parts import (
+  NEAR_OR_FAR,
   Row,
   columns_of,
   confusion,
@@ -57,7 +58,7 @@ def _mistakes(form: str, rows: Sequence[Row]) -> list[str]:
   wrong = report.mistakes()
   if not wrong:
     return ["no mistakes"]
-  lines = ["", "largest errors" if form == "numbers" else f"{len(wrong):,} mistakes, the most confident:"]
+  lines = ["", "largest errors" if form in NEAR_OR_FAR else f"{len(wrong):,} mistakes, the most confident:"]
   for i in wrong[:MISTAKES]:
     verdict, text = report.short(rows[i])
     lines += [f"  row {i + 1}: {verdict}", f"    {text}"]

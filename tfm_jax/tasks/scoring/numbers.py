@@ -22,6 +22,10 @@ class Numbers:
   def right(self) -> None:
     """None: a number is near or far, not right or wrong."""
 
+  def errors(self) -> np.ndarray:
+    """How far each prediction is from its label, [N]."""
+    return np.abs(self.predictions - self.labels)
+
   def scores(self) -> dict[str, float]:
     """`pearson`, `spearman` (0 if the labels or the predictions are all equal), and the mean errors."""
     from scipy import stats  # late: importing it takes a moment, which commands that score nothing save

@@ -39,12 +39,12 @@ def parallel_corpus(
     raise UserError("data.eval_path and data.eval_target_path: give both or neither")
   split = split_lines(path, eval_path, eval_fraction, errors)
   split = split._replace(whole=frozenset([*split.files, *split.eval_files]))
-  pairs = eval_pairs = _pairs(
+  pairs = eval_pairs = paired_files(
     split.files, find_text_files(target_path, "data.target_path"), "data.path", "data.target_path"
   )
   if eval_path:
     eval_targets = find_text_files(eval_target_path, "data.eval_target_path")
-    eval_pairs = _pairs(split.eval_files, eval_targets, "data.eval_path", "data.eval_target_path")
+    eval_pairs = paired_files(split.eval_files, eval_targets, "data.eval_path", "data.eval_target_path")
 
   def read(part: str, counts: Counts) -> Iterator[Document]:
     counts["blank"] = documents = 0
@@ -78,8 +78,8 @@ def parallel_corpus(
   )
 
 
-def _pairs(sources: list[Path], targets: list[Path], key: str, target_key: str) -> dict[Path, Path]:
-  """Source file -> target file, of equally many lines."""
+def paired_files(sources: list[Path], targets: list[Path], key: str, target_key: str) -> dict[Path, Path]:
+  """Source file -> target file, of equally many lines. Raises UserError, which names the keys."""
   if len(sources) != len(targets):
     raise UserError(f"{key} names {len(sources)} files and {target_key} {len(targets)}: they must pair up")
   for source, target in zip(sources, targets, strict=True):
