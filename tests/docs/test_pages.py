@@ -17,6 +17,7 @@ from tests.support.launching import ROOT, WithoutSamples, tiny, write_experiment
 from tfm_jax.compare import __main__ as compare_command
 from tfm_jax.compare import scaling
 from tfm_jax.data.prepare import SOURCES
+from tfm_jax.decode import __main__ as decode_command
 from tfm_jax.hf import __main__ as hf_command
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.command import parse
@@ -42,6 +43,7 @@ COMMANDS = {
   "train.py": FLAGS,
   "-m tfm_jax.compare": ("config", "strategies", "devices", "topology", "steps", "parameter", "out"),
   "-m tfm_jax.compare.scaling": ("config", "strategies", "topologies", "rows", "to", "out"),
+  "-m tfm_jax.decode": decode_command.FLAGS,
   "-m tfm_jax.hf import": hf_command.FLAGS["import"],
   "-m tfm_jax.hf export": hf_command.FLAGS["export"],
   "-m tfm_jax.tasks": tasks_command.FLAGS,
@@ -176,7 +178,7 @@ def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
   for name, arguments in ours(page):
     if name not in COMMANDS or not arguments or any(argument.startswith("--help") for argument in arguments):
       continue
-    flags = parse(arguments, COMMANDS[name])
+    flags = parse(arguments, COMMANDS[name], switches=decode_command.SWITCHES if "decode" in name else ())
     if "config" not in COMMANDS[name]:
       continue
     path = flags.require("config")

@@ -151,7 +151,10 @@ def test_help_has_the_values_of_a_config(run):
 @pytest.mark.parametrize(
   ("topic", "keys"),
   [
-    ("eval", {"eval.every", "eval.batches", "eval.metric", "eval.patience"}),
+    (
+      "eval",
+      {f"eval.{key}" for key in ("every", "batches", "metric", "patience", "generate_every", "generate_examples")},
+    ),
     ("optimizer.beta1", {"optimizer.beta1"}),
     ("--config.optimizer.beta1", {"optimizer.beta1"}),
     ("warm", {"optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_fraction", "optimizer.warmup_steps"}),

@@ -10,7 +10,7 @@ from tfm_jax.models.model import Model, resolve_model
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
 from tfm_jax.training.config import from_dict
-from tfm_jax.training.load import Run
+from tfm_jax.training.load import Run, symbols_of
 
 TEXTS = ["the cat sat on the mat and saw the bird", "a dog ran after one small grey bird", "all of the town sat"] * 20
 TEXT, MASKED, PAIR = "the cat sat on the mat", "the cat [MASK] on the [MASK]", "a dog ran"
@@ -32,7 +32,7 @@ def make_run(family, kind="wordpiece", objective="", **changes):
   keys = jax.random.split(jax.random.key(2), len(leaves))
   params = tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
   config = from_dict({"objective": {"name": objective}} if objective else {})
-  return Run(config, model, params, tokenizer, 7)
+  return Run(config, model, params, tokenizer, 7, start_id=symbols_of(config, tokenizer, False).start)
 
 
 CLASSES = {"head__num_labels": 3, "head__labels": "O|B-PER|I-PER"}

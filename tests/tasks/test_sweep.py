@@ -88,7 +88,7 @@ def test_mistakes_are_told_before_anything_starts(tmp_path):
     ("--jobs=0: a whole number", {}, {"jobs": 0}),
     ("--evaluation=first: choose last or best", {}, {"evaluation": "first"}),
     (r"train\.stepz does not exist", {"train.stepz": "1"}, {}),
-    (r"task\.name='translation' is not one of", {"task.name": "translation"}, {}),
+    (r"task\.name='divination' is not one of", {"task.name": "divination"}, {}),
     ("must be on a file system of this host", {}, {"out": "gs://bucket/sweep"}),
   ]:
     with pytest.raises(UserError, match=message):
