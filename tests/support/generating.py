@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from tests.training.test_scoring import make_run
+from tfm_jax.decode.prompts import position_limit
 from tfm_jax.models.config import replaced, resolve
 
 PROMPTS = ["the cat", "a dog ran after one small grey bird and", "sat"]
@@ -38,7 +39,7 @@ def logits_after(run, prompt, new):
   """The next token's logits by a forward pass of everything before it, float64, of the tokenizer's ids."""
   tokenizer = run.tokenizer
   ids = tokenizer.encode(prompt)
-  width = min(WIDTH, run.model.config.max_positions or WIDTH)
+  width = position_limit(run.model) or WIDTH
   row = lambda ids: np.pad(np.array(ids, np.int32), (0, width - len(ids)))[None]
   if run.model.encoder_decoder:
     source, target = [*ids, tokenizer.eos_id], [run.start_id, *new]
