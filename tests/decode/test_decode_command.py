@@ -54,7 +54,7 @@ def test_the_command_streams_a_text_and_writes_a_file(runs, tmp_path):
   assert [row["prompt"] for row in lines(tmp_path / "out.jsonl")] == ["the cat", "a dog"]
   done = run(f"--workdir={runs / 'gpt'}", "--prompt=a", "--beams=none")
   assert (done.returncode, done.stderr) == (2, "error: --beams=none: a whole number is expected\n")
-  done = run(f"--workdir={runs / 'gpt'}", "--prompt=a", "--score")
+  done = run(f"--workdir={runs / 'gpt'}", "--prompt=the cat", "--score")
   assert done.returncode == 0 and json.loads(done.stdout)["logprob"] < 0
 
 
