@@ -4,10 +4,10 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.train.serve import peak_bytes, reset_peak, serve
+from benchmarks.generation.shared import Side, random_prompts, serve_side
 
 
-class Ours:
+class Ours(Side):
   """A model, its parameters made ready, and the prompts."""
 
   def prepare(
@@ -29,10 +29,8 @@ class Ours:
       rows, prompt, new, beams: prompts, their tokens, the tokens that follow, beams.
       options: more fields of `decode.options.Options`.
     """
-    import jax
     import numpy as np
 
-    from benchmarks.generation.prompts import random_prompts
     from tfm_jax.compare.program import build_program
     from tfm_jax.decode.generate import continued
     from tfm_jax.decode.options import Options
@@ -55,34 +53,8 @@ class Ours:
       chosen = Options(max_new_tokens=count, beams=beams, batch_size=rows, **options)
       return [list(one[0].ids) for one in continued(model, self.params, tokenizer, read, chosen)]
 
-    self.generate, self.new = generate, new
-    compile_begin = time.perf_counter()
-    texts = generate(new)
-    compile_seconds = time.perf_counter() - compile_begin
-    generate(1)
-    jax.block_until_ready(self.params)
-    reset_peak()
-    return {"seconds": time.perf_counter() - begin, "compile_seconds": compile_seconds, "texts": texts}
-
-  def run(self, steps: int) -> dict[str, Any]:
-    """Generates `steps` times; the seconds of each."""
-    return {"seconds": [_timed(lambda: self.generate(self.new)) for _ in range(steps)]}
-
-  def first(self, steps: int) -> dict[str, Any]:
-    """The seconds to the first token, `steps` times."""
-    return {"seconds": [_timed(lambda: self.generate(1)) for _ in range(steps)]}
-
-  def memory(self) -> dict[str, Any]:
-    """Peak memory of the process since it was ready."""
-    return {"peak_bytes": peak_bytes()}
-
-
-def _timed(call: Any) -> float:
-  begin = time.perf_counter()
-  call()
-  return time.perf_counter() - begin
+    return self.ready(generate, new, begin)
 
 
 if __name__ == "__main__":
-  ours = Ours()
-  serve({"prepare": ours.prepare, "run": ours.run, "first": ours.first, "memory": ours.memory})
+  serve_side(Ours())

@@ -9,13 +9,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 
-from benchmarks.generation.prompts import random_prompts
-from benchmarks.train.serve import peak_bytes, reset_peak, serve
+from benchmarks.generation.shared import Side, random_prompts, serve_side
 
 MODELS = {"gpt": transformers.GPT2LMHeadModel, "t5": transformers.T5ForConditionalGeneration}
 
 
-class Peer:
+class Peer(Side):
   """A model and the prompts."""
 
   def prepare(
@@ -46,33 +45,8 @@ class Peer:
       out = model.generate(ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, **options)
       return out[:, -count:].tolist()
 
-    self.generate, self.new = generate, new
-    compile_begin = time.perf_counter()
-    texts = generate(new)
-    compile_seconds = time.perf_counter() - compile_begin
-    generate(1)
-    reset_peak()
-    return {"seconds": time.perf_counter() - begin, "compile_seconds": compile_seconds, "texts": texts}
-
-  def run(self, steps: int) -> dict[str, Any]:
-    """Generates `steps` times; the seconds of each."""
-    return {"seconds": [_timed(lambda: self.generate(self.new)) for _ in range(steps)]}
-
-  def first(self, steps: int) -> dict[str, Any]:
-    """The seconds to the first token, `steps` times."""
-    return {"seconds": [_timed(lambda: self.generate(1)) for _ in range(steps)]}
-
-  def memory(self) -> dict[str, Any]:
-    """Peak memory of the process since it was ready."""
-    return {"peak_bytes": peak_bytes()}
-
-
-def _timed(call: Any) -> float:
-  begin = time.perf_counter()
-  call()
-  return time.perf_counter() - begin
+    return self.ready(generate, new, begin)
 
 
 if __name__ == "__main__":
-  peer = Peer()
-  serve({"prepare": peer.prepare, "run": peer.run, "first": peer.first, "memory": peer.memory})
+  serve_side(Peer())

@@ -89,7 +89,7 @@ def tower(
   own, across = make_sight(c, st, mask, (B, T, S), window=c.window.size, bias_HTS=bias_HTS, **kind), None
   if memory_length:
     if segments_BT is None and memory_segments is not None:  # a single segment, which does not see padding
-      segments_BT = jnp.ones((1, 1), jnp.int32)
+      segments_BT = jnp.ones((B, T), jnp.int32)
     mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
     across = make_sight(c, st, mask, (B, T, memory_length), **kind)
   ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise)
