@@ -189,3 +189,15 @@ def test_a_full_cache_is_refused():
   _, cache = model.decode(params, {"inputs": ids}, model.init_cache(params, 1, 4))
   with pytest.raises(UserError, match="a cache of 4 columns, 3 of them filled, has no room for 3 tokens"):
     model.decode(params, {"inputs": ids}, cache)
+
+
+@pytest.mark.parametrize("case", ["learned", "grouped"])
+def test_a_cache_that_is_cut_has_forgotten_the_tokens_after(case):
+  model, params = model_and_params(case)
+  ids = make_batch("gpt")["inputs"][:2]
+  read = lambda tokens, cache: model.decode(params, {"inputs": tokens}, cache)
+  _, cache = read(ids[:, :9], model.init_cache(params, 2, 12))
+  after, _ = read(ids[:, 10:11], cache.cut(jnp.int32(5)))
+  _, fresh = read(ids[:, :5], model.init_cache(params, 2, 12))
+  expected, _ = read(ids[:, 10:11], fresh)
+  np.testing.assert_allclose(after["logits"], expected["logits"], rtol=1e-5, atol=1e-6)
