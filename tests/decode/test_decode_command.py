@@ -52,6 +52,8 @@ def test_the_command_streams_a_text_and_writes_a_file(runs, tmp_path):
   done = run(f"--workdir={runs / 't5'}", f"--file={prompts}", f"--out={tmp_path / 'out.jsonl'}", "--beams=2")
   assert done.returncode == 0, done.stderr
   assert [row["prompt"] for row in lines(tmp_path / "out.jsonl")] == ["the cat", "a dog"]
+  done = run(f"--workdir={runs / 'bert'}", "--prompt=a")
+  assert (done.returncode, done.stdout) == (2, "") and "family=bert reads in both directions" in done.stderr
   done = run(f"--workdir={runs / 'gpt'}", "--prompt=a", "--beams=none")
   assert (done.returncode, done.stderr) == (2, "error: --beams=none: a whole number is expected\n")
   done = run(f"--workdir={runs / 'gpt'}", "--prompt=the cat", "--score")

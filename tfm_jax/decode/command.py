@@ -83,9 +83,10 @@ def read_lines(path: str) -> list[str]:
 
 def _stream(run: Any, prompt: str, options: Options) -> None:
   """Prints the prompt (of a decoder) and what follows it, as it is generated."""
-  if not run.model.encoder_decoder:
-    print(prompt, end="", flush=True)
-  for piece in run.stream(prompt, options):
+  pieces = run.stream(prompt, options)
+  first = next(pieces, "")  # what cannot be continued is refused before anything is printed
+  print("" if run.model.encoder_decoder else prompt, first, sep="", end="", flush=True)
+  for piece in pieces:
     print(piece, end="", flush=True)
   print()
 
