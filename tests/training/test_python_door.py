@@ -36,8 +36,8 @@ def test_load_fit_and_load_run(tmp_path):
 
 def test_fit_takes_the_task_that_the_configuration_names(tmp_path):
   experiment = write_experiment(tmp_path / "experiment")
-  with pytest.raises(UserError, match=r"task\.name='translation' is not one of"):
-    tfm_jax.fit(tiny(experiment, task__name="translation"), tmp_path / "run")
+  with pytest.raises(UserError, match=r"task\.name='sorting' is not one of"):
+    tfm_jax.fit(tiny(experiment, task__name="sorting"), tmp_path / "run")
 
 
 def test_other_names_do_not_exist():
