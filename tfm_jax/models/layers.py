@@ -155,6 +155,12 @@ class Attention(Layer):
       sizes = {"q": H // G, "k": 1, "v": 1}
       ws = [self.stored(f"w{n}", (D, G * sizes[n], K)) for n in names]
       biases = [self.bias(f"b{n}", (G * sizes[n], K), c.has_bias("qkv")) for n in names]
+      if kept is not None:  # few tokens: to put the weights together would take longer than to multiply with them
+        each = [
+          linear("BTD,DHK->BTHK", x, w, b, self.axes(f"w{n}").names, st)
+          for n, w, b in zip(names, ws, biases, strict=True)
+        ]
+        return [st.constrain(y_BTHK, ("batch", "seq", "act_heads", None)) for y_BTHK in each]
       bs = [b for b in biases if b is not None]
       if H == G:
         w_DCHK, b_CHK = jnp.stack(ws, axis=1), jnp.stack(bs) if bs else None

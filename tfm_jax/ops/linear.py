@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tfm_jax.ops.dots import cpu_matmul, cpu_weight_gradient, dot
+from tfm_jax.ops.dots import cpu_linear, cpu_matmul, cpu_weight_gradient, dot
 
 Saved = tuple[Array, Array, Array | None]  # x, w, b
 
@@ -42,7 +42,7 @@ def _bias_axes(spec: str) -> tuple[int, ...]:
 def einsum(spec: str, x: Array, w: Array, platform: str, wide: bool = False) -> Array:
   """The dot. Its result is float32 on CPU, for float32 operands, or if `wide`; otherwise in the compute dtype."""
   if platform == "cpu":
-    return dot(spec, x, w)
+    return cpu_linear(spec, x, w)
   if x.dtype == jnp.float32:
     return jnp.einsum(spec, x, w, precision="highest")
   return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32 if wide else x.dtype)
