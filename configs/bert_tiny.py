@@ -12,7 +12,7 @@ import os
 
 from configs import task
 
-STEPS = 7000
+STEPS = 3000
 
 
 def get_config():
@@ -23,7 +23,6 @@ def get_config():
   held_out = os.path.join(root, "wiki_paragraphs", "valid.txt.gz")
   c.data.update({"source": "text", "path": ",".join(text), "eval_path": held_out, "seq_len": 128, "buckets": 1})
   c.model.update({"dropout": 0.0, "attention_dropout": 0.0})
-  c.head.update({"pooling": "cls", "pooler": "tanh"})
   c.optimizer.update({"learning_rate": 2e-3, "weight_decay": 0.01, "schedule": "linear", "warmup_fraction": 0.05})
   c.train.update({"batch_size": 128, "steps": STEPS, "log_every": 100})
   c.eval.update({"every": 1000, "batches": 8})

@@ -52,7 +52,7 @@ def test_a_model_whose_layers_all_have_a_window_keeps_no_more_than_it():
   (read,) = decoding.prompts.read_prompts(run.model, run.tokenizer, run.symbols, long, Options())
   (batch,) = decoding.prompts.batches(run.model, [read], 1, 1)
   width = batch.ids_BT.shape[1]
-  state = decoding.start(run.model, run.params, batch, width + 64)
+  state, _ = decoding.start(run.model, run.params, batch, width + 64)
   assert (width, state.cache.columns) == (16, 32)
   check_greedy(run, run.generate(long, max_new_tokens=40), 40)
 

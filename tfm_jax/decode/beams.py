@@ -62,10 +62,10 @@ def search(
     options, plan: see `generate.step_plan`.
   """
   width = batch.ids_BT.shape[1]
-  state = start(model, params, batch, width + new, options.cache_dtype)
+  state, logits_BV = start(model, params, batch, width + new, options.cache_dtype)
   shape = (options.beam_groups, options.beams // options.beam_groups)
   weights = (np.float32(options.length_penalty), np.float32(options.diversity))
-  first = (state.cache, state.logits_BV, state.ids_BS, state.filled_BS, state.padding_B)
+  first = (state.cache, logits_BV, state.ids_BS, state.filled_BS, state.padding_B)
   found = jax.device_get(_search(model, plan, shape, width, params, numbers(options), weights, *first))
   for scores, ids, logprobs in zip(found.scores, found.ids, found.logprobs, strict=True):
     ranked = np.argsort(-scores.reshape(-1), kind="stable")

@@ -16,10 +16,10 @@ import numpy as np
 from jax import Array
 
 from tfm_jax.decode import beams, choosing, prompts, speculative
-from tfm_jax.decode.options import History, Numbers, Options, Plan, numbers, plan
+from tfm_jax.decode.options import Numbers, Options, Plan, numbers, plan
 from tfm_jax.decode.prompts import Batch, Prompt, Symbols
 from tfm_jax.decode.speculative import Draft
-from tfm_jax.decode.start import State, any_rows, prepared, shown, start
+from tfm_jax.decode.start import State, any_rows, extended, first, prepared, shown, start
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.text.tokenizers.table import Tokenizer
@@ -182,16 +182,16 @@ def _steps(
   if draft is not None:
     yield from speculative.steps(model, params, draft, batch, of_plan, options, keys, new)
     return
-  state = start(model, params, batch, width + columns, options.cache_dtype)
-  done = 0
-  while done < new:
+  state, logits_BV = start(model, params, batch, width + columns, options.cache_dtype)
+  state, done = first(of_plan, values, keys, state, logits_BV, width), 1
+  while True:
+    ids, logprobs, ended = jax.device_get((state.ids_BS, state.logprobs_BS, state.ended_B))
+    yield ids[:, width : width + done], logprobs[:, width : width + done], ended
+    if done == new or ended[: len(batch.prompts)].all():
+      return
     steps = min(chunk, new - done)
     state = _advance(model, of_plan, params, values, keys, state, np.int32(steps), width)
     done += steps
-    ids, logprobs, ended = jax.device_get((state.ids_BS, state.logprobs_BS, state.ended_B))
-    yield ids[:, width : width + done], logprobs[:, width : width + done], ended
-    if ended[: len(batch.prompts)].all():
-      return
 
 
 def new_tokens(model: Model, batch: Batch, options: Options) -> int:
@@ -227,35 +227,18 @@ def _advance(
   prompt: int,
 ) -> State:
   """The state after `steps` more tokens, or once all rows have ended. `prompt`: columns of the prompt."""
-  new_S = jnp.arange(state.ids_BS.shape[1]) >= prompt
 
   def step(carry: tuple[Array, State]) -> tuple[Array, State]:
     i, state = carry
     column = state.cache.length
-    history = History(state.ids_BS, state.filled_BS, state.filled_BS & new_S[None], column)
-    logits_BV = choosing.allowed(of_plan, values, state.logits_BV, history)
-    ids_B = choosing.choose(of_plan, values, logits_BV, keys_B, column - prompt).astype(jnp.int32)
-    logprobs_B = jnp.take_along_axis(state.logits_BV, ids_B[:, None], 1)[:, 0]
-    logprobs_B = logprobs_B - jax.nn.logsumexp(state.logits_BV[:, : of_plan.vocab_size], -1)
-    ids_B = jnp.where(state.ended_B, of_plan.pad, ids_B)
-    put = lambda whole_BS, x_B: jax.lax.dynamic_update_slice_in_dim(whole_BS, x_B[:, None], column, axis=1)
-    running_B = ~state.ended_B
-    ended_B = state.ended_B | jnp.isin(ids_B, jnp.array(of_plan.ends)) if of_plan.ends else state.ended_B
+    last = lambda x_BS: jax.lax.dynamic_slice_in_dim(x_BS, column, 1, axis=1)
     tokens = {
-      "inputs": ids_B[:, None],
+      "inputs": last(state.ids_BS),
       "positions": (column - state.padding_B)[:, None],
-      "segment_ids": running_B.astype(jnp.int32)[:, None],
+      "segment_ids": last(state.filled_BS).astype(jnp.int32),
     }
     outputs, cache = model.decode(params, tokens, state.cache)
-    return i + 1, State(
-      cache,
-      outputs["logits"][:, -1],
-      put(state.ids_BS, ids_B),
-      put(state.filled_BS, running_B),
-      put(state.logprobs_BS, jnp.where(state.ended_B, 0.0, logprobs_B)),
-      ended_B,
-      state.padding_B,
-    )
+    return i + 1, extended(of_plan, values, keys_B, state._replace(cache=cache), outputs["logits"][:, -1], prompt)
 
   more = lambda carry: (carry[0] < steps) & ~carry[1].ended_B.all()
   return shown(model, jax.lax.while_loop(more, step, (jnp.int32(0), state))[1])

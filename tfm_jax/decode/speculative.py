@@ -16,7 +16,7 @@ from jax import Array
 from tfm_jax.decode import choosing
 from tfm_jax.decode.options import History, Numbers, Options, Plan, numbers
 from tfm_jax.decode.prompts import Batch
-from tfm_jax.decode.start import any_rows, prepared, shown, start
+from tfm_jax.decode.start import any_rows, first, prepared, shown, start
 from tfm_jax.errors import UserError
 from tfm_jax.models.cache import Cache
 from tfm_jax.models.model import Model
@@ -72,15 +72,14 @@ def steps(
   """(ids [B, n], their log-probabilities, ended [B]) of all tokens so far, after each round; n is at most `new`."""
   width = batch.ids_BT.shape[1]
   columns = width + new + draft.tokens + 1
-  state, other = (
+  (state, logits_BV), (other, _) = (
     start(m, p, batch, columns, options.cache_dtype, rolling=False)
     for m, p in ((model, params), (draft.model, draft.params))
   )
   values = numbers(options)
-  state = _first(plan, values, keys_B, state, width)
-  ids, logprobs, ended, last = state[1:]
-  filled = other.filled_BS | (jnp.arange(columns)[None] == width) & ~other.ended_B[:, None]
-  now = Round(state[0], other.cache, last, ids, filled, logprobs, ended, other.padding_B)
+  state = first(plan, values, keys_B, state, logits_BV, width)
+  texts = (state.ids_BS, state.filled_BS, state.logprobs_BS, state.ended_B, state.padding_B)
+  now = Round(state.cache, other.cache, state.ids_BS[:, width], *texts)
   while True:
     ids, logprobs, ended, length = jax.device_get((now.ids_BS, now.logprobs_BS, now.ended_B, now.cache.length))
     done = min(int(length) + 1 - width, new)
@@ -88,18 +87,6 @@ def steps(
     if done == new or ended[: len(batch.prompts)].all():
       return
     now = _round(model, draft.model, draft.tokens, plan, params, draft.params, values, keys_B, now, width)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _first(plan: Plan, values: Numbers, keys_B: Array, state: Any, prompt: int) -> tuple[Any, ...]:
-  """(cache, ids, log-probabilities, ended, last) with the first token, chosen as without a draft."""
-  nothing = jnp.zeros_like(state.filled_BS)
-  history = History(state.ids_BS, state.filled_BS, nothing, jnp.int32(prompt))
-  logits_BV = choosing.allowed(plan, values, state.logits_BV, history)
-  ids_B = choosing.choose(plan, values, logits_BV, keys_B, jnp.int32(0)).astype(jnp.int32)
-  logprobs_B = _logprobs(plan, state.logits_BV[:, None], ids_B[:, None])[:, 0]
-  ids_BS, logprobs_BS = state.ids_BS.at[:, prompt].set(ids_B), state.logprobs_BS.at[:, prompt].set(logprobs_B)
-  return state.cache, ids_BS, logprobs_BS, state.ended_B | _ends(plan, ids_B), ids_B
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 9), donate_argnums=8)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from tfm_jax.decode import choosing
+from tfm_jax.decode.options import History, Numbers, Plan
 from tfm_jax.decode.prompts import Batch
 from tfm_jax.models.cache import Cache
 from tfm_jax.models.model import Model
@@ -19,8 +21,7 @@ class State(NamedTuple):
   """Rows that are being continued.
 
   Attributes:
-    cache: of the tokens so far.
-    logits_BV: of the next token, float32.
+    cache: of the tokens that the model has read: of all but the last one that was chosen.
     ids_BS, filled_BS: see `History`.
     logprobs_BS: log-probability of each token generated.
     ended_B: whether the row has ended.
@@ -28,7 +29,6 @@ class State(NamedTuple):
   """
 
   cache: Cache
-  logits_BV: Array
   ids_BS: Array
   filled_BS: Array
   logprobs_BS: Array
@@ -64,8 +64,10 @@ def _cast(model: Model, params: Any) -> Any:
   return jax.lax.with_sharding_constraint(jax.tree.map_with_path(cast, params), model.shardings())
 
 
-def start(model: Model, params: Any, batch: Batch, columns: int, cache_dtype: str = "", rolling: bool = True) -> State:
-  """The state after the prompts have been read, with room for `columns` tokens per row.
+def start(
+  model: Model, params: Any, batch: Batch, columns: int, cache_dtype: str = "", rolling: bool = True
+) -> tuple[State, Array]:
+  """The state after the prompts have been read, with room for `columns` tokens per row; and the logits [B, V] after it.
 
   `rolling`: the cache of a model with a window has no more columns than it needs; see `Cache`.
   """
@@ -77,7 +79,9 @@ def start(model: Model, params: Any, batch: Batch, columns: int, cache_dtype: st
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _start(model: Model, columns: int, cache_dtype: str, rolling: bool, params: Any, arrays: dict[str, Array]) -> State:
+def _start(
+  model: Model, columns: int, cache_dtype: str, rolling: bool, params: Any, arrays: dict[str, Array]
+) -> tuple[State, Array]:
   ids_BT, segments_BT = arrays["ids"], arrays["segments"]
   B, T = ids_BT.shape
   memory = None
@@ -98,7 +102,30 @@ def _start(model: Model, columns: int, cache_dtype: str, rolling: bool, params: 
   cache, logits_NBV = jax.lax.scan(read, cache, parts)
   wide = lambda x: jnp.pad(x, ((0, 0), (0, columns - T)))
   logprobs_BS = jnp.zeros((B, columns), jnp.float32)
-  return State(cache, logits_NBV[-1], wide(ids_BT), wide(segments_BT) > 0, logprobs_BS, padding_B == T, padding_B)
+  return State(cache, wide(ids_BT), wide(segments_BT) > 0, logprobs_BS, padding_B == T, padding_B), logits_NBV[-1]
+
+
+def extended(plan: Plan, values: Numbers, keys_B: Array, state: State, logits_BV: Array, prompt: int) -> State:
+  """The state with one more token in each row that has not ended. `prompt`: columns of the prompt."""
+  column = state.cache.length
+  is_new_S = jnp.arange(state.ids_BS.shape[1]) >= prompt
+  history = History(state.ids_BS, state.filled_BS, state.filled_BS & is_new_S[None], column)
+  ids_B = choosing.choose(plan, values, choosing.allowed(plan, values, logits_BV, history), keys_B, column - prompt)
+  ids_B = ids_B.astype(jnp.int32)
+  logprobs_B = jnp.take_along_axis(logits_BV, ids_B[:, None], 1)[:, 0]
+  logprobs_B = logprobs_B - jax.nn.logsumexp(logits_BV[:, : plan.vocab_size], -1)
+  running_B = ~state.ended_B
+  ids_B = jnp.where(running_B, ids_B, plan.pad)
+  put = lambda whole_BS, x_B: jax.lax.dynamic_update_slice_in_dim(whole_BS, x_B[:, None], column, axis=1)
+  return state._replace(
+    ids_BS=put(state.ids_BS, ids_B),
+    filled_BS=put(state.filled_BS, running_B),
+    logprobs_BS=put(state.logprobs_BS, jnp.where(running_B, logprobs_B, 0.0)),
+    ended_B=state.ended_B | jnp.isin(ids_B, jnp.array(plan.ends)) if plan.ends else state.ended_B,
+  )
+
+
+first = jax.jit(extended, static_argnums=(0, 5))  # the first token: the model has read all that there is
 
 
 def _cache_shape(model: Model, prompt: int, columns: int) -> tuple[int, int]:
