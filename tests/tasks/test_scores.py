@@ -15,7 +15,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.tasks.scores import MAIN, compare, score, scored_rows
 from tfm_jax.tasks.scoring.answers import normalised
 from tfm_jax.tasks.scoring.bootstrap import resamples
-from tfm_jax.tasks.scoring.classes import calibration_error, reliability
+from tfm_jax.tasks.scoring.classes import OTHER, calibration_error, reliability
 from tfm_jax.tasks.scoring.tags import bio_faults, entities
 
 EXACT = pytest.approx
@@ -58,6 +58,19 @@ def test_f1_is_that_of_the_second_class_or_of_the_positive_one():
 def test_a_class_that_is_only_in_the_probabilities_has_no_part_in_the_mean_of_f1():
   rows = [class_row("a", "a", a=0.9, b=0.05, c=0.05), class_row("b", "b", a=0.1, b=0.9, c=0.0)]
   assert score("classes", rows)["f1"] == score("classes", rows)["f1_low"] == 1.0
+
+
+def test_text_that_names_no_class_is_wrong_and_no_class_of_its_own():
+  pairs = [*[("yes", "yes")] * 4, *[("no", "no")] * 3, (OTHER, "yes")]
+  rows = [{"prediction": prediction, "label": label} for prediction, label in pairs]
+  scores = score("classes", rows)
+  assert scores["accuracy"] == EXACT(7 / 8) and scores["f1"] == EXACT(8 / 9)
+  assert scores["f1_macro"] == EXACT((8 / 9 + 1) / 2)
+  weights = np.ones((1, len(rows)))
+  of_all = scored_rows("classes", rows).resampled(weights)
+  assert (of_all["f1"][0], of_all["f1_macro"][0]) == EXACT((scores["f1"], scores["f1_macro"]))
+  better = compare("classes", rows, [*rows[:7], rows[7] | {"prediction": "yes"}]).differences["f1"]
+  assert (better.a, better.b) == EXACT((8 / 9, 1.0)) and better.low == 0 and 0 < better.high < 0.5
 
 
 def test_log_loss_and_its_floor_where_a_probability_was_rounded_to_zero():

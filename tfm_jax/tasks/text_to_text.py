@@ -17,6 +17,7 @@ from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.labelled import LabelledTask, Prediction
 from tfm_jax.tasks.multiple_choice import Choice, MultipleChoice
 from tfm_jax.tasks.question_answering import QuestionAnswering
+from tfm_jax.tasks.scoring.classes import OTHER
 from tfm_jax.tasks.scoring.tags import entities, marks_entities
 from tfm_jax.tasks.sequence_classification import SequenceClassification, SequenceRegression, number_of, shown
 from tfm_jax.tasks.texts import TextExample
@@ -30,8 +31,6 @@ from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction
 
-OTHER = "(other)"
-"""The prediction where the model wrote no class."""
 DATA_SETS = {"squad": "question_answering", "conll2003": "token_classification"}
 """Other names that `task.source_task` may have, which also stand in the source text."""
 _NO_NUMBER = -1.0  # the prediction where the model wrote no number, as in T5's evaluation
