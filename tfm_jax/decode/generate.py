@@ -148,7 +148,7 @@ def _finished(
   for i in rows:
     prompt = batch.prompts[i]
     count = _length(ids[i], ends)
-    reason = "end" if ended[i] else "length"
+    reason = "end" if count and int(ids[i, count - 1]) in ends else "length"
     if stopped[i]:
       count, reason = _until_stop(tokenizer, prompt, ids[i, :count], options.stop), "stop"
     chosen = np.concatenate([prompt.ids[len(prompt.ids) - prompt.forced :], ids[i, :count]])
