@@ -83,5 +83,9 @@ def test_a_draft_that_cannot_serve_is_refused():
     checked_draft(run.model, Draft(letters.model, letters.params), run.tokenizer, letters.tokenizer)
   with pytest.raises(UserError, match="a draft is for greedy decoding and sampling"):
     run.generate("the", beams=2, draft=draft_of(run, 0.1))
+  short = run_of("gpt", max_positions=16)
+  short = checked_draft(run.model, Draft(short.model, short.params), run.tokenizer, short.tokenizer)
+  with pytest.raises(UserError, match="prompt 2 and the text after it may take 17 positions, and the draft has 16"):
+    run.generate(["the", "the cat"], max_new_tokens=14, draft=short)
   with pytest.raises(UserError, match="draft_tokens=0 must be at least 1"):
     checked_draft(run.model, Draft(run.model, run.params, 0), run.tokenizer, dataclasses.replace(run).tokenizer)
