@@ -11,6 +11,7 @@ from tests.support.launching import rows as records
 from tests.support.launching import tiny, write_experiment
 from tfm_jax.decode.options import Options
 from tfm_jax.errors import UserError
+from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.evaluate import evaluate, evaluate_run, read_predictions
 from tfm_jax.tasks.generation import Generation
 from tfm_jax.tasks.table import TASKS, find_task
@@ -222,6 +223,16 @@ def test_the_score_of_generated_texts_chooses_the_best_step_and_a_resumed_run_re
   assert all("chrf" in r for r in kept("whole"))
   best = json.loads((tmp_path / "whole" / "best.json").read_text())
   assert best["value"] == max(r["chrf"] for r in kept("whole")[1:])
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_a_resumed_run_knows_by_itself_whether_it_descends_from_an_import(experiment, tmp_path, imported):
+  TOKENIZER.save(tmp_path / "run" / "tokenizer")
+  RunDirectory(tmp_path / "run").append_start({"origin": {"source": "gpt2"} if imported else {}})
+  config = Generation.configure(tiny(experiment, "gpt", init_from="moved", **settings(tmp_path, data__seq_len=32)))
+  task = Generation(config, tmp_path / "run" / "tokenizer")
+  (_, batch), *_ = task.train_batches(0, 1, None)
+  assert (batch["inputs"][:, 0] == TOKENIZER.bos_id).all() == imported
 
 
 def test_a_metric_that_is_not_measured_ends_a_run_at_once(experiment, tmp_path):
