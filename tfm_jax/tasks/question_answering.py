@@ -1,7 +1,7 @@
 """Extractive question answering: SQuAD 1.1 and 2.0, CMRC 2018, XQuAD (Rajpurkar et al. 2016, 2018)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -66,6 +66,11 @@ class QuestionAnswering(LabelledTask[Question]):
   def texts(cls, example: Question) -> Sequence[str]:
     """See `LabelledTask`: questions about the same context stay together."""
     return (example.context, example.question)
+
+  @classmethod
+  def corpus(cls, examples: Sequence[Question]) -> Iterable[str]:
+    """See `LabelledTask`: each context once, however many questions are about it."""
+    return dict.fromkeys(super().corpus(examples))
 
   def rows(self, examples: Sequence[Question]) -> Rows:
     """See `LabelledTask`."""

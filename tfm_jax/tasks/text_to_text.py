@@ -196,6 +196,12 @@ WRITERS: dict[type[LabelledTask], type[Writer]] = {
   TokenClassification: Tags,
   MultipleChoice: Choices,
 }
+_READERS: dict[type, type[LabelledTask]] = {
+  TextExample: SequenceClassification,
+  Question: QuestionAnswering,
+  Sentence: TokenClassification,
+  Choice: MultipleChoice,
+}
 
 
 class TextToText(Generation):
@@ -219,10 +225,14 @@ class TextToText(Generation):
     return pairs
 
   @classmethod
-  def texts(cls, example: Pair) -> Sequence[str]:
-    """See `LabelledTask`: questions about the same context stay together."""
-    parts = super().texts(example)
-    return (example.origin.context, *parts) if isinstance(example.origin, Question) else parts
+  def form_of(cls, config: Config) -> str:
+    """See `LabelledTask`: that of the task that is written as text."""
+    return _source_task(config)[0].form
+
+  @classmethod
+  def shared(cls, example: Pair) -> str:
+    """See `LabelledTask`: the same as of the task that is written as text, whose split is then this one's too."""
+    return _READERS[type(example.origin)].shared(example.origin)
 
   @classmethod
   def head(cls, config: Config, examples: Sequence[Pair]) -> dict[str, Any]:
