@@ -69,6 +69,11 @@ class LabelledTask(abc.ABC, Generic[E]):
   # What a task adds.
 
   @classmethod
+  def form_of(cls, config: Config) -> str:
+    """The form of what it predicts with this configuration. Raises UserError."""
+    return cls.form
+
+  @classmethod
   def files(cls, path: str, target_path: str, key: str) -> list[Path]:
     """The files of examples that `key` ("data.path", "data.eval_path" or "--data") names. Raises UserError.
 

@@ -246,7 +246,7 @@ class TextToText(Generation):
     super()._set(config, tokenizer)
     kind, _ = _source_task(config)
     labels = config.model.head.labels
-    self.form = kind.form  # type: ignore[misc]  # what is scored has the form of that task
+    self.form = self.form_of(config)  # type: ignore[misc]
     self._writer = WRITERS[kind](config.task.source_task, labels.split("|") if labels else ())
 
   def loss(self, model: Model) -> LossFunction:
