@@ -121,8 +121,10 @@ class QuestionAnswering(LabelledTask[Question]):
         # The least certain of the windows that say so: an answer in one of them is an answer.
         null = float(scores[0].sum())
         nothing[number] = min(nothing.get(number, null), null)
-    # Also of imported models, of whose training nothing is known.
-    unanswerable = self.config.task.no_answer or any(example.answers == () for example in examples)
+    # Of an imported model, which has no training data, the labels say whether there may be none.
+    unanswerable = self.config.task.no_answer or (
+      not self.config.data.path and any(example.answers == () for example in examples)
+    )
     return [_prediction(examples[number], found, nothing[number], unanswerable) for number, found in spans.items()]
 
 
