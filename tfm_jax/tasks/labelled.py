@@ -232,8 +232,12 @@ class LabelledTask(abc.ABC, Generic[E]):
   @classmethod
   def named(cls, config: Config, data: str, targets: str, key: str) -> list[Table]:
     """What `key` ("--data") names: files, or a split of the data set in TFDS of the run. Raises UserError."""
-    if config.data.source == "tfds" and not Path(data).expanduser().exists():
-      return [open_data(config.data.path).split(data, key)]
+    if config.data.source == "tfds":
+      try:
+        return [open_data(config.data.path).split(data, key)]  # also where a file has the name of a split
+      except UserError:
+        if not Path(data).expanduser().exists():
+          raise
     return [*cls.files(data, targets, key)]
 
   @classmethod
