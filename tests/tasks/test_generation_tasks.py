@@ -14,9 +14,9 @@ from tfm_jax.errors import UserError
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.evaluate import evaluate, evaluate_run, read_predictions
 from tfm_jax.tasks.generation import Generation
-from tfm_jax.tasks.table import TASKS, find_task
+from tfm_jax.tasks.table import find_task
 from tfm_jax.text.examples.pairs import BLANK, Pair
-from tfm_jax.training.config import Config, load
+from tfm_jax.training.config import Config
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
 
@@ -266,6 +266,11 @@ def test_options_of_generation_are_refused_elsewhere(experiment, tmp_path, flags
     evaluate(run, "" if "targets" in flags else str(tmp_path / "a.tsv"), "sst2", **flags)
 
 
+def test_tasks_as_text_are_evaluated_where_they_were_trained(tmp_path):
+  with pytest.raises(UserError, match=r"--task=text_to_text is for runs that were trained on it"):
+    evaluate(Fake(tmp_path), "a.tsv", "text_to_text")
+
+
 class Fake:
   """A run whose head fits SST-2, as far as evaluation looks before it reads the file."""
 
@@ -287,10 +292,3 @@ def test_options_of_a_task_are_greedy_and_as_long_as_its_targets():
   assert task.options == Options(max_new_tokens=8, batch_size=task.config.train.batch_size)
   task.use(task.symbols, {"beams": 4})
   assert (task.options.beams, task.options.max_new_tokens) == (4, 8)
-
-
-@pytest.mark.parametrize("name", ["multi30k_en_de", "tatoeba_en_zh", "scitldr", "dialogsum", "t5_tasks"])
-@pytest.mark.parametrize("variant", ["", ":base"])
-def test_configs_that_generate_name_a_task(name, variant):
-  config = load(f"configs/{name}.py{variant}")
-  assert issubclass(TASKS[config.task.name], Generation)
