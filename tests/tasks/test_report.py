@@ -79,7 +79,7 @@ def test_all_text_is_escaped(form, labelled):
   for one in pages:
     assert "<script" not in one and "<img" not in one
     assert NASTY in text_of(tree(one).find("header"))
-  assert NASTY in text_of(tree(page).findall("section")[-1])
+  assert any(NASTY in text_of(section) for section in tree(page).findall("section"))
 
 
 @FORMS
