@@ -31,5 +31,7 @@ def get_config(variant=""):
   c.task.update({"name": "text_to_text", "source_task": name})
   folder, train, dev, c.data.seq_len, c.data.target_len = DATA[name]
   c.data.update(task.files(folder, train, dev))
+  if not dev:
+    c.data.eval_fraction = 0.1  # the same examples as in the config of the task itself
   c.loss.label_smoothing = 0.0  # classes are a word or two, and wrong ones are as wrong as can be
   return c.lock()

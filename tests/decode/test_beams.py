@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from tests.support.generating import PROMPTS, logits_after, run_of
+from tfm_jax.decode import beams
+from tfm_jax.decode.generate import step_plan
+from tfm_jax.decode.options import Options
+from tfm_jax.decode.prompts import batches, read_prompts
 from tfm_jax.errors import UserError
 
 SHORT = ["the cat", "a dog ran"]
@@ -87,10 +91,12 @@ def test_beams_of_a_prompt_depend_on_no_other():
   assert [one.ids for one in together] == [run.generate(p, beams=3, max_new_tokens=6)[0].ids for p in PROMPTS]
 
 
-def test_penalties_apply_to_beams():
-  run = run_of("gpt")
-  (one,) = run.generate(PROMPTS[0], beams=3, max_new_tokens=10, no_repeat_ngram=1)
-  assert len(set(one.ids)) == len(one.ids)
+def test_rows_that_fill_up_a_batch_are_not_searched():
+  run, options = run_of("gpt", kind="char"), Options(beams=2, max_new_tokens=4)
+  read = read_prompts(run.model, run.tokenizer, run.symbols, [*SHORT, "sat"], options)
+  (batch,) = batches(run.model, read, 1, 4)
+  found = list(beams.search(run.model, run.params, batch, 4, options, step_plan(run.tokenizer, options)))
+  assert [bool(logprobs.any()) for _, logprobs in found] == [True, True, True, False]
 
 
 def test_beams_draw_nothing():

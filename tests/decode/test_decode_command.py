@@ -1,5 +1,6 @@
 """`python -m tfm_jax.decode` on real runs: a prompt, a file of prompts, going on after a kill, and mistakes."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,11 +8,13 @@ import sys
 import pytest
 
 from tests.support.launching import ROOT, environment, quick_fit, tiny, write_experiment
+from tfm_jax.decode import command
 from tfm_jax.decode.__main__ import FLAGS, OPTIONS, SWITCHES
 from tfm_jax.decode.__main__ import __doc__ as usage
 from tfm_jax.decode.command import decode, options_of, resumable
 from tfm_jax.decode.options import Options
 from tfm_jax.errors import UserError
+from tfm_jax.models.config import replaced
 from tfm_jax.training.load import load_run
 
 
@@ -30,8 +33,8 @@ def runs(experiment, tmp_path_factory):
 
 
 def run(*arguments):
-  command = [sys.executable, "-m", "tfm_jax.decode", *arguments]
-  return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+  line = [sys.executable, "-m", "tfm_jax.decode", *arguments]
+  return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 def call(**values):
@@ -102,11 +105,59 @@ def test_a_killed_call_goes_on_after_its_last_whole_prompt(tmp_path, samples):
     resumable(out, texts, {"seed": 2}, generated, samples)
   with pytest.raises(UserError, match="is of other prompts or options"):
     resumable(out, ["another", *texts[1:]], setting, generated, samples)
-  resumable(out, texts, setting, generated, samples)
+
+  def watched(rest):
+    assert len(partial.read_text().splitlines()) == 1 + 2 * samples  # another kill at once would lose nothing
+    yield from generated(rest)
+
+  resumable(out, texts, setting, watched, samples)
   assert asked == [*texts[:3], *texts[2:]]
   rows = lines(tmp_path / "out.jsonl")
   assert [row["text"] for row in rows] == [f"{text} {sample}" for text in texts for sample in range(samples)]
   assert not partial.exists()
+
+
+class Killed(Exception):
+  """Stands for a signal."""
+
+
+def test_what_was_begun_with_another_computation_is_not_continued(runs, tmp_path, monkeypatch):
+  prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+  prompts.write_text("the cat\na dog\n")
+  given = {"workdir": runs / "gpt", "file": prompts, "out": out, "draft": runs / "gpt", "max_new_tokens": 2}
+  generated = command._generated
+
+  def killed(*arguments):
+    yield next(generated(*arguments))
+    raise Killed
+
+  one = load_run(runs / "gpt")
+  shown = lambda dtype: dataclasses.replace(
+    one, model=dataclasses.replace(one.model, config=replaced(one.model.config, {"dtype": dtype or "float32"}))
+  )
+  load = lambda path, step=None, strategy=None, dtype=None: shown(dtype)
+  again = lambda load=load, **changes: decode({name: str(value) for name, value in (given | changes).items()}, load)
+  monkeypatch.setattr(command, "_generated", killed)
+  with pytest.raises(Killed):
+    again()
+  # The draft, of which no step is asked for, was trained on.
+  later = lambda path, *step, **options: dataclasses.replace(load(path, **options), step=one.step + (not step))
+  for changes in ({"dtype": "bfloat16"}, {"draft_tokens": 2}, {"draft": runs / "t5"}, {"load": later}):
+    with pytest.raises(UserError, match="is of other prompts or options"):
+      again(**changes)
+  with pytest.raises(Killed):
+    again()
+  monkeypatch.undo()
+  again()
+  assert [row["prompt"] for row in lines(out)] == ["the cat", "a dog"]
+
+
+def test_a_draft_is_sharded_as_the_model_is(runs, capsys):
+  values = {"prompt": "the cat", "draft": runs / "gpt", "draft_tokens": 2, "max_new_tokens": 4, "dtype": "float32"}
+  call(workdir=runs / "gpt", **values)
+  call(workdir=runs / "gpt", **values, strategy="fsdp")
+  one, other = capsys.readouterr().out.splitlines()
+  assert one == other
 
 
 def test_gaps_are_filled(runs, capsys):

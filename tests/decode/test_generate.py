@@ -177,10 +177,14 @@ def test_what_cannot_be_continued_is_refused():
   assert gpt.generate("", max_new_tokens=2)[0].ids
 
 
-def test_texts_end_where_the_positions_do():
+def test_texts_end_where_the_positions_do_whatever_prompts_are_beside():
   run = run_of("gpt")
-  (one,) = run.generate("the cat", max_new_tokens=100, bad_words=(), min_new_tokens=0)
-  assert one.end == "end" or len(one.ids) + len(run.tokenizer.encode("the cat")) + 1 == 32
+  prompts = ["the cat " * 8, "a dog", "the cat " * 9]
+  together = run.generate(prompts, max_new_tokens=24, min_new_tokens=24)
+  for prompt, one in zip(prompts, together, strict=True):
+    assert len(one.ids) == min(24, 32 - 1 - len(run.tokenizer.encode(prompt)))
+    assert one.ids == run.generate(prompt, max_new_tokens=24, min_new_tokens=24)[0].ids
+  assert len({len(one.ids) for one in together}) == 3
 
 
 def test_jax_sees_no_other_dtype():

@@ -88,6 +88,7 @@ def test_texts_are_those_of_transformers(name, tmp_path):
   assert found == json.loads(GOLDEN.read_text())[name]
 
 
+@pytest.mark.peers
 def test_the_settings_make_a_difference():
   golden = json.loads(GOLDEN.read_text())
   for setting in SETTINGS:

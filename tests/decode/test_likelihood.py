@@ -26,15 +26,6 @@ def test_the_likelihood_is_the_sum_of_its_tokens_by_forward_passes(variant):
     assert [*one.ids] == [*whole[0 if end else len(run.tokenizer.encode(prompt)) :], *end]
 
 
-def test_what_a_model_generates_is_the_likeliest():
-  run = run_of("gpt")
-  (greedy,) = run.generate("the cat", max_new_tokens=5)
-  text = run.tokenizer.decode([*run.tokenizer.encode("the cat"), *greedy.ids])[len("the cat") :]
-  (one,) = run.score([("the cat", text)])
-  if one.ids == greedy.ids:  # the text's own pieces may be others
-    assert one.likeliest and one.logprob == pytest.approx(greedy.logprob, abs=1e-3)
-
-
 def test_a_long_prompt_loses_its_beginning():
   run = run_of("gpt")
   long = "the small grey bird and the cat and the dog ran after all of the town " * 2

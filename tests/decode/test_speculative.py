@@ -35,11 +35,23 @@ def test_greedy_texts_are_the_same(variant, noise):
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
 
 
-def test_penalties_see_the_drafted_tokens():
+@pytest.mark.parametrize("options", [{"no_repeat_ngram": 2, "repetition_penalty": 1.3}, {"presence_penalty": 5.0}])
+def test_penalties_see_the_drafted_tokens_before_each_and_no_others(options):
+  """The draft is the model itself: one that sees the same tokens drafts what is kept."""
   run = run_of("gpt")
-  options = {"max_new_tokens": 12, "no_repeat_ngram": 2, "repetition_penalty": 1.3}
-  fast = run.generate(PROMPTS, draft=draft_of(run, 0.05), **options)
-  assert [one.ids for one in fast] == [one.ids for one in run.generate(PROMPTS, **options)]
+  plain, fast = (
+    run.generate(PROMPTS[0], max_new_tokens=12, draft=draft, **options) for draft in (None, draft_of(run, 0))
+  )
+  assert fast[0].ids == plain[0].ids
+
+
+def test_an_end_that_was_drafted_beyond_the_last_token_is_not_the_end_of_the_text():
+  run = run_of("gpt")
+  (free,) = run.generate(PROMPTS[0], max_new_tokens=12)
+  run.tokenizer.eos_id = free.ids[8]
+  assert free.ids[8] not in free.ids[:8]
+  (one,) = run.generate(PROMPTS[0], max_new_tokens=8, draft=draft_of(run, 0))  # rounds end with tokens 1, 5 and 9
+  assert (one.ids, one.end) == (free.ids[:8], "length")
 
 
 @pytest.mark.parametrize("top_k", [pytest.param(0, marks=pytest.mark.slow), 5])
@@ -71,5 +83,9 @@ def test_a_draft_that_cannot_serve_is_refused():
     checked_draft(run.model, Draft(letters.model, letters.params), run.tokenizer, letters.tokenizer)
   with pytest.raises(UserError, match="a draft is for greedy decoding and sampling"):
     run.generate("the", beams=2, draft=draft_of(run, 0.1))
+  short = run_of("gpt", max_positions=16)
+  short = checked_draft(run.model, Draft(short.model, short.params), run.tokenizer, short.tokenizer)
+  with pytest.raises(UserError, match="prompt 2 and the text after it may take 17 positions, and the draft has 16"):
+    run.generate(["the", "the cat"], max_new_tokens=14, draft=short)
   with pytest.raises(UserError, match="draft_tokens=0 must be at least 1"):
     checked_draft(run.model, Draft(run.model, run.params, 0), run.tokenizer, dataclasses.replace(run).tokenizer)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tests.support.predictions import answer_row
 from tfm_jax.tasks.scores import score
-from tfm_jax.tasks.scoring.answers import normalised
 
 EXACT = pytest.approx
 
@@ -179,8 +178,3 @@ def test_odd_chinese_answers(prediction, references, exact, f1):
 def test_an_unanswerable_chinese_question():
   rows = [answer_row("", []), answer_row("北京", []), answer_row("北京", ["北京"])]
   assert score("answers", rows, intervals=False)["f1"] == EXACT(2 / 3)
-
-
-def test_normalisation_is_that_of_the_official_script():
-  for text in ("The quick, brown fox", "a.b.c", "An  a the", "Théâtre a", "the-end", ""):
-    assert normalised(text) == official_normalise(text)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.launching import ROOT, environment, quick_fit, tiny, write_experiment
+from tests.support.launching import quick_fit, tiny, write_experiment
 from tests.support.looking import MASKED, PAIR, TEXT, WEIGHTS, make_run, run_of
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model, resolve_model
@@ -157,11 +157,6 @@ def test_other_refusals():
     look(vision, TEXT)
 
 
-def command(*arguments):
-  line = [sys.executable, "-m", "tfm_jax.tasks.attention", *arguments]
-  return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("attention")
@@ -170,11 +165,13 @@ def workdir(tmp_path_factory):
   return folder / "run"
 
 
-def test_the_command_writes_the_page(workdir, tmp_path):
+def test_the_command_writes_the_page(workdir, tmp_path, monkeypatch, capsys):
   out = tmp_path / "page.html"
-  done = command(f"--workdir={workdir}", "--text=the [MASK]at", f"--out={out}", "--layers=0,1")
-  assert done.returncode == 0, done.stderr
-  assert "mask at 5: " in done.stdout and f"written: {out}" in done.stdout
+  arguments = [f"--workdir={workdir}", "--text=the [MASK]at", f"--out={out}", "--layers=0,1"]
+  monkeypatch.setattr(sys, "argv", ["attention", *arguments])
+  assert attention.main() == 0
+  said = capsys.readouterr().out
+  assert "mask at 5: " in said and f"written: {out}" in said
   assert Page(out.read_text(encoding="utf-8")).text.count("Layer 1, head 3") == 1
 
 

@@ -19,6 +19,17 @@ def write(path, *rows):
   ("row", "item"),
   [
     ({"ctx": "He sat", "endings": ["down.", "up."], "label": 1}, Item("He sat", ("down.", "up."), 1)),
+    (  # HellaSwag's own file, as `preprocess` in lm_eval/tasks/hellaswag/utils.py has it
+      {
+        "activity_label": "Baking",
+        "ctx_a": "[header] How to bake [title] Heat it. [step]  A man sits.",
+        "ctx_b": "he",
+        "ctx": "Heat it. A man sits. he",
+        "endings": ["stands. [substeps] He goes.", "[title] sleeps  well. "],
+        "label": 0,
+      },
+      Item("Baking: How to bake. Heat it.  A man sits. He", ("stands. He goes.", " sleeps well."), 0),
+    ),
     (
       {"goal": "Cool it", "sol1": "Ice.", "sol2": "Fire.", "label": 0},
       Item("Question: Cool it\nAnswer:", ("Ice.", "Fire."), 0),
@@ -31,6 +42,7 @@ def write(path, *rows):
       {"premise": "I fell.", "choice1": "A hole.", "choice2": "Sun.", "question": "cause"},
       Item("I fell because", ("a hole.", "sun."), None),
     ),
+    ({"ctx": "a", "endings": ["b", "c"], "question": ["effect"]}, Item("a", ("b", "c"), None)),
     ({"text": "The cat sat on the mat"}, Item("The cat sat on the", ("mat",), 0)),
   ],
 )
@@ -38,11 +50,24 @@ def test_items_of_the_usual_data_sets(tmp_path, row, item):
   assert read_items(write(tmp_path / "a.jsonl", row)) == [item]
 
 
+def test_a_file_has_items_of_one_kind(tmp_path):
+  choice, word = {"ctx": "a b", "endings": ["c", "d"]}, {"ctx": "a b", "endings": None}
+  for rows, message in (
+    ((choice, word), "line 2: none, where .*line 1 has endings"),
+    ((word, choice), "line 2: some, where .*line 1 has no endings"),
+  ):
+    with pytest.raises(UserError, match=message):
+      read_items(write(tmp_path / "a.jsonl", *rows))
+  with pytest.raises(UserError, match="line 2: expected a text, and a list of endings"):
+    read_items(write(tmp_path / "a.jsonl", choice, choice | {"endings": []}))
+
+
 @pytest.mark.parametrize(
   ("row", "message"),
   [
     ({"ctx": "a", "endings": ["b", "c"], "label": 2}, r"line 1: the label 2 is no number of an ending from 0 to 1"),
     ({"ctx": "a", "endings": ["b", 3]}, r"line 1: expected a text, and a list of endings"),
+    ({"ctx": "a", "endings": ["b"]}, r"line 1: expected a text, and a list of endings"),
     ({"text": "word"}, r"line 1: one word"),
   ],
 )

@@ -1,6 +1,7 @@
 """Evaluation of a trained run: on its own held-out file and on another, with and without labels."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from tests.support.labelled import learn
 from tests.support.launching import rows
 from tfm_jax.errors import UserError
+from tfm_jax.tasks import evaluate as door
+from tfm_jax.tasks import language
 from tfm_jax.tasks.evaluate import evaluate, read_predictions, write
 from tfm_jax.training.load import load_run
 
@@ -73,6 +76,15 @@ def test_a_file_without_labels_is_predicted_and_not_scored(tagger, tmp_path):
 def test_what_cannot_be_evaluated_is_said_in_one_line(tagger, arguments, message):
   with pytest.raises(UserError, match=message):
     evaluate(load_run(tagger[0] / "run"), **arguments)
+
+
+def test_scores_that_are_not_finite_are_left_out(tmp_path, monkeypatch):
+  """Those of a model that has diverged."""
+  found = {"tokens": 3.0, "nll": math.inf, "token_perplexity": math.nan}
+  monkeypatch.setattr(language, "evaluate_text", lambda run, data: (found, []))
+  monkeypatch.setattr(door, "load_run", lambda *_, **__: None)
+  door.evaluate_run("run", "a.txt", "language_modeling", str(tmp_path / "out"), None, None, "", 0)
+  assert json.loads((tmp_path / "out" / "scores.json").read_text()) == {"tokens": 3.0}
 
 
 def test_predictions_with_line_separators_in_their_texts_are_read(tmp_path):

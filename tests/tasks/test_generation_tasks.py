@@ -11,11 +11,12 @@ from tests.support.launching import rows as records
 from tests.support.launching import tiny, write_experiment
 from tfm_jax.decode.options import Options
 from tfm_jax.errors import UserError
+from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.evaluate import evaluate, evaluate_run, read_predictions
 from tfm_jax.tasks.generation import Generation
-from tfm_jax.tasks.table import TASKS, find_task
+from tfm_jax.tasks.table import find_task
 from tfm_jax.text.examples.pairs import BLANK, Pair
-from tfm_jax.training.config import Config, load
+from tfm_jax.training.config import Config
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
 
@@ -224,6 +225,16 @@ def test_the_score_of_generated_texts_chooses_the_best_step_and_a_resumed_run_re
   assert best["value"] == max(r["chrf"] for r in kept("whole")[1:])
 
 
+@pytest.mark.parametrize("imported", [True, False])
+def test_a_resumed_run_knows_by_itself_whether_it_descends_from_an_import(experiment, tmp_path, imported):
+  TOKENIZER.save(tmp_path / "run" / "tokenizer")
+  RunDirectory(tmp_path / "run").append_start({"origin": {"source": "gpt2"} if imported else {}})
+  config = Generation.configure(tiny(experiment, "gpt", init_from="moved", **settings(tmp_path, data__seq_len=32)))
+  task = Generation(config, tmp_path / "run" / "tokenizer")
+  (_, batch), *_ = task.train_batches(0, 1, None)
+  assert (batch["inputs"][:, 0] == TOKENIZER.bos_id).all() == imported
+
+
 def test_a_metric_that_is_not_measured_ends_a_run_at_once(experiment, tmp_path):
   config = tiny(experiment, "transformer", **settings(tmp_path, eval__metric="blue"))
   with pytest.raises(UserError, match=r"eval\.metric='blue' is not measured here: choose one of .*bleu"):
@@ -255,6 +266,11 @@ def test_options_of_generation_are_refused_elsewhere(experiment, tmp_path, flags
     evaluate(run, "" if "targets" in flags else str(tmp_path / "a.tsv"), "sst2", **flags)
 
 
+def test_tasks_as_text_are_evaluated_where_they_were_trained(tmp_path):
+  with pytest.raises(UserError, match=r"--task=text_to_text is for runs that were trained on it"):
+    evaluate(Fake(tmp_path), "a.tsv", "text_to_text")
+
+
 class Fake:
   """A run whose head fits SST-2, as far as evaluation looks before it reads the file."""
 
@@ -276,10 +292,3 @@ def test_options_of_a_task_are_greedy_and_as_long_as_its_targets():
   assert task.options == Options(max_new_tokens=8, batch_size=task.config.train.batch_size)
   task.use(task.symbols, {"beams": 4})
   assert (task.options.beams, task.options.max_new_tokens) == (4, 8)
-
-
-@pytest.mark.parametrize("name", ["multi30k_en_de", "tatoeba_en_zh", "scitldr", "dialogsum", "t5_tasks"])
-@pytest.mark.parametrize("variant", ["", ":base"])
-def test_configs_that_generate_name_a_task(name, variant):
-  config = load(f"configs/{name}.py{variant}")
-  assert issubclass(TASKS[config.task.name], Generation)

@@ -72,35 +72,6 @@ def test_each_token_is_scored_once_given_its_window(file, variant, begins, windo
   assert (scores["window"], scores["stride"]) == (window, stride)
 
 
-def test_without_overlap_windows_are_documents_of_their_own():
-  run = make_run("gpt")
-  ids = run.tokenizer.encode(DOCUMENTS[0])
-  nll, tokens = scoring.score_documents(run.model, run.params, run.tokenizer, [ids], 8, 8)
-  pieces = [ids[start : start + 9] for start in range(0, len(ids) - 1, 8)]  # each begins with the last one's end
-  apart, counts = scoring.score_documents(run.model, run.params, run.tokenizer, pieces, 8, 8)
-  assert len(pieces) > 3 and tokens[0] == counts.sum() == len(ids) - 1
-  assert nll[0] == pytest.approx(apart.sum(), rel=1e-5)
-
-
-@pytest.mark.parametrize("variant", ["gpt", "bert"])
-def test_a_model_without_attention_does_not_care_for_the_stride(file, variant):
-  """Each token depends on the one before it, or, masked, on its position, which the stride changes: that is removed."""
-  run = make_run(variant)
-  params = jax.tree.map_with_path(
-    lambda path, x: (
-      x * 0
-      if "attn/wo" in (name := jax.tree_util.keystr(path, simple=True, separator="/")) or "position" in name
-      else x
-    ),
-    run.params,
-  )
-  assert jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), params, run.params)).count(True) >= 2
-  blind = dataclasses.replace(run, params=params)
-  score = lambda run, stride: evaluate_text(run, file, window=12, stride=stride, intervals=False)[0]["nll"]
-  assert score(blind, 2) == pytest.approx(score(blind, 10), rel=1e-5)
-  assert score(run, 2) != pytest.approx(score(run, 10), rel=1e-5)
-
-
 def masked_oracle(run, text, window, stride):
   """(nats, tokens) of a masked model: the window of a token is the one that has it nearest to its middle stretch."""
   ids, room = run.tokenizer.encode(text), window - 2
@@ -124,16 +95,6 @@ def test_a_masked_model_predicts_each_token_from_both_sides(file, stride):
     nll, tokens = masked_oracle(run, text, 12, stride)
     assert row["nll"] == pytest.approx(nll, rel=1e-4) and row["tokens"] == tokens
   assert scores["pseudo_perplexity"] == scores["token_perplexity"] == math.exp(scores["nll"] / scores["tokens"])
-
-
-@pytest.mark.parametrize("variant", ["gpt", "bert", "rotary"])
-def test_a_document_has_the_perplexity_that_the_run_tells(tmp_path, variant):
-  run = make_run(variant)
-  for text in (DOCUMENTS[1], *([DOCUMENTS[0]] if variant == "gpt" else [])):
-    (tmp_path / "one.txt").write_text(text)
-    scores, _ = evaluate_text(run, str(tmp_path / "one.txt"))
-    assert scores["token_perplexity"] == pytest.approx(run.perplexity(text), rel=1e-6)
-    assert not any(name.endswith("_low") for name in scores)
 
 
 TEXT = "the Öl costs 3 €\nand a 猫 sat\n\nthe cat\n"

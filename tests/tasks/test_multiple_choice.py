@@ -32,6 +32,14 @@ def test_the_candidate_that_repeats_the_text_is_chosen(tmp_path):
   assert evaluate(load_run(tmp_path / "run")).scores["accuracy"] == pytest.approx(result["accuracy"])
 
 
+def test_a_label_of_minus_one_is_not_known(tmp_path):
+  (tmp_path / "a.jsonl").write_text(json.dumps({"ctx": "a", "endings": ["b", "c"], "label": -1}))
+  (example,) = MultipleChoice.read(Config(), [tmp_path / "a.jsonl"], False, {})
+  assert example.label is None
+  with pytest.raises(UserError, match="line 1: no label"):
+    MultipleChoice.read(Config(), [tmp_path / "a.jsonl"], True, {})
+
+
 @pytest.mark.parametrize(
   ("line", "message"),
   [

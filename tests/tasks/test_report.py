@@ -79,7 +79,7 @@ def test_all_text_is_escaped(form, labelled):
   for one in pages:
     assert "<script" not in one and "<img" not in one
     assert NASTY in text_of(tree(one).find("header"))
-  assert NASTY in text_of(tree(page).findall("section")[-1]) or NASTY in text_of(tree(page))
+  assert any(NASTY in text_of(section) for section in tree(page).findall("section"))
 
 
 @FORMS
@@ -126,7 +126,7 @@ def test_rows_without_a_label_keep_the_numbers_of_the_others(form):
 
 @FORMS
 def test_a_page_of_many_long_examples_stays_small(form):
-  rows = random_rows(form, 300)
+  rows = random_rows(form, 60)
   text = "<long> " * 300
   longer = {
     "classes": {"text": text}, "numbers": {"text": text}, "tags": {}, "answers": {"context": "fox " + text}
@@ -250,6 +250,7 @@ def browser(tmp_path_factory):
   return headless(tmp_path_factory.mktemp("profile"))
 
 
+@pytest.mark.slow
 @FORMS
 def test_in_a_browser_nothing_is_wider_than_the_window(browser, form, tmp_path):
   rows = random_rows(form) + [row | {"text": "x" * 400} for row in nasty(form)]

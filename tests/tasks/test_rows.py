@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfm_jax.errors import UserError
+from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import Vocabulary
 from tfm_jax.tasks.augmentation import Augmentation
 from tfm_jax.tasks.rows import RowBatches, lengths_of, make_rows
@@ -167,6 +169,28 @@ def test_a_share_of_the_ordinary_tokens_is_hidden_anew_in_each_epoch(hide, hide_
       if name != "inputs":
         np.testing.assert_array_equal(a[name], b[name])
   assert all(not np.array_equal(first, second) for first, second in masks.values())
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(3, 8), (10, 4)])
+def test_every_row_of_every_epoch_has_an_id_of_its_own(count, batch_size):
+  """A batch may be of several epochs; the ids decide dropout and augmentation."""
+  batches = RowBatches(rows_of([5] * count), batch_size, 0, (16,), shuffle=True)
+  steps = range(6 * count // batch_size)
+  ids = np.concatenate([batches.batch(step)["rows"] for step in steps])
+  rows = np.concatenate([batches.rows_of(step) for step in steps])
+  np.testing.assert_array_equal(ids, rows + count * (np.arange(len(rows)) // count))
+  part = batches.batch(1, np.array([0, batch_size - 1]))["rows"]
+  np.testing.assert_array_equal(part, ids[batch_size:][[0, batch_size - 1]])
+
+
+def test_tokens_are_hidden_behind_a_token_that_the_tokenizer_has():
+  bare = Vocabulary(200, mask_id=-1, unk_id=-1)
+  for settings_of in ((0.1, 0.0, 0.0), (0.0, 0.1, 0.0)):
+    with pytest.raises(UserError, match=r"task\.hide.*=0\.1 puts the mask token or the unknown one in place of others"):
+      Augmentation(*settings_of, bare)
+  assert Augmentation(0.0, 0.0, 0.1, bare).active
+  hidden = Augmentation(0.9, 0.0, 0.0, Vocabulary(200, mask_id=-1, unk_id=1))
+  assert set(np.unique(hidden(np.full((2, 50), 9), Draws.of(0, 0, np.arange(2))))) == {1, 9}
 
 
 def test_swapped_tokens_are_the_same_tokens():

@@ -11,7 +11,7 @@ from tfm_jax.tasks.evaluate import read_predictions
 from tfm_jax.tasks.sequence_classification import SequenceRegression
 from tfm_jax.tasks.table import TASKS, find_task
 from tfm_jax.tasks.texts import TextExample, classes_of
-from tfm_jax.training.config import changed_keys, load, to_dict
+from tfm_jax.training.config import changed_keys, to_dict
 from tfm_jax.training.load import load_run
 
 
@@ -119,6 +119,15 @@ def test_classes_that_are_balanced_weigh_the_same(tmp_path):
   assert weights[:9].sum() == pytest.approx(weights[9:].sum()) and weights.mean() == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+  "name", ["sequence_regression", "token_classification", "question_answering", "multiple_choice", "similarity"]
+)
+def test_weights_of_classes_are_refused_where_an_example_has_none(name):
+  task = task_of(name, class_weights="balanced")
+  with pytest.raises(UserError, match=rf"task\.class_weights is for .* task\.name={name} is none: leave it empty"):
+    task.training_rows(None)
+
+
 @pytest.mark.slow
 def test_regression_learns_numbers_from_pairs(tmp_path):
   draw = np.random.default_rng(0)
@@ -140,9 +149,3 @@ def test_a_decoder_classifies_by_its_last_token(tmp_path):
   result = learn("sequence_classification", tmp_path / "train.tsv", family="gpt", data__seq_len=16, train__steps=60)
   assert result["accuracy"] > 0.95
   assert load_run(tmp_path / "run").config.model.head.pooling == "last"
-
-
-@pytest.mark.parametrize("name", ["sst2", "mrpc", "cola", "stsb", "conll2003", "squad", "chnsenticorp", "cmrc2018"])
-@pytest.mark.parametrize("variant", ["", ":base"])
-def test_configs_of_tasks_name_a_task(name, variant):
-  assert load(f"configs/{name}.py{variant}").task.name in TASKS

@@ -52,3 +52,20 @@ def test_similar_labels_are_scaled_as_in_training(tmp_path):
   (tmp_path / "a.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t4\n")
   rows = task.rows(read(task, tmp_path / "a.tsv"))
   assert rows.labels["targets"].tolist() == [pytest.approx(0.8)]
+
+
+def test_predictions_have_the_scale_of_the_labels_and_ranks_only_without_them(tmp_path):
+  task = task_of("similarity", head={"head.num_labels": 1}, scale=5.0)
+  side = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+  vectors = np.stack([side, side[[0, 0, 1]]], axis=1)
+  for column, labels in (("\tscore", ("\t5", "\t3", "\t4")), ("", ("", "", ""))):
+    lines = [f"sentence1\tsentence2{column}", *(f"a\tb{label}" for label in labels)]
+    (tmp_path / "a.tsv").write_text("\n".join(lines) + "\n")
+    examples = read(task, tmp_path / "a.tsv")
+    found = task.predictions(examples, task.rows(examples), {row: {"vectors": vectors[row]} for row in range(3)})
+    assert [one["prediction"] for one in found] == pytest.approx([5.0, 3.0, 4.0])
+    scores = task.scores(found, intervals=False)
+    if labels[0]:
+      assert scores["mean_absolute_error"] == pytest.approx(0.0, abs=1e-6) and "rank" not in found[0]
+    else:
+      assert [one["rank"] for one in found] == [1, 2, 1] and scores["recall_at_1"] == pytest.approx(2 / 3)

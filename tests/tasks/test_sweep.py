@@ -252,6 +252,26 @@ def test_gpus_are_divided_among_jobs(monkeypatch, visible, jobs, expected):
   assert [tuple(map(v.get, names)) for v in variables] == expected
 
 
+@pytest.mark.parametrize(
+  ("task", "source_task", "metric"),
+  [
+    ("", "", "loss"), ("mrpc", "", "accuracy"), ("stsb", "", "pearson"), ("question_answering", "", "f1"),
+    ("translation", "", "chrf"), ("text_to_text", "stsb", "pearson"), ("text_to_text", "conll2003", "f1"),
+  ],
+)  # fmt: skip
+def test_points_are_ranked_by_a_score_that_the_task_has(tmp_path, monkeypatch, task, source_task, metric):
+  class Stop(Exception):
+    """Carries the metric."""
+
+  def stop(space, folder, metric, *_):
+    raise Stop(metric.name)
+
+  monkeypatch.setattr("tfm_jax.tasks.sweeps.sweep.Sweep", stop)
+  path = write_sweep(tmp_path, {"model.dropout": [0.0, 0.1]})
+  with pytest.raises(Stop, match=f"^{metric}$"):
+    run_sweep(path, tmp_path / "out", {"task.name": task, "task.source_task": source_task})
+
+
 def test_each_process_is_given_the_gpus_of_its_slot(tmp_path, monkeypatch):
   given = []
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
@@ -306,7 +326,6 @@ def test_an_adaptive_sweep_runs_and_goes_on(tmp_path, few_devices):
   )
 
 
-@pytest.mark.slow
 def test_numbers_of_points_survive_a_lost_sweep_json(tmp_path):
   path = write_sweep(tmp_path, {"model.dropout": [0.0]})
   folder = Folder(tmp_path / "out", str(path), {})

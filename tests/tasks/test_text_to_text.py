@@ -11,8 +11,9 @@ from tfm_jax.errors import UserError
 from tfm_jax.tasks.evaluate import read_predictions
 from tfm_jax.tasks.multiple_choice import Choice
 from tfm_jax.tasks.scores import score
+from tfm_jax.tasks.scoring.classes import OTHER
 from tfm_jax.tasks.table import find_task
-from tfm_jax.tasks.text_to_text import OTHER, Answers, Choices, Classes, Numbers, Tags, TextToText
+from tfm_jax.tasks.text_to_text import Answers, Choices, Classes, Numbers, Tags, TextToText
 from tfm_jax.tasks.texts import TextExample
 from tfm_jax.text.examples.conll import Sentence
 from tfm_jax.text.examples.squad import Answer, Question
@@ -146,6 +147,25 @@ def test_tags_that_mark_no_entities_and_unknown_tasks_are_refused(tmp_path):
     UserError, match=r"task\.source_task='sst' names no task that is written as text: choose squad, .*sst2"
   ):
     TextToText.read(config, [], True, {})
+
+
+@pytest.mark.parametrize("name", ["rte", "multiple_choice"])
+def test_the_examples_that_the_task_itself_holds_out_are_held_out(tmp_path, name):
+  """Three on each premise, which stay together."""
+  if name == "rte":
+    lines = ["sentence1\tsentence2\tlabel", *(f"premise {n // 3}\tthis {n}\t{n % 2}" for n in range(60))]
+  else:
+    endings = ["this", "that"]
+    lines = [json.dumps({"ctx": f"passage {n // 3}", "endings": [f"a{n}", *endings], "label": 0}) for n in range(60)]
+  path = tmp_path / ("a.tsv" if name == "rte" else "a.jsonl")
+  path.write_text("\n".join(lines) + "\n")
+  config = Config()
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(path), eval_fraction=0.5))
+  named = lambda **task: dataclasses.replace(config, task=dataclasses.replace(config.task, **task))
+  own = find_task(name).split(named(name=name))
+  as_text = TextToText.split(named(name="text_to_text", source_task=name))
+  assert [[one.line for one in part] for part in own] == [[one.line for one in part] for part in as_text]
+  assert all(len(part) >= 9 for part in own)
 
 
 @pytest.mark.slow

@@ -1,14 +1,13 @@
 """Experiment files: how they are found, evaluated and refused."""
 
+import importlib
+
 import pytest
 
 from tests.support.launching import ROOT
 from tests.support.refusal import refusal
-from tfm_jax.training.config import (
-  load,
-  resolve,
-  to_dict,
-)
+from tfm_jax.tasks.table import find_task
+from tfm_jax.training.config import load, resolve, to_dict
 
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("base", "task", "__init__"))
 
@@ -33,6 +32,18 @@ def test_every_experiment_loads_and_resolves(path):
   values = [section for section in to_dict(config).values() if isinstance(section, dict)]
   assert not any(None in section.values() for section in values)
   assert resolve(config) == config
+
+
+def test_every_variant_loads_and_names_a_task():
+  for path in EXPERIMENTS:
+    for variant in getattr(importlib.import_module(f"configs.{path.stem}"), "VARIANTS", ()):
+      assert find_task(load(f"{path}:{variant}").task.name)
+    assert find_task(load(str(path)).task.name)
+
+
+def test_a_task_as_text_holds_out_the_examples_of_the_task_itself():
+  paths = ("configs/mrpc.py", "configs/t5_tasks.py:mrpc", "configs/t5_tasks.py:mrpc_base")
+  assert {load(str(ROOT / path)).data.eval_fraction for path in paths} == {0.1}
 
 
 def test_experiment_files_are_named_after_families_and_documented():

@@ -103,7 +103,8 @@ def _search(
   )
   none = texts._replace(scores=jnp.full((B, G, K), WORST))
   every = jnp.repeat(logits_BV, G * K, axis=0)
-  begin = Search(cache.repeated(G * K), every, texts, none, jnp.ones((B, G), bool))
+  real_BG = jnp.broadcast_to((padding_B < prompt)[:, None], (B, G))  # rows that fill up the batch have no prompt
+  begin = Search(cache.repeated(G * K), every, texts, none, real_BG)
   padding_R1 = rows(spread(padding_B))[:, None]
 
   def step(state: Search) -> Search:

@@ -30,11 +30,14 @@ def decode(values: Values, load_run: Callable[..., Any]) -> None:
   kinds = [name for name in ("fill", "score", "choices") if name in values]
   if len(kinds) > 1:
     raise UserError(f"--{kinds[0]} and --{kinds[1]} do not go together")
-  run = load_run(values["workdir"], _whole(values, "step"), values.get("strategy") or None, values.get("dtype") or None)
+  placed = {"strategy": values.get("strategy") or None, "dtype": values.get("dtype") or None}
+  run = load_run(values["workdir"], _whole(values, "step"), **placed)
+  setting = {"run": os.path.abspath(values["workdir"]), "step": run.step, "dtype": run.model.config.dtype}
   draft = None
   if "draft" in values:
-    theirs = load_run(values["draft"], dtype=values.get("dtype") or None)
+    theirs = load_run(values["draft"], **placed)
     draft = Draft(theirs.model, theirs.params, _whole(values, "draft_tokens") or Draft._field_defaults["tokens"])
+    setting |= {"draft": os.path.abspath(values["draft"]), "draft_step": theirs.step, "draft_tokens": draft.tokens}
     draft = checked_draft(run.model, draft, run.its_tokenizer(), theirs.tokenizer)
   if kinds:
     rows: Any = _answers(run, kinds[0], values, texts)
@@ -50,8 +53,7 @@ def decode(values: Values, load_run: Callable[..., Any]) -> None:
   if rows is not None:
     write_lines(values["out"], rows)
     return
-  setting = {"run": os.path.abspath(values["workdir"]), "step": run.step, **dataclasses.asdict(options)}
-  setting = json.loads(json.dumps(setting | {"draft": values.get("draft", "")}))
+  setting = json.loads(json.dumps(setting | dataclasses.asdict(options)))
   resumable(values["out"], texts, setting, lambda rest: _generated(run, rest, options, draft), options.samples)
 
 
@@ -151,13 +153,14 @@ def resumable(path: str, texts: Sequence[str], setting: Mapping[str, Any], gener
     for _ in rows:
       pass
     return
-  with partial.open("w", encoding="utf-8") as file:
-    file.write(json.dumps(setting) + "\n" + "".join(done))
+  whole = Path(f"{path}.{os.getpid()}")
+  whole.write_text(json.dumps(setting) + "\n" + "".join(done), encoding="utf-8")  # without a torn line
+  os.replace(whole, partial)
+  with partial.open("a", encoding="utf-8") as file:
     for row in rows:
       file.write(json.dumps(row, ensure_ascii=False) + "\n")
       file.flush()
   lines = partial.read_text(encoding="utf-8").split("\n")[1:]
-  whole = Path(f"{path}.{os.getpid()}")
   whole.write_text("\n".join(lines), encoding="utf-8")
   os.replace(whole, path)
   partial.unlink()

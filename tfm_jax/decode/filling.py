@@ -7,7 +7,7 @@ import numpy as np
 from tfm_jax.decode.generate import continued
 from tfm_jax.decode.options import Options
 from tfm_jax.decode.prompts import Prompt, Symbols
-from tfm_jax.decode.scoring import fill_mask, masked_ids, predicts_tokens
+from tfm_jax.decode.scoring import likeliest_ids, masked_ids, predicts_tokens
 from tfm_jax.decode.start import prepared
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
@@ -19,10 +19,11 @@ _PER_GAP = 16  # most tokens that T5 writes for a gap
 def fill(model: Model, params: Any, tokenizer: Tokenizer, symbols: Symbols, text: str, top: int = 5) -> dict[str, Any]:
   """`text` with its gaps filled, and `guesses` for each gap: see `Run.fill`."""
   if not model.encoder_decoder:
-    guesses = fill_mask(model, params, tokenizer, text, top)
+    guesses = likeliest_ids(model, params, tokenizer, text, top)
     ids = masked_ids(tokenizer, text)
-    ids[ids == tokenizer.mask_id] = [_id(tokenizer, pieces[0][0]) for pieces in guesses]
-    return {"text": tokenizer.decode(ids), "guesses": guesses}
+    ids[ids == tokenizer.mask_id] = [best[0][0] for best in guesses]
+    named = [[(tokenizer.token(id), p) for id, p in best] for best in guesses]
+    return {"text": tokenizer.decode(ids), "guesses": named}
   if not predicts_tokens(model) or not tokenizer.sentinel_ids.size:
     raise UserError("filling needs a model of objective span_corruption, such as T5, whose tokenizer has sentinels")
   source = tokenizer.encode(text, True)
@@ -37,8 +38,3 @@ def fill(model: Model, params: Any, tokenizer: Tokenizer, symbols: Symbols, text
   pieces = [found.get(int(id), np.zeros(0, int)) if id in gaps else np.array([id]) for id in source]
   written_in = {tokenizer.token(id): tokenizer.decode(found.get(id, [])) for id in gaps}
   return {"text": tokenizer.decode(np.concatenate(pieces)), "guesses": written_in}
-
-
-def _id(tokenizer: Tokenizer, piece: str) -> int:
-  """The id whose piece this is."""
-  return next(id for id in range(tokenizer.vocab_size) if tokenizer.token(id) == piece)

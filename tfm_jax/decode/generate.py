@@ -7,6 +7,7 @@ sample, not on the rows beside it.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -77,8 +78,8 @@ def generate(
   options = options or Options()
   options.check(tokenizer.vocab_size)
   read = prompts.read_prompts(model, tokenizer, symbols, texts, options)
-  if draft is not None and options.beams > 1:
-    raise UserError("a draft is for greedy decoding and sampling: set beams=1")
+  if draft is not None:
+    _check_draft(draft, model, read, options)
   return continued(model, prepared(model, params), tokenizer, read, options, advance, draft)
 
 
@@ -95,7 +96,11 @@ def continued(
   model = any_rows(model)
   found: list[list[Generated]] = [[] for _ in read]
   rows = options.samples if options.beams == 1 else 1
-  for batch in prompts.batches(model, read, rows, options.batch_size):
+  alike: dict[int, list[Prompt]] = {}  # prompts that equally many tokens may follow: a batch ends all its rows at once
+  for prompt in read:
+    alike.setdefault(new_tokens(model, prompt, options), []).append(prompt)
+  batches = (prompts.batches(model, some, rows, options.batch_size) for some in alike.values())
+  for batch in itertools.chain.from_iterable(batches):
     if options.beams > 1:
       results: Any = _search(model, params, tokenizer, batch, options)
     else:
@@ -104,6 +109,20 @@ def continued(
       found[prompt.number] += texts_of_row
       advance(len(texts_of_row))
   return found
+
+
+def _check_draft(draft: Draft, model: Model, read: Sequence[Prompt], options: Options) -> None:
+  """Raises UserError if a draft cannot serve for these prompts."""
+  if options.beams > 1:
+    raise UserError("a draft is for greedy decoding and sampling: set beams=1")
+  room = prompts.position_limit(draft.model)
+  for prompt in read if room else ():
+    needed = max(len(prompt.source), len(prompt.ids) + new_tokens(model, prompt, options))
+    if needed > room:
+      raise UserError(
+        f"prompt {prompt.number + 1} and the text after it may take {needed:,} positions, and the draft has {room:,}: "
+        f"lower max_new_tokens, or use no draft"
+      )
 
 
 def stream(
@@ -148,7 +167,7 @@ def _finished(
   for i in rows:
     prompt = batch.prompts[i]
     count = _length(ids[i], ends)
-    reason = "end" if ended[i] else "length"
+    reason = "end" if count and int(ids[i, count - 1]) in ends else "length"
     if stopped[i]:
       count, reason = _until_stop(tokenizer, prompt, ids[i, :count], options.stop), "stop"
     chosen = np.concatenate([prompt.ids[len(prompt.ids) - prompt.forced :], ids[i, :count]])
@@ -169,7 +188,7 @@ def _steps(
   draft: Draft | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """(ids [B, n], their log-probabilities, ended [B]) of all tokens so far, after each chunk of steps."""
-  new = new_tokens(model, batch, options)
+  new = new_tokens(model, batch.prompts[0], options)
   of_plan = step_plan(tokenizer, options)
   values = numbers(options)
   width, columns = batch.ids_BT.shape[1], prompts.power_of_two(new)
@@ -194,10 +213,10 @@ def _steps(
     done += steps
 
 
-def new_tokens(model: Model, batch: Batch, options: Options) -> int:
-  """How many tokens may follow the prompts of a batch: `max_new_tokens`, or what the model's positions leave."""
-  room, longest = prompts.position_limit(model), max(len(p.ids) for p in batch.prompts)
-  return min(options.max_new_tokens, room - longest) if room else options.max_new_tokens
+def new_tokens(model: Model, prompt: Prompt, options: Options) -> int:
+  """How many tokens may follow a prompt: `max_new_tokens`, or what the model's positions leave."""
+  room = prompts.position_limit(model)
+  return min(options.max_new_tokens, room - len(prompt.ids)) if room else options.max_new_tokens
 
 
 def step_plan(tokenizer: Tokenizer, options: Options) -> Plan:
@@ -248,7 +267,7 @@ def _search(
   model: Model, params: Any, tokenizer: Tokenizer, batch: Batch, options: Options
 ) -> Iterator[list[Generated]]:
   """The best beams of each row of a batch."""
-  new = new_tokens(model, batch, options)
+  new = new_tokens(model, batch.prompts[0], options)
   found = beams.search(model, params, batch, new, options, step_plan(tokenizer, options))
   ends = _ends(tokenizer)
   for prompt, (ids_KS, scores_KS) in zip(batch.prompts, found, strict=False):

@@ -35,7 +35,8 @@ class Options:
   diversity: float = 0.0  # is subtracted from a token's score for each beam of an earlier group that chose it
   length_penalty: float = 1.0  # beams are ranked by sum of log p / length ** this
   samples: int = 1  # texts per prompt: drawn ones, or the best beams
-  seed: int = 0  # of what is drawn. A text depends on it, the prompt and the sample's number, not on other prompts
+  # Of what is drawn. Without a draft, a text depends on it, the prompt and the sample's number, not on other prompts
+  seed: int = 0
   cache_dtype: str = ""  # of the cached keys and values: float32, bfloat16 or int8; empty: the compute dtype
   batch_size: int = 16  # most texts at once
 

@@ -51,6 +51,14 @@ def fill_mask(
   Raises:
     UserError: not a masked language model, no mask in the text, or more tokens than the model has positions.
   """
+  guesses = likeliest_ids(model, params, tokenizer, text, top)
+  return [[(tokenizer.token(id), p) for id, p in best] for best in guesses]
+
+
+def likeliest_ids(
+  model: Model, params: Any, tokenizer: Tokenizer, text: str, top: int
+) -> list[list[tuple[int, float]]]:
+  """`fill_mask` with the ids of the pieces."""
   if not is_masked(model):
     raise UserError(f"fill_mask needs a masked language model: {_description(model)}")
   if not 1 <= top <= tokenizer.vocab_size:
@@ -61,9 +69,9 @@ def fill_mask(
     raise UserError(f"the text has no mask: write {_MASK} where a piece is to be predicted")
   batch = _rows(model, [ids], _length(model, len(ids)), 1)
   batch["mlm_positions"] = _padded([masks], power_of_two(len(masks)), len(batch["inputs"]))
-  probabilities, pieces = jax.device_get(_likeliest(any_rows(model), top, tokenizer.vocab_size, params, batch))
+  probabilities, likeliest = jax.device_get(_likeliest(any_rows(model), top, tokenizer.vocab_size, params, batch))
   return [
-    [(tokenizer.token(int(id)), float(p)) for id, p in zip(pieces[0, mask], probabilities[0, mask], strict=True)]
+    [(int(id), float(p)) for id, p in zip(likeliest[0, mask], probabilities[0, mask], strict=True)]
     for mask in range(len(masks))
   ]
 

@@ -115,6 +115,7 @@ def _round(
 
   def distribution(logits_BV: Array, ids_BS: Array, filled_BS: Array, column: Array) -> Array:
     """The log-probabilities that a token is drawn by: of greedy decoding 0 for the likeliest, -inf for others."""
+    filled_BS = filled_BS & (jnp.arange(filled_BS.shape[1])[None] < column)  # drafts may stand after it
     history = History(ids_BS, filled_BS, filled_BS & new_S[None], column)
     logits_BV = choosing.allowed(plan, values, logits_BV, history)
     if "temperature" not in plan.active:

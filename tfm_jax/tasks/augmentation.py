@@ -35,6 +35,17 @@ class Augmentation:
     for name, value in (("hide", self.hide), ("hide_spans", self.hide_spans), ("swap", self.swap)):
       if not 0 <= value < 1:
         raise UserError(f"task.{name}={value:g} must lie in [0, 1)")
+    for name, value in (("hide", self.hide), ("hide_spans", self.hide_spans)):
+      if value and self._instead < 0:
+        raise UserError(
+          f"task.{name}={value:g} puts the mask token or the unknown one in place of others, and this tokenizer has "
+          f"neither: set it to 0"
+        )
+
+  @property
+  def _instead(self) -> int:
+    """The id of hidden tokens; -1: the tokenizer has none for them."""
+    return self.vocabulary.mask_id if self.vocabulary.mask_id >= 0 else self.vocabulary.unk_id
 
   @property
   def active(self) -> bool:
@@ -43,9 +54,8 @@ class Augmentation:
 
   def __call__(self, tokens: np.ndarray, draws: Draws) -> np.ndarray:
     """The tokens [R, T] of rows, changed."""
-    v = self.vocabulary
     length = tokens.shape[1]
-    ordinary = ~np.isin(tokens, np.array(v.special_ids))
+    ordinary = ~np.isin(tokens, np.array(self.vocabulary.special_ids))
     if self.swap:
       first = (draws.uniform(_SWAPS, length) < self.swap) & ordinary
       first[:, :-1] &= ordinary[:, 1:]
@@ -58,5 +68,4 @@ class Augmentation:
     starts = draws.uniform(_SPANS, length) < self.hide_spans / _SPAN
     for shift in range(_SPAN):
       hidden[:, shift:] |= starts[:, : length - shift]
-    instead = v.mask_id if v.mask_id >= 0 else v.unk_id
-    return np.where(hidden & ordinary, np.int32(instead), tokens)
+    return np.where(hidden & ordinary, np.int32(self._instead), tokens)

@@ -5,6 +5,7 @@ Files are JSON lines: HellaSwag and others with a list of endings (Zellers et al
 EleutherAI's lm-eval.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,9 +25,13 @@ _COLUMNS = {
   "first": Column("", ("sol1", "choice1"), required=False),
   "second": Column("", ("sol2", "choice2"), required=False),
   "goal": Column("", ("goal",), required=False),
+  "activity": Column("", ("activity_label",), required=False),
+  "beginning": Column("", ("ctx_a",), required=False),
+  "begun": Column("", ("ctx_b",), required=False),
   "relation": Column("", ("question",), required=False),
   "label": Column("", ("label", "answer"), required=False),
 }
+_HELLASWAG = ("activity", "beginning", "begun")
 _CONNECTIVES = {"cause": "because", "effect": "therefore"}
 
 
@@ -79,25 +84,36 @@ def evaluate_choices(
 
 
 def read_items(path: str) -> list[Item]:
-  """The items of JSON lines. Raises UserError, which names file and line."""
-  return [_item(row) for row in read_table(find_text_files(path, "--data", any_ending=True), _COLUMNS)]
+  """The items of JSON lines, all of one kind. Raises UserError, which names file and line."""
+  rows = read_table(find_text_files(path, "--data", any_ending=True), _COLUMNS)
+  items = [_item(row) for row in rows]
+  for row, item in zip(rows, items, strict=True):
+    if (len(item.endings) == 1) != (len(items[0].endings) == 1):
+      there, here = ("no endings", "some") if len(items[0].endings) == 1 else ("endings", "none")
+      raise UserError(f"{row.place}: {here}, where {rows[0].place} has {there}: divide the file")
+  return items
 
 
 def _item(row: Row) -> Item:
-  place, values = f"{row.file}, line {row.line}", row.values
+  place, values = row.place, row.values
   pair = [values["first"], values["second"]]
-  endings = values["endings"] if values["endings"] is not None else [] if pair == [None, None] else pair
-  texts = [values["text"], *(endings if isinstance(endings, list) else [endings])]
-  if not all(isinstance(text, str) and text.strip() for text in texts):
+  endings = pair if values["endings"] is None and pair != [None, None] else values["endings"]
+  several = isinstance(endings, list) and len(endings) > 1
+  of_hellaswag = all(isinstance(values[name], str) for name in _HELLASWAG)
+  text = "{activity}: {beginning} ".format(**values) + values["begun"].capitalize() if of_hellaswag else values["text"]
+  texts = [text, *(endings if several else [])]
+  if not (several or endings is None) or not all(isinstance(text, str) and text.strip() for text in texts):
     raise UserError(f"{place}: expected a text, and a list of endings or the keys choice1 and choice2 (sol1 and sol2)")
   text, *others = (check_text(text, place) for text in texts)
-  if not others:
+  if not several:
     before, _, word = text.rstrip().rpartition(" ")
     if not before:
       raise UserError(f"{place}: one word, and a text is expected whose last word is predicted")
     return Item(before, (word,), 0)
-  if values["relation"] in _CONNECTIVES:
-    text = f"{text.strip().removesuffix('.')} {_CONNECTIVES[values['relation']]}"
+  if of_hellaswag:
+    text, *others = map(_unmarked, (text, *others))
+  elif connective := _CONNECTIVES.get(str(values["relation"])):
+    text = f"{text.strip().removesuffix('.')} {connective}"
     others = [ending[:1].lower() + ending[1:] for ending in others]
   elif values["goal"] is not None:
     text = f"Question: {text}\nAnswer:"
@@ -109,10 +125,15 @@ def _item(row: Row) -> Item:
   return Item(text, tuple(others), int(label))
 
 
+def _unmarked(text: str) -> str:
+  """A text of HellaSwag without the marks that its part from WikiHow has, such as [header]."""
+  return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
 def _with_shots(item: Item, solved: Sequence[Item], shots: int, seed: int, number: int) -> Item:
   """The item after solved examples, which are drawn for its number; it is none of them itself."""
-  order = np.random.default_rng((seed, number)).permutation(len(solved))
-  others = [solved[place] for place in order[: shots + 1] if solved[place].prompt != item.prompt][:shots]
+  drawn = np.random.default_rng((seed, number)).choice(len(solved), min(shots + 1, len(solved)), replace=False)
+  others = [solved[place] for place in drawn.tolist() if solved[place].prompt != item.prompt][:shots]
   texts = [f"{other.prompt} {other.endings[other.label or 0]}" for other in others]
   return item._replace(prompt="\n\n".join([*texts, item.prompt]))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from tfm_jax.tasks.report.page import errors_page
 from tfm_jax.tasks.report.terminal import errors_text
 from tfm_jax.tasks.scores import signatures
 from tfm_jax.tasks.table import CHOICE, LANGUAGE_MODELING, TASKS, find_task
+from tfm_jax.tasks.text_to_text import TextToText
 from tfm_jax.training.load import Run, load_run
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,8 @@ def evaluate(
     raise UserError("the run has no tokenizer, so it cannot read text")
   if targets and not data:
     raise UserError(f"--targets={targets} has the other side of which file? Say --data=FILE too")
+  if kind is TextToText and not run.config.task.source_task:
+    raise UserError(f"--task={name} is for runs that were trained on it: this one has no task.source_task")
   key = "--data" if data else "data.eval_path"
   targets = targets if data else run.config.data.eval_target_path
   data = data or run.config.data.eval_path or run.config.data.eval_split
@@ -209,6 +213,7 @@ def _by_likelihood(run: Run, task: str, data: str, out: str, settings: Mapping[s
     raise UserError("no file to evaluate: say --data=FILE (the run has no data.eval_path)")
   given = {name: value for name, value in settings.items() if value}
   scores, rows = evaluate_text(run, data) if task == LANGUAGE_MODELING else evaluate_choices(run, data, **given)
+  scores = {name: value for name, value in scores.items() if math.isfinite(value)}
   files = {
     "scores.json": json.dumps(scores, indent=2, allow_nan=False) + "\n",
     "predictions.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from tfm_jax.decode.generate import continued
@@ -68,6 +69,13 @@ class Generation(LabelledTask[Pair]):
   form: ClassVar[str] = "texts"
   head_name: ClassVar[str] = "lm"
   predicts: ClassVar[bool] = False
+  _imported = False  # whether the model descends from an import: `evaluate` sets the symbols of a trained one
+
+  def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
+    # A run has noted where it comes from: what `init_from` names may have been moved since.
+    folder = epath.Path(stored_tokenizer).parent if stored_tokenizer else config.init_from
+    self._imported = bool(folder and RunDirectory(folder).origin())
+    super().__init__(config, stored_tokenizer)
 
   # Reading.
 
@@ -117,8 +125,7 @@ class Generation(LabelledTask[Pair]):
     super()._set(config, tokenizer)
     self._two_sided = _is_two_sided(config)
     self._target_len = config.data.target_len or (config.data.seq_len if self._two_sided else config.data.seq_len // 2)
-    imported = bool(config.init_from and RunDirectory(config.init_from).origin())
-    self.use(symbols_of(config, tokenizer, imported), {})
+    self.use(symbols_of(config, tokenizer, self._imported), {})
 
   def use(self, symbols: Symbols, changes: Mapping[str, Any]) -> None:
     """Sets how texts begin, and changes options of generation by name. Raises UserError for an impossible option."""

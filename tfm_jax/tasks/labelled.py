@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -69,6 +69,11 @@ class LabelledTask(abc.ABC, Generic[E]):
   # What a task adds.
 
   @classmethod
+  def form_of(cls, config: Config) -> str:
+    """The form of what it predicts with this configuration. Raises UserError."""
+    return cls.form
+
+  @classmethod
   def files(cls, path: str, target_path: str, key: str) -> list[Path]:
     """The files of examples that `key` ("data.path", "data.eval_path" or "--data") names. Raises UserError.
 
@@ -101,7 +106,17 @@ class LabelledTask(abc.ABC, Generic[E]):
   @classmethod
   @abc.abstractmethod
   def texts(cls, example: E) -> Sequence[str]:
-    """The texts of an example; the first decides with which others it is held out."""
+    """The texts of an example; the first is the one that it shares with others, see `shared`."""
+
+  @classmethod
+  def shared(cls, example: E) -> str:
+    """The text that decides whether an example is held out: examples that share it are so together."""
+    return cls.texts(example)[0]
+
+  @classmethod
+  def corpus(cls, examples: Sequence[E]) -> Iterable[str]:
+    """The texts of training examples that a tokenizer is trained on."""
+    return (text for example in examples for text in cls.texts(example))
 
   @abc.abstractmethod
   def rows(self, examples: Sequence[E]) -> Rows:
@@ -122,7 +137,12 @@ class LabelledTask(abc.ABC, Generic[E]):
     return score(self.form, predictions, intervals)
 
   def training_rows(self, rows: Rows) -> Rows:
-    """The rows with the weights that they have in training."""
+    """The rows with the weights that they have in training. Raises UserError for weights that the task cannot have."""
+    if self.config.task.class_weights:
+      raise UserError(
+        f"task.class_weights is for tasks with one class per example, and task.name={self.config.task.name} is none: "
+        f"leave it empty"
+      )
     return rows
 
   # `Task`.
@@ -159,7 +179,7 @@ class LabelledTask(abc.ABC, Generic[E]):
       name=config.data.source,
       description=f"{config.data.path}: {counted(files, 'file')}",
       fingerprint=fingerprint,
-      read=lambda part, _: ((text,) for example in train for text in self.texts(example)),
+      read=lambda part, _: ((text,) for text in self.corpus(train)),
     )
     self._set(config, find_tokenizer(config.tokenizer, corpus, stored_tokenizer))
     self.fingerprints = {"data": fingerprint, "tokenizer": self.tokenizer.fingerprint}
@@ -204,7 +224,7 @@ class LabelledTask(abc.ABC, Generic[E]):
       return examples, cls._read(config, eval_tables, False, counts)
     parts: tuple[list[E], list[E]] = ([], [])
     for example in examples:
-      parts[is_held_out(cls.texts(example)[0], config.data.eval_fraction)].append(example)
+      parts[is_held_out(cls.shared(example), config.data.eval_fraction)].append(example)
     if not parts[0]:
       raise UserError(f"data.eval_fraction={config.data.eval_fraction:g} leaves no example of {config.data.path}")
     return parts
@@ -212,8 +232,12 @@ class LabelledTask(abc.ABC, Generic[E]):
   @classmethod
   def named(cls, config: Config, data: str, targets: str, key: str) -> list[Table]:
     """What `key` ("--data") names: files, or a split of the data set in TFDS of the run. Raises UserError."""
-    if config.data.source == "tfds" and not Path(data).expanduser().exists():
-      return [open_data(config.data.path).split(data, key)]
+    if config.data.source == "tfds":
+      try:
+        return [open_data(config.data.path).split(data, key)]  # also where a file has the name of a split
+      except UserError:
+        if not Path(data).expanduser().exists():
+          raise
     return [*cls.files(data, targets, key)]
 
   @classmethod

@@ -56,9 +56,10 @@ class MultipleChoice(LabelledTask[Choice]):
         raise UserError(f"{place}: expected a text and a list of at least two texts: set task.text and task.pair")
       for one in (text, *candidates):
         check_text(one, place)
-      if labelled and label in (None, ""):
+      known = label not in (None, "", -1)  # -1: in data sets of TFDS
+      if labelled and not known:
         raise UserError(f"{place}: no label")
-      number = None if label in (None, "") else _number(str(label), len(candidates), place)
+      number = _number(str(label), len(candidates), place) if known else None
       examples.append(Choice(row.file, row.line, text, tuple(candidates), number))
     return examples
 

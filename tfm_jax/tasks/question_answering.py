@@ -1,7 +1,7 @@
 """Extractive question answering: SQuAD 1.1 and 2.0, CMRC 2018, XQuAD (Rajpurkar et al. 2016, 2018)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -67,6 +67,11 @@ class QuestionAnswering(LabelledTask[Question]):
     """See `LabelledTask`: questions about the same context stay together."""
     return (example.context, example.question)
 
+  @classmethod
+  def corpus(cls, examples: Sequence[Question]) -> Iterable[str]:
+    """See `LabelledTask`: each context once, however many questions are about it."""
+    return dict.fromkeys(super().corpus(examples))
+
   def rows(self, examples: Sequence[Question]) -> Rows:
     """See `LabelledTask`."""
     vocabulary, seq_len = self.vocabulary, self.config.data.seq_len
@@ -116,8 +121,10 @@ class QuestionAnswering(LabelledTask[Question]):
         # The least certain of the windows that say so: an answer in one of them is an answer.
         null = float(scores[0].sum())
         nothing[number] = min(nothing.get(number, null), null)
-    # Also of imported models, of whose training nothing is known.
-    unanswerable = self.config.task.no_answer or any(example.answers == () for example in examples)
+    # Of an imported model, which has no training data, the labels say whether there may be none.
+    unanswerable = self.config.task.no_answer or (
+      not self.config.data.path and any(example.answers == () for example in examples)
+    )
     return [_prediction(examples[number], found, nothing[number], unanswerable) for number, found in spans.items()]
 
 

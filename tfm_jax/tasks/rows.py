@@ -170,8 +170,10 @@ class RowBatches:
     """The arrays of a step: the global batch, or only its rows with these indices in 0 .. batch_size - 1."""
     whole = self.rows_of(step)
     length = int(self._lengths[self._bucket[whole[whole >= 0]].max(initial=0)])
-    epoch = step * self.batch_size // self.num_rows if self._shuffle else 0
-    return self._arrays(whole if rows is None else whole[rows], length, epoch)
+    here = np.arange(self.batch_size) if rows is None else rows
+    # A batch may begin in one epoch and end in another.
+    epochs = (step * self.batch_size + here) // self.num_rows if self._shuffle else 0 * here
+    return self._arrays(whole[here], length, epochs)
 
   def batches(self) -> Iterator[Batch]:
     """The held-out batches."""
@@ -187,7 +189,7 @@ class RowBatches:
     tokens = len(self._rows.tokens) * len(steps) * self.batch_size / self.num_rows
     return min(tokens / max(positions, 1), 1.0)
 
-  def _arrays(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
+  def _arrays(self, rows: np.ndarray, length: int, epochs: np.ndarray) -> Batch:
     source, members = self._rows, self._rows.members
     real = rows >= 0
     sequences = np.maximum(rows, 0)[:, None] * members + np.arange(members)
@@ -201,7 +203,7 @@ class RowBatches:
       return self._shaped(np.where(valid, values[places] if len(values) else blank, blank).astype(values.dtype))
 
     # The ids of rows decide dropout and augmentation: those of an epoch differ from those of the others.
-    ids = np.where(real, (rows + epoch * self.num_rows) % 2**31, 0).astype(np.int32)
+    ids = np.where(real, (rows + epochs * self.num_rows) % 2**31, 0).astype(np.int32)
     out = {"inputs": along(source.tokens, self._pad)}
     if self._augment is not None:
       flat = out["inputs"].reshape(-1, length)
@@ -287,8 +289,8 @@ class PairBatches(RowBatches):
     """Whether both sides of a batch are equally long."""
     return self._target_len == int(self._lengths[-1])
 
-  def _arrays(self, rows: np.ndarray, length: int, epoch: int) -> Batch:
-    source = super()._arrays(rows, length, epoch)
-    target = self._target._arrays(rows, length if self._together else self._target_len, 0)
+  def _arrays(self, rows: np.ndarray, length: int, epochs: np.ndarray) -> Batch:
+    source = super()._arrays(rows, length, epochs)
+    target = self._target._arrays(rows, length if self._together else self._target_len, epochs)
     side = lambda arrays: plan.Rows(arrays["inputs"], arrays["segment_ids"], arrays["positions"])
     return {**encoder_decoder_arrays(side(source), side(target), self._start, self._pad), "rows": source["rows"]}

@@ -124,10 +124,8 @@ class SequenceRegression(SequenceClassification):
     return self._text_rows(examples, {"targets": np.where(known, labels, 0), "weights": known.astype(np.float32)})
 
   def training_rows(self, rows: Rows) -> Rows:
-    """The rows as they are. Raises UserError for class weights, as there are no classes."""
-    if self.config.task.class_weights:
-      raise UserError(f"task.class_weights is for classes, and task.name={self.config.task.name} predicts numbers")
-    return rows
+    """See `LabelledTask`: there are no classes."""
+    return LabelledTask.training_rows(self, rows)
 
   def prediction(self, example: TextExample, output: Outputs) -> Prediction:
     """See `SequenceClassification`."""

@@ -67,21 +67,22 @@ class Similarity(LabelledTask[TextExample]):
   def predictions(
     self, examples: Sequence[TextExample], rows: Rows, outputs: Mapping[int, Outputs]
   ) -> list[Prediction]:
-    """See `LabelledTask`. `rank`: the place of the second text among those of all examples, by the cosine, from 1."""
+    """See `LabelledTask`: the cosine on the scale of the training labels.
+
+    Without labels also `rank`: the place of the second text among those of all examples, by the cosine, from 1.
+    """
     places = sorted(outputs)
     if not places:
       return []
     vectors = np.stack([outputs[row]["vectors"] for row in places])
+    values = (vectors[:, 0] * vectors[:, 1]).sum(1) * self.config.task.scale
     found = []
-    for first in range(0, len(places), 1000):
-      cosines = vectors[first : first + 1000, 0] @ vectors[:, 1].T
-      own = cosines[np.arange(len(cosines)), first + np.arange(len(cosines))]
-      ranks = 1 + (cosines > own[:, None]).sum(1)
-      for row, value, rank in zip(places[first:], own, ranks, strict=False):
-        example = examples[row]
-        label = None if example.label is None else number_of(example)
-        found.append({"prediction": round(float(value), 6), "label": label, "rank": int(rank), **shown(example)})
-    return found
+    for row, value in zip(places, values, strict=True):
+      label = None if examples[row].label is None else number_of(examples[row])
+      found.append({"prediction": round(float(value), 6), "label": label, **shown(examples[row])})
+    if any(one["label"] is not None for one in found):
+      return found
+    return [one | {"rank": rank} for one, rank in zip(found, _ranks(vectors), strict=True)]
 
   def scores(self, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, float]:
     """Correlations with labels; without labels, how often the pair of a text is the nearest of all second texts."""
@@ -94,3 +95,13 @@ class Similarity(LabelledTask[TextExample]):
       "recall_at_10": float((ranks <= 10).mean()),
       "mean_reciprocal_rank": float((1 / ranks).mean()),
     }
+
+
+def _ranks(vectors: np.ndarray) -> list[int]:
+  """For each pair of vectors [N, 2, D], the place of its second one among all second ones, the nearest first."""
+  ranks = []
+  for first in range(0, len(vectors), 1000):
+    cosines = vectors[first : first + 1000, 0] @ vectors[:, 1].T
+    own = cosines[np.arange(len(cosines)), first + np.arange(len(cosines))]
+    ranks += (1 + (cosines > own[:, None]).sum(1)).tolist()
+  return ranks

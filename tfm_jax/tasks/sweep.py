@@ -11,7 +11,8 @@
 --jobs=N                     runs at a time, each a process of its own, which divide the GPUs of the host; default: 1.
                              On TPUs one at a time, as a process owns all chips
 --seeds=N                    runs per point, with the seeds 0 to N - 1; default: one, with the seed of the configuration
---metric=NAME                what points are ranked by; default: accuracy if the config has a task, otherwise loss
+--metric=NAME                what points are ranked by; default: of a task accuracy, pearson of numbers, f1 of tags and
+                             answers, chrf of texts; otherwise loss
 --evaluation=last            whose value counts: that of the last evaluation of a run, or of its best
 --max=N                      at most so many points
 --config.KEY=VALUE           sets a key of the configuration in all runs
@@ -33,6 +34,8 @@ def main(flags: Flags) -> None:
   # Imported late: a Python without the packages says so in one line.
   from tfm_jax.runtime.devices import runs_on_tpus
   from tfm_jax.runtime.experiment_file import evaluate_sweep
+  from tfm_jax.tasks.labelled import LabelledTask
+  from tfm_jax.tasks.scores import MAIN
   from tfm_jax.tasks.sweeps import adaptive
   from tfm_jax.tasks.sweeps.processes import locked, run_all
   from tfm_jax.tasks.sweeps.runs import Folder, Metric
@@ -49,10 +52,11 @@ def main(flags: Flags) -> None:
   if seeds > 1 and ("seed" in space.dimensions or "seed" in flags.overrides):
     raise UserError(f"--seeds={seeds} sets the seed of every run, but the seed is set elsewhere as well: remove one")
   jobs, config = _whole(flags, "jobs", 1), load(path, flags.overrides)
-  find_task(config.task.name)
+  task = find_task(config.task.name)
   if jobs > 1 and runs_on_tpus():
     raise UserError(f"--jobs={jobs}: one process owns all TPU chips of a host, so a single run fits: leave --jobs out")
-  metric = Metric(flags.values.get("metric") or ("accuracy" if config.task.name else "loss"), _evaluation(flags))
+  usual = MAIN[task.form_of(config)] if issubclass(task, LabelledTask) else "loss"
+  metric = Metric(flags.values.get("metric") or usual, _evaluation(flags))
   if space.kind == "optuna":
     adaptive.check_installed()
   variant = Path(path.replace(".py", "").replace(":", "_")).name

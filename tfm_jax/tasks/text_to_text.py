@@ -17,6 +17,7 @@ from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.labelled import LabelledTask, Prediction
 from tfm_jax.tasks.multiple_choice import Choice, MultipleChoice
 from tfm_jax.tasks.question_answering import QuestionAnswering
+from tfm_jax.tasks.scoring.classes import OTHER
 from tfm_jax.tasks.scoring.tags import entities, marks_entities
 from tfm_jax.tasks.sequence_classification import SequenceClassification, SequenceRegression, number_of, shown
 from tfm_jax.tasks.texts import TextExample
@@ -30,8 +31,6 @@ from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction
 
-OTHER = "(other)"
-"""The prediction where the model wrote no class."""
 DATA_SETS = {"squad": "question_answering", "conll2003": "token_classification"}
 """Other names that `task.source_task` may have, which also stand in the source text."""
 _NO_NUMBER = -1.0  # the prediction where the model wrote no number, as in T5's evaluation
@@ -197,6 +196,12 @@ WRITERS: dict[type[LabelledTask], type[Writer]] = {
   TokenClassification: Tags,
   MultipleChoice: Choices,
 }
+_READERS: dict[type, type[LabelledTask]] = {
+  TextExample: SequenceClassification,
+  Question: QuestionAnswering,
+  Sentence: TokenClassification,
+  Choice: MultipleChoice,
+}
 
 
 class TextToText(Generation):
@@ -220,10 +225,14 @@ class TextToText(Generation):
     return pairs
 
   @classmethod
-  def texts(cls, example: Pair) -> Sequence[str]:
-    """See `LabelledTask`: questions about the same context stay together."""
-    parts = super().texts(example)
-    return (example.origin.context, *parts) if isinstance(example.origin, Question) else parts
+  def form_of(cls, config: Config) -> str:
+    """See `LabelledTask`: that of the task that is written as text."""
+    return _source_task(config)[0].form
+
+  @classmethod
+  def shared(cls, example: Pair) -> str:
+    """See `LabelledTask`: the same as of the task that is written as text, whose split is then this one's too."""
+    return _READERS[type(example.origin)].shared(example.origin)
 
   @classmethod
   def head(cls, config: Config, examples: Sequence[Pair]) -> dict[str, Any]:
@@ -237,7 +246,7 @@ class TextToText(Generation):
     super()._set(config, tokenizer)
     kind, _ = _source_task(config)
     labels = config.model.head.labels
-    self.form = kind.form  # type: ignore[misc]  # what is scored has the form of that task
+    self.form = self.form_of(config)  # type: ignore[misc]
     self._writer = WRITERS[kind](config.task.source_task, labels.split("|") if labels else ())
 
   def loss(self, model: Model) -> LossFunction:

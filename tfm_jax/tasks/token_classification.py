@@ -1,5 +1,6 @@
 """Classification of words: names, parts of speech; CoNLL columns, BIO tags."""
 
+import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -144,18 +145,19 @@ def _first_pieces(words: Sequence[str], spans: np.ndarray) -> np.ndarray:
 
 def _chunks(first: np.ndarray, pieces: int, room: int) -> Iterator[tuple[int, int, bool]]:
   """(start, stop, whether a word is cut) of the rows of a sentence: as many whole words as fit, at least one."""
-  starts = [int(place) for place in first if place >= 0]
+  starts = [int(place) for place in first if place >= 0]  # ascending
   if not starts:
     yield 0, min(pieces, room), pieces > room
     return
   begin = 0
   while True:
-    following = [place for place in starts if begin < place <= begin + room]
+    after, last = bisect.bisect_right(starts, begin), bisect.bisect_right(starts, begin + room)
     if begin + room >= pieces:
       yield begin, pieces, False
       return
-    stop = following[-1] if following else begin + room
-    yield begin, stop, not following
-    begin = stop if following else next((place for place in starts if place > begin), pieces)
+    whole = after < last
+    stop = starts[last - 1] if whole else begin + room
+    yield begin, stop, not whole
+    begin = stop if whole else starts[after] if after < len(starts) else pieces
     if begin >= pieces:
       return

@@ -11,6 +11,8 @@ from tfm_jax.tasks.scoring.bootstrap import f1_of, ratio, sums_by_code
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 SMALLEST = 5e-7  # probabilities in predictions.jsonl have six digits: a 0 there stands for less than this
+OTHER = "(other)"
+"""The prediction of a model that writes classes as text, where it wrote none: always wrong, and no class itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Classes:
     names: the classes, in the order of the probabilities; sorted where there are none.
     labels, predictions: [N] indices into `names`.
     confidences: [N] probability of the predicted class; None where the rows lack it.
-    positive: index of the class of which `f1` is the F1; None: the mean over classes.
+    positive: index of the class of which `f1` is the F1; None: the mean over classes. `OTHER` is none of them.
   """
 
   def __init__(self, rows: Sequence[Mapping[str, Any]], positive: str = "") -> None:
@@ -45,7 +47,8 @@ class Classes:
       near = nearest(positive, self.names)
       hint = f"did you mean {near!r}?" if near else f"classes: {', '.join(self.names)}"
       raise UserError(f"the positive class {positive!r} is not a class of the data; {hint}")
-    self.positive = index[positive] if positive else 1 if len(self.names) == 2 else None
+    self._known = np.array([i for i, name in enumerate(self.names) if name != OTHER])
+    self.positive = index[positive] if positive else int(self._known[1]) if len(self._known) == 2 else None
 
   def right(self) -> np.ndarray:
     """Whether each example's prediction is its label: [N] bool."""
@@ -57,11 +60,13 @@ class Classes:
 
     pair = (self.labels, self.predictions)
     f1 = lambda labels: float(metrics.f1_score(*pair, labels=labels, average="macro", zero_division=0))
-    several = len(np.unique(np.concatenate(pair))) > 1  # a single class has no correlation, and makes sklearn warn
+    occurring = np.unique(np.concatenate(pair))
+    several = len(occurring) > 1  # a single class has no correlation, and makes sklearn warn
+    macro = f1(np.intersect1d(occurring, self._known))
     scores = {
       "accuracy": float(metrics.accuracy_score(*pair)),
-      "f1": f1(None if self.positive is None else [self.positive]),
-      "f1_macro": f1(None),
+      "f1": macro if self.positive is None else f1([self.positive]),
+      "f1_macro": macro,
       "matthews": float(metrics.matthews_corrcoef(*pair)) if several else 0.0,
     }
     if self._of_labels is not None:
@@ -76,7 +81,7 @@ class Classes:
     labelled, predicted = (sums_by_code(weights, codes, count) for codes in (self.labels, self.predictions))
     right = sums_by_code(weights * self.right(), self.labels, count)
     f1, occurs = f1_of(right, predicted, labelled), labelled + predicted > 0
-    macro = ratio(f1.sum(axis=1), occurs.sum(axis=1))
+    macro = ratio(f1[:, self._known].sum(axis=1), occurs[:, self._known].sum(axis=1))
     # Matthews' coefficient of several classes, from the covariances of the one-hot labels and predictions.
     covariance = lambda a, b, same: same * total - (a * b).sum(axis=1)
     both = covariance(labelled, predicted, right.sum(axis=1))
