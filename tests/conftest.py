@@ -15,6 +15,8 @@ if "TFM_CACHE_DIR" not in os.environ:
   os.environ["TFM_CACHE_DIR"] = _folder.name
 
 import jax
+import pytest
+from hypothesis import settings
 
 from tfm_jax.models import layers
 from tfm_jax.runtime.devices import prepare_backends
@@ -28,5 +30,18 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 prepare_backends()
 
+# Hypothesis would fail a test whose examples take long, as they do on a busy machine.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
+
 # Layers are scanned here, as on accelerators; processes that tests start unroll them, as users' do.
 layers.UNROLLED_ON_CPU = 0
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not select
+def pytest_collection_modifyitems(items):
+  """`slow_but("a", "b")`: of a parametrized test, the cases with these ids run by default, and the others are slow."""
+  for item in items:
+    for marker in item.iter_markers("slow_but"):
+      if item.callspec.id not in marker.args:
+        item.add_marker(pytest.mark.slow)

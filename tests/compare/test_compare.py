@@ -114,7 +114,7 @@ def test_random_batches_have_the_declared_shapes_and_lie_in_the_vocabulary(exper
       assert (x == np.arange(x.shape[1])).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(some.integers(0, 50), some.integers(0, 50), some.integers(1, 40), some.integers(11, 300))
 def test_rows_of_different_steps_are_different_rows(first, second, rows, vocabulary):
   fields = {"inputs": along_row(6, "ids", vocabulary), "weights": along_row(6, "weights"), "rows": ROWS}

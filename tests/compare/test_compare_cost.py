@@ -185,7 +185,7 @@ LINES = some.permutations(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(LINES, some.sampled_from(["link", "network", "hbm", "peak"]), some.floats(1, 100), some.sampled_from([1, 2]))
 def test_a_slower_part_never_makes_a_step_faster(lines, part, factor, slices):
   first, last = lines.index(DONE), lines.index(START)

@@ -40,7 +40,7 @@ def kept(logits, **options):
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=12, unique=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(LOGITS, st.integers(1, 14), st.floats(0.05, 0.99), st.floats(0.01, 0.9))
 def test_what_may_be_drawn_is_what_sorting_gives(logits, k, p, share):
   logits = np.array(logits, np.float32)
@@ -89,14 +89,14 @@ def banned_by_ngrams(n, tokens):
   return {id for id in range(V) if len(tail) == n - 1 and (*tail, id) in seen}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(1, 4), st.integers(0, 2))
 def test_no_ngram_is_repeated(tokens, n, padding):
   got = allowed(np.zeros(V), history_of(tokens, padding=padding), no_repeat_ngram=n)
   assert set(np.flatnonzero(got == -np.inf).tolist()) == banned_by_ngrams(n, tokens)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(0, 2))
 def test_bad_words_are_banned_where_they_would_be_completed(tokens, padding):
   words = ((2,), (1, 3), (0, 0, 1))

@@ -63,6 +63,7 @@ def test_the_command_streams_a_text_and_writes_a_file(runs, tmp_path):
   assert done.returncode == 0 and json.loads(done.stdout)["logprob"] < 0
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_becomes_one_object_per_line_in_order(runs, tmp_path):
   prompts = ["the cat sat", "a", "one small grey bird\\nran", "saw"]
   (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")

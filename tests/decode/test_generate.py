@@ -81,6 +81,7 @@ def test_a_cache_of_another_dtype_changes_log_probabilities_by_its_rounding_alon
 SAMPLED = Options(max_new_tokens=8, temperature=0.9, top_p=0.95, seed=11)
 
 
+@pytest.mark.slow_but("gpt")
 @pytest.mark.parametrize("variant", ["gpt", "t5"])
 def test_a_sampled_text_depends_on_no_other_prompt(variant):
   run = run_of(variant)

@@ -82,6 +82,7 @@ def theirs(name: str) -> dict[str, list[list[list[int]]]]:
   return {setting: [[cut(ids) for ids in several] for several in texts] for setting, texts in found.items()}
 
 
+@pytest.mark.slow_but("gpt2")
 @pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in DEFAULT else pytest.mark.slow) for x in CASES])
 def test_texts_are_those_of_transformers(name, tmp_path):
   found = ours(name, tmp_path / "run")

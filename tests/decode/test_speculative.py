@@ -54,6 +54,7 @@ def test_an_end_that_was_drafted_beyond_the_last_token_is_not_the_end_of_the_tex
   assert (one.ids, one.end) == (free.ids[:8], "length")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_drawn_texts_have_the_same_distribution(top_k):
   """The second and third token of many samples, with a draft that is often wrong."""

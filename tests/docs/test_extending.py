@@ -151,6 +151,7 @@ def test_the_optimizer_is_optax_lion(extended):
 # A strategy.
 
 
+@pytest.mark.slow
 def test_a_strategy(monkeypatch):
   add_example(monkeypatch, "strategy")
   model = make_model("gpt", placement("mlp_only", 8))
@@ -191,6 +192,7 @@ def finished(task, tmp_path_factory):
   return fit(config_of(100), workdir, task), workdir
 
 
+@pytest.mark.slow
 def test_a_task_without_text(task, finished):
   result, workdir = finished
   assert result["accuracy"] > 0.9 and result["f1"] > 0.8 and result["loss"] < 0.5
@@ -210,6 +212,7 @@ def test_every_held_out_set_has_records_of_its_own_and_one_without_weight_has_no
   assert last["eval"]["loss"] == result["loss"] != last["eval_other"]["loss"]
 
 
+@pytest.mark.slow
 def test_a_task_resumes_bit_for_bit(task, finished, tmp_path):
   fit(config_of(50), tmp_path / "run", task)
   fit(config_of(100), tmp_path / "run", task)

@@ -61,6 +61,7 @@ def imported(request, tmp_path_factory) -> Any:
   return Imported(case, folder, workdir, run, expected, compute(run.model, run.params, case, expected.inputs))
 
 
+@pytest.mark.slow_but("bert_mlm", "gpt2", "t5", "llama", "vit")
 def test_the_outputs_are_those_of_transformers(imported):
   check_outputs(imported.case, imported.expected, imported.ours.outputs)
 

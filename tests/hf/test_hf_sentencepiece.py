@@ -29,6 +29,7 @@ from tfm_jax.text.tokenizers.subwords import SentencePieceTokenizer
 from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unigram", "bpe"])
 @pytest.mark.parametrize("file", CORPORA)
 def test_sentencepiece_as_json_on_real_text(name, file):
@@ -43,6 +44,7 @@ def test_sentencepiece_as_json_on_real_text(name, file):
 MADE: dict[TokenizerConfig, SentencePieceTokenizer] = {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", CORPORA)
 def test_t5_as_json_on_real_text(file):
   lines = real_lines(file)
@@ -51,7 +53,7 @@ def test_t5_as_json_on_real_text(file):
 
 
 @pytest.mark.parametrize("name", ["unigram", "bpe"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(max_size=40) | st.text(st.sampled_from(" -=a\n\t▁<0x>A1北"), max_size=40))
 def test_sentencepiece_as_json_on_any_text(name, text):
   assume(plain([text]))

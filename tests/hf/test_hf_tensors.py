@@ -107,7 +107,6 @@ def cube(tmp_path_factory):
 bounds = st.none() | st.integers(-8, 8)
 
 
-@settings(deadline=None)
 @given(index=st.lists(st.builds(slice, bounds, bounds, st.sampled_from([None, 1])), max_size=3).map(tuple))
 @pytest.mark.parametrize("block", [1, 100, 1 << 24])
 def test_a_part_is_numpys_slice(cube, index, block):

@@ -183,6 +183,7 @@ TENSORS: dict[str, tuple[str, Callable[[Tensors, Config], None]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", TENSORS)
 def test_other_names_and_more_tensors_give_the_same_parameters(variant, imported, plain):
   name, change = TENSORS[variant]

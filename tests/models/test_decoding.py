@@ -89,11 +89,13 @@ def test_token_by_token_equals_the_full_forward_of_packed_rows(case):
   assert int(compare(case, (), packed=True).length) == LENGTH
 
 
+@pytest.mark.slow_but("learned", "rotary", "grouped", "t5", "transformer")
 @pytest.mark.parametrize("case", CASES)
 def test_prompts_in_two_uneven_parts_and_then_tokens_equal_the_full_forward(case):
   compare(case, (7, 3), packed=False)
 
 
+@pytest.mark.slow_but("t5")
 @pytest.mark.parametrize("case", ["grouped", "t5", "transformer, grouped"])
 def test_decoding_on_a_mesh_equals_the_full_forward(case):
   cache = compare(case, (7, 3), True, placement("fsdp_tp", 8, model=2, data=4), rows=4)

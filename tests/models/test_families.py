@@ -86,6 +86,7 @@ def family(monkeypatch):
   return "unit"
 
 
+@pytest.mark.slow
 def test_a_family_with_an_attention_of_its_own_is_one_file_and_one_entry(family):
   config = resolve_model(family, PLAIN)
   model = Model(family, config, single_device(), VOCAB)
@@ -135,6 +136,7 @@ def head(monkeypatch):
   return "multi_label"
 
 
+@pytest.mark.slow
 def test_a_head_is_one_file_and_one_entry(head):
   tree = {
     "family": "bert",

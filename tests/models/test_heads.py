@@ -96,6 +96,7 @@ def test_every_dot_is_counted(case):
   assert dots(program.jaxpr) - unused == flops.count(loss, model.shapes(), batch).full
 
 
+@pytest.mark.slow_but("bert rows", "vit")
 @pytest.mark.parametrize("case", SELECTED)
 def test_every_parameter_has_a_gradient(case):
   _, gradient = loss_and_gradient(make(case), params_of(case), batch_of(case))
@@ -103,6 +104,7 @@ def test_every_parameter_has_a_gradient(case):
     assert np.isfinite(x).all() and np.abs(x).max() > 0, path
 
 
+@pytest.mark.slow_but("roberta answers", "vit")
 @pytest.mark.parametrize("case", SELECTED)
 def test_a_mesh_changes_nothing(case):
   loss, gradient = loss_and_gradient(make(case), params_of(case), batch_of(case))
@@ -125,6 +127,7 @@ def test_padding_counts_for_nothing(case):
   np.testing.assert_allclose(before, after, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_of_what_all_images_share_are_summed_in_float32():
   model = make("vit")
   batch = {name: x[:1].repeat(2048, 0) for name, x in batch_of("vit").items()}

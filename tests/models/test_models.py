@@ -74,6 +74,7 @@ def test_a_parameter_without_axes_is_an_error():
     param_axes("blocks/attn/other")
 
 
+@pytest.mark.slow_but("gpt", "t5")
 @pytest.mark.parametrize("variant", ["gpt", "llama", "t5", "transformer"])
 def test_decoders_see_nothing_that_comes_later(variant):
   batch = {k: v for k, v in make_batch(variant, rows=2).items() if "segment" not in k}

@@ -70,6 +70,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow_but("causal, segments")
 @pytest.mark.parametrize("case", CASES)
 def test_splash_attention_and_its_gradients_equal_plain_attention(case):
   queries, keys, heads, kv_heads, features, causal, packed = CASES[case]
@@ -134,6 +135,7 @@ def params_of(**changes):
   return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
 
 
+@pytest.mark.slow_but("0-dp-1")
 @pytest.mark.parametrize(("kv_heads", "strategy", "devices"), [(0, "dp", 1), (2, "fsdp_tp", 8)])
 def test_a_model_with_splash_attention_equals_one_without(kv_heads, strategy, devices):
   sizes = {"num_layers": 1, "max_positions": 128, "num_kv_heads": kv_heads, "positions": "rotary"}
@@ -166,6 +168,7 @@ def repeated(params, groups):
   return jax.tree.map_with_path(full, params)
 
 
+@pytest.mark.slow_but("rotary-fsdp_tp-8")
 @pytest.mark.parametrize(("positions", "strategy", "devices"), [("learned", "dp", 1), ("rotary", "fsdp_tp", 8)])
 def test_grouped_heads_equal_full_heads_that_are_alike(positions, strategy, devices):
   params, batch = params_of(num_kv_heads=2, positions=positions), make_batch("gpt", rows=8)
@@ -274,6 +277,7 @@ def test_plain_attention_serves_every_need():
   assert not KERNELS["xla"].refuses(need) and all(need)
 
 
+@pytest.mark.slow
 def test_a_rule_that_cuts_sequences_is_refused_by_splash_attention(monkeypatch):
   """It would see the keys of its own device alone."""
   rules = (*STRATEGIES["dp"].rules, ("seq", ("context",)))
@@ -300,6 +304,7 @@ def test_short_rows_under_an_explicit_kernel_are_refused_and_parameters_are_made
   jax.eval_shape(model.decode, model.shapes(), {"inputs": np.zeros((2, 4), np.int32)}, cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("variant", "changes"), [("gpt", {"window.size": 3}), ("llama", {"num_kv_heads": 2}), ("t5", {})]
 )

@@ -332,7 +332,7 @@ def test_sinusoids():
   assert positions.sinusoids(jnp.array([[3]]), 7).shape == (1, 1, 7)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(some.lists(some.integers(1, 5), min_size=1, max_size=4), some.integers(0, 3))
 def test_positions_number_the_elements_in_row_major_order(shape, first):
   first = min(first, len(shape) - 1)

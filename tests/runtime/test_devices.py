@@ -95,6 +95,7 @@ def test_results_of_the_same_inputs_are_computed_in_one_pass_unless_switched_off
   assert done.stdout.strip() == str(together and jax.__version_info__ >= (0, 12))
 
 
+@pytest.mark.slow
 def test_training_from_python_configures_backends_before_they_start(tmp_path):
   """As train.py does. Asking which process this is starts them."""
   experiment = write_experiment(tmp_path / "experiment")

@@ -167,6 +167,7 @@ def test_a_full_disk_under_the_cache(experiment, tmp_path, monkeypatch, size):
     assert not list(disk.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_checkpoints(experiment, tmp_path):
   with small_disk(tmp_path / "disk", 2 << 20) as disk:
     done = train(f"--config={experiment}", f"--workdir={disk / 'run'}", "--config.checkpoint.keep=0")
@@ -174,6 +175,7 @@ def test_a_full_disk_under_the_checkpoints(experiment, tmp_path):
   assert done.stderr.count("No space left") == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_metrics(experiment, tmp_path):
   """After the first checkpoint, the metrics are the only file that is written."""
   with small_disk(tmp_path / "disk", 1 << 20) as disk:

@@ -199,6 +199,7 @@ def test_two_processes_train_as_one_does(experiment, pair, tmp_path):
   assert start["devices"] == {"count": 8, "kind": "cpu", "processes": 2}
 
 
+@pytest.mark.slow
 def test_two_processes_end_early_with_adapters_and_an_average_as_one_does(experiment, pair, tmp_path):
   """The metric that decides never changes, so that the first evaluation after step 0 is the best one."""
   values = {
@@ -299,6 +300,7 @@ def test_sigint_is_passed_on_as_sigterm(monkeypatch):
   assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.slow
 def test_an_error_during_training_ends_both(experiment, tmp_path):
   flags = [f"--config={experiment}", f"--workdir={tmp_path / 'run'}", "--config.data.prefetch=0"]
   first, second = observed(tmp_path, flags, events=("", "fail"))

@@ -120,7 +120,7 @@ def test_values_that_are_not_finite_become_null(run):
   assert values_of(run, "loss", "grad_norm") == [(None, None)]
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(written=st.integers(0, 9), resume=st.none() | st.integers(0, 9), cut=st.integers(0, 60))
 def test_after_a_resume_each_split_and_step_occurs_once(run, written, resume, cut):
   records = train_records(1, written) + [{"step": written, "split": "eval", "loss": 1.0}]

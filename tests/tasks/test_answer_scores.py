@@ -62,7 +62,7 @@ def texts_of(*pieces):
 TEXTS = texts_of("the ", "an ", "a", "fox ", "Red", ",", "'s ", " ", "12 ", "é")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=8))
 def test_answers_score_as_the_script_of_squad_1_1(pairs):
   rows = [answer_row(*pair) for pair in pairs]
@@ -71,7 +71,7 @@ def test_answers_score_as_the_script_of_squad_1_1(pairs):
   assert scores == {"exact_match": EXACT(np.mean(exact)), "f1": EXACT(np.mean(f1))}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
   st.lists(st.tuples(TEXTS, st.lists(TEXTS, max_size=3), st.sampled_from([0, 0.2, 0.5, 0.9])), min_size=1, max_size=8)
 )
@@ -152,7 +152,7 @@ def official_chinese_f1(reference, prediction):
 CHINESE = texts_of(*"北京大学，。《》 ", "nba ", "1998")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(CHINESE, st.lists(CHINESE, min_size=1, max_size=3))
 def test_chinese_answers_score_as_the_script_of_cmrc(prediction, references):
   scores = score("answers", [answer_row(prediction, references)], intervals=False, language="zh")

@@ -54,6 +54,7 @@ def values_of(example, params, prediction, shifts=None):
   return np.array([numbers[t.place, t.choice] for t in prediction.targets]), numbers
 
 
+@pytest.mark.slow_but("masks")
 @cases("masks", "next token", "target", "tags")
 def test_saliency_is_the_derivative_along_the_embedding_of_each_token(case):
   run, example, prediction = looked(case)
@@ -117,6 +118,7 @@ def test_a_layer_without_all_of_its_heads_is_one_without_attention(monkeypatch):
   np.testing.assert_allclose(silent, expected, atol=1e-5)
 
 
+@pytest.mark.slow_but("masks", "target")
 @cases("masks", "next token", "target", "tags", "classes", "value", "answer", "replaced")
 def test_the_prediction_is_that_of_the_model(case):
   run, example, prediction = looked(case)
@@ -150,6 +152,7 @@ def test_masks_are_filled_as_by_fill_mask():
     assert [p for _, p in target.best] == pytest.approx([p for _, p in guesses], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_a_decoder_writes_is_its_likeliest_token_each_time():
   run, texts = run_of("written")
   example = read(run, *texts)

@@ -67,6 +67,7 @@ class Page(HTMLParser):
       self.text += data
 
 
+@pytest.mark.slow_but("masks")
 @pytest.mark.parametrize("case", ["masks", "target", "answer"])
 def test_the_page_shows_every_head_of_every_layer(case):
   run, texts = run_of(case)
@@ -165,6 +166,7 @@ def workdir(tmp_path_factory):
   return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page(workdir, tmp_path, monkeypatch, capsys):
   out = tmp_path / "page.html"
   arguments = [f"--workdir={workdir}", "--text=the [MASK]at", f"--out={out}", "--layers=0,1"]

@@ -32,6 +32,7 @@ def tagger(tmp_path_factory):
   return folder, learn("token_classification", *files, data__buckets=2, train__steps=80)
 
 
+@pytest.mark.slow
 def test_a_tagger_learns_and_its_evaluation_has_the_scores_of_its_predictions(tagger):
   folder, result = tagger
   assert result["f1"] > 0.95

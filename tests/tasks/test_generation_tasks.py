@@ -235,6 +235,7 @@ def test_a_resumed_run_knows_by_itself_whether_it_descends_from_an_import(experi
   assert (batch["inputs"][:, 0] == TOKENIZER.bos_id).all() == imported
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_not_measured_ends_a_run_at_once(experiment, tmp_path):
   config = tiny(experiment, "transformer", **settings(tmp_path, eval__metric="blue"))
   with pytest.raises(UserError, match=r"eval\.metric='blue' is not measured here: choose one of .*bleu"):

@@ -35,7 +35,7 @@ def test_lengths_are_halves_and_none_is_below_16(seq_len, buckets, lengths):
   assert lengths_of(seq_len, buckets) == lengths
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
   sizes=st.lists(st.integers(0, 64), min_size=1, max_size=70),
   batch_size=st.integers(1, 9),
@@ -111,7 +111,7 @@ def truncated_pair(text: str, pair: str, room: int) -> tuple[str, str]:
   return text, pair
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
   texts=st.lists(st.tuples(*[st.text("abc ", max_size=14)] * 2), min_size=1, max_size=8),
   seq_len=st.integers(5, 24),

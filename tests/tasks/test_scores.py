@@ -93,7 +93,7 @@ def test_a_confidence_on_an_edge_is_in_the_lower_bin():
   assert [(round(15 * one.low), round(15 * one.high)) for one in bins] == [(0, 1), (2, 3), (8, 9), (9, 10), (14, 15)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
 def test_the_calibration_error_equals_the_sum_over_half_open_bins(pairs):
   confidences, right = (np.array(values) for values in zip(*pairs, strict=True))
@@ -115,7 +115,7 @@ def test_one_class_only_and_constant_predictions():
 # Numbers.
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(2, 40), st.integers(0, 10**6), st.integers(1, 6))
 def test_scores_of_numbers_equal_those_of_scipy_and_scikit_learn(count, seed, levels):
   draw = np.random.default_rng(seed)

@@ -142,6 +142,7 @@ def test_regression_learns_numbers_from_pairs(tmp_path):
   assert isinstance(predictions[0]["prediction"], float) and predictions[0]["label"] in (0.0, 1.0, 2.0)
 
 
+@pytest.mark.slow
 def test_a_decoder_classifies_by_its_last_token(tmp_path):
   draw = np.random.default_rng(0)
   rows = [(f"{'x' * int(draw.integers(1, 9))} {word}", word) for word in draw.choice(["yes", "no"], 200)]

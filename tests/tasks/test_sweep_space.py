@@ -43,7 +43,7 @@ RANDOM = {
 }
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 30))
 def test_random_points_are_inside_different_and_those_of_a_longer_sweep(seed, count):
   points = space_of({"random": count, "seed": seed, **RANDOM}).points

@@ -35,7 +35,7 @@ def write(path, data: bytes):
   return str(path)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
   files=st.lists(st.lists(st.text(alphabet="aé \n", max_size=12)).map("\n".join), min_size=1, max_size=4),
   fraction=st.floats(0, 0.99),

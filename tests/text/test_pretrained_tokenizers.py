@@ -48,12 +48,13 @@ old_text = st.text(st.sampled_from("abz AZ\t\n'.,-019éàñßçøÄÖœ中文京
 
 
 @EVERY
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=old_text)
 def test_ids_are_those_of_the_published_algorithms(name, text):
   assert TOKENIZERS[name].encode(text).tolist() == EXPECTED[name](text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["wikitext2/valid.raw.txt.gz", "tatoeba_en_zh/train.tsv.gz", "multi30k/val.fr.gz"])
 @pytest.mark.parametrize("folder", ["bert-base-uncased", "bert-base-chinese", "gpt2"])
 def test_ids_of_published_vocabularies_on_real_text(folder, file):
@@ -81,7 +82,7 @@ def test_published_ids():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2 sentinels"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=any_text)
 def test_byte_level_loses_nothing(name, text):
   tokenizer = TOKENIZERS[name]
@@ -92,7 +93,7 @@ def test_byte_level_loses_nothing(name, text):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2 sentinels"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=any_text)
 def test_special_tokens_in_a_text_are_text(name, text):
   tokenizer = TOKENIZERS[name]
@@ -242,6 +243,7 @@ def test_a_small_text_gives_the_vocabulary_that_it_has(kind):
   assert train(largest.vocab_size - 1).vocab_size == largest.vocab_size - 1
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_in_silence(tmp_path):
   """Spawned workers load the tokenizer from its directory and use one thread each."""
   script = tmp_path / "work.py"

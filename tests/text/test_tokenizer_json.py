@@ -274,6 +274,7 @@ def test_it_cannot_be_trained():
     train_tokenizer(TokenizerConfig(kind="huggingface"), TRAINING)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_it_from_training_to_the_export_and_back(tmp_path):
   """The run also resumes, whether or not tokenizer.kind is set."""
   experiment, source = write_experiment(tmp_path / "experiment"), tmp_path / "source"

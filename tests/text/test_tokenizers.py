@@ -40,7 +40,7 @@ any_text = st.lists(awkward | st.sampled_from(["<0x0A>", "fox", "the ", " text"]
 
 
 @LOSSLESS
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=any_text)
 def test_any_text_survives_the_round_trip(name, text):
   tokenizer = TOKENIZERS[name]

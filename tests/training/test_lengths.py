@@ -50,6 +50,7 @@ def experiment(tmp_path_factory):
   return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
+@pytest.mark.slow_but("dp-1")
 @pytest.mark.parametrize(("strategy", "microbatches"), [("dp", 1), ("fsdp_tp", 2)])
 def test_short_batches_train_like_padded_ones(experiment, tmp_path, caplog, strategy, microbatches):
   settings = {
@@ -73,6 +74,7 @@ def test_short_batches_train_like_padded_ones(experiment, tmp_path, caplog, stra
         assert short[key][name] == pytest.approx(record[name], rel=1e-4 if name == "grad_norm" else 1e-5), (key, name)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(experiment, tmp_path):
   settings = {"model__num_layers": 1, "optimizer__schedule": "constant", "eval__every": 3, "checkpoint__every": 3}
   fit(tiny(experiment, train__steps=8, **settings), tmp_path / "whole", Bucketed)
@@ -81,6 +83,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(experiment, tmp_path):
   assert exact_rows(tmp_path / "parts") == exact_rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_record_counts_the_work_of_its_own_batch(experiment, tmp_path):
   """Positions per second times seconds are the positions of the batch that was run; useful ones are its segments'."""
   fit(tiny(experiment, train__steps=4, eval__every=0), tmp_path / "run", Bucketed)

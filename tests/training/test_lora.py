@@ -82,6 +82,7 @@ def run(program, steps=3):
   return losses, state, first
 
 
+@pytest.mark.slow
 def test_adapters_train_like_plain_matrices_under_optax():
   """Each layer's a and b as matrices of their own, a loss that merges by hand, and optax.adamw."""
   program = adapted(weight_decay=0.1, learning_rate=1e-2, grad_clip=1.0)
@@ -125,6 +126,7 @@ def test_adapters_train_like_plain_matrices_under_optax():
   assert not any("lora" not in path for path in flat(state.opt_state[1][0].mu))
 
 
+@pytest.mark.slow_but("fsdp_tp")
 @pytest.mark.parametrize(
   "strategy", ["dp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "tp")), "fsdp_tp"]
 )

@@ -346,6 +346,7 @@ def test_a_finished_run_prints_its_result_again(experiment, whole, tmp_path):
   assert len(json.loads((workdir / "run.json").read_text())) == 2
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_with_more_steps(experiment, whole, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(whole, workdir)

@@ -176,6 +176,7 @@ def test_bits_per_byte_only_where_each_token_is_predicted_once(experiment, famil
   assert metrics["perplexity"] == pytest.approx(math.exp(2)) and metrics["unigram_entropy"] > 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_its_whole_curve(experiment, copy, caplog):
   (copy / "curves.html").unlink()
   with caplog.at_level("INFO", "tfm_jax"):
@@ -186,6 +187,7 @@ def test_a_resumed_run_has_its_whole_curve(experiment, copy, caplog):
   assert f"curves: {copy}/curves.html" in caplog.text
 
 
+@pytest.mark.slow
 def test_curves_are_written_at_each_evaluation(experiment, tmp_path, monkeypatch):
   pages = []
   monkeypatch.setattr(RunDirectory, "write_curves", lambda run, text: pages.append(text))
@@ -194,6 +196,7 @@ def test_curves_are_written_at_each_evaluation(experiment, tmp_path, monkeypatch
   assert ['http-equiv="refresh"' in page for page in pages] == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_nothing_held_out(experiment, tmp_path, caplog):
   """The table of the corpus, the last lines and the page with the curves say so."""
   with caplog.at_level("INFO", "tfm_jax"):
@@ -205,6 +208,7 @@ def test_nothing_held_out(experiment, tmp_path, caplog):
   assert {row["split"] for row in rows(tmp_path / "run")} == {"train"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "kind",
   ["sentencepiece", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("wordpiece", "gpt2", "char"))],
@@ -228,11 +232,13 @@ def test_a_vocabulary_that_the_text_cannot_fill(kind, experiment, tmp_path, monk
   assert json.loads((tmp_path / "other run" / "run.json").read_text())[0]["fingerprints"] == start["fingerprints"]
 
 
+@pytest.mark.slow
 def test_a_trace_is_written(experiment, tmp_path):
   quick_fit(tiny(experiment, train__steps=6, eval__every=0, train__profile_at=2), tmp_path / "run")
   assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_trace_that_begins_at_the_last_step_is_ended(experiment, tmp_path):
   quick_fit(tiny(experiment, train__steps=3, train__profile_at=2), tmp_path / "run")
   assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
@@ -314,6 +320,7 @@ def test_init_from_takes_the_parameters_alone(experiment, finished, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_init_from_resumes_without_its_source(experiment, finished, tmp_path):
   source = tmp_path / "source"
   shutil.copytree(finished[2], source)
@@ -324,6 +331,7 @@ def test_init_from_resumes_without_its_source(experiment, finished, tmp_path):
   assert int(state(tmp_path / "run")["step"]) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("overrides", "named"),
   [
@@ -340,6 +348,7 @@ def test_init_from_another_model_is_refused(experiment, finished, overrides, nam
 # Starting a run again.
 
 
+@pytest.mark.slow
 def test_what_may_change(experiment, copy):
   changes = {"train__steps": 13, "train__log_every": 2, "train__profile_at": 0, "data__prefetch": 0}
   changes |= {"eval__every": 0, "eval__batches": 1, "checkpoint__every": 0, "checkpoint__keep": 1}
@@ -366,6 +375,7 @@ def test_a_run_without_a_checkpoint_starts_anew_with_other_settings(experiment, 
   assert len(json.loads((copy / "run.json").read_text())) == 1
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_starts_anew_with_other_text(experiment, tmp_path):
   text = write_text(tmp_path / "text.txt")
   config = tiny(experiment, data__path=str(text), train__steps=1)

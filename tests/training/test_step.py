@@ -55,6 +55,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow_but("gpt-fsdp_tp", "bert-fsdp", "bert-tp")
 @pytest.mark.parametrize(("variant", "strategy"), PAIRS)
 def test_every_strategy_trains_like_one_device(variant, strategy):
   first, losses, norms, _ = alone(variant)
@@ -69,6 +70,7 @@ def test_every_strategy_trains_like_one_device(variant, strategy):
       assert not side["blocks"]["mlp"]["wi"].sharding.is_fully_replicated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [pytest.param("fsdp", marks=pytest.mark.slow), "fsdp_tp"])
 def test_adafactor_trains_alike_with_sharded_moments(strategy):
   _, losses, norms, _ = alone("t5", "adafactor")
@@ -77,6 +79,7 @@ def test_adafactor_trains_alike_with_sharded_moments(strategy):
   np.testing.assert_allclose(norms_8, norms, rtol=1e-4)
 
 
+@pytest.mark.slow_but("2")
 @pytest.mark.parametrize("microbatches", [2, 16])
 def test_accumulation_equals_the_full_batch_with_dropout_on(microbatches):
   _, losses, norms, _ = alone("gpt")
@@ -102,6 +105,7 @@ def test_dropout_is_on_in_these_runs():
   assert abs(losses[0] - without[0]) > 1e-3
 
 
+@pytest.mark.slow_but("bert-full")
 @pytest.mark.parametrize("remat", ["dots", "full"])
 @pytest.mark.parametrize("variant", ["bert", pytest.param("t5", marks=pytest.mark.slow)])
 def test_remat_changes_no_result(variant, remat):
@@ -123,6 +127,7 @@ def test_remat_saves_memory_in_the_order_of_its_names():
   assert sizes[0] > 1.2 * sizes[1] > 1.2 * sizes[2], sizes
 
 
+@pytest.mark.slow_but("bert")
 @pytest.mark.parametrize(
   "variant",
   [pytest.param(name, marks=() if name in ("bert", "llama", "t5_1_1") else pytest.mark.slow) for name in VARIANTS],

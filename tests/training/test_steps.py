@@ -45,6 +45,7 @@ def test_the_warm_up_is_a_share_of_the_steps_unless_it_is_set(experiment):
   assert resolve_steps(config, Rows(400)).train.steps == 30
 
 
+@pytest.mark.slow
 def test_a_run_of_one_epoch_resumes_and_its_files_have_the_numbers(experiment, tmp_path):
   """Stopped halfway by train.steps, it ends like the uninterrupted run; config.json has steps and warm-up."""
   settings = SMALL | {"optimizer__warmup_fraction": 0.25, "optimizer__schedule": "constant", "checkpoint__every": 4}

@@ -89,6 +89,7 @@ def test_a_finished_run_says_its_result_again(finished, experiment, tables):
   assert fit(config_of(experiment, tables, train__steps=120), workdir, TASK) == pytest.approx(result)
 
 
+@pytest.mark.slow
 def test_a_head_on_a_frozen_encoder_under_fsdp_resumes_bit_for_bit(experiment, tables, tmp_path):
   """The frozen encoder keeps its parameters and has no moments, and a resumed run equals an uninterrupted one."""
   pretrained = tmp_path / "pretrained"
@@ -122,6 +123,7 @@ def test_what_is_frozen_must_come_from_somewhere(experiment, tables, tmp_path):
     fit(config, tmp_path / "run", TASK)
 
 
+@pytest.mark.slow
 def test_the_encoder_of_a_t5_learns_a_task(experiment, tables, tmp_path, caplog):
   """As docs/tasks.md says: its decoder and output layer are left behind, and what is not its encoder is refused."""
   quick_fit(tiny(experiment, "t5", train__steps=2, data__seq_len=48, model__tied=False), tmp_path / "t5")
@@ -183,6 +185,7 @@ class Predicting(TASK):
     return {"predicted": sum(row * weight for row, weight in pairs) / sum(weight for _, weight in pairs)}
 
 
+@pytest.mark.slow_but("1-dp")
 @pytest.mark.parametrize(("microbatches", "strategy"), [(1, "dp"), (2, "fsdp")])
 def test_a_task_that_predicts_gets_the_predictions_of_every_row_in_order(
   experiment, tables, tmp_path, microbatches, strategy

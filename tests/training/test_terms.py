@@ -59,6 +59,7 @@ def stepped(case, microbatches, strategy, devices):
 
 
 # The head with two terms in its loss, and one other, are in the default suite.
+@pytest.mark.slow_but("bert rows-(2, 'dp', 1)")
 @pytest.mark.parametrize(
   "cut", [pytest.param(cut, marks=pytest.mark.slow if cut[0] == 4 else ()) for cut in CUTS], ids=str
 )
@@ -129,6 +130,7 @@ def test_what_the_loss_does_not_depend_on_is_not_trained():
   assert {path for path in before if np.array_equal(before[path], after[path])} == unused
 
 
+@pytest.mark.slow_but("dp")
 @pytest.mark.parametrize("strategy", ["dp", "fsdp"])
 def test_frozen_parameters_have_no_gradient_and_no_moments(strategy):
   st = placement(strategy, 8 if strategy == "fsdp" else 1)
