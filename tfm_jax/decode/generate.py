@@ -202,7 +202,7 @@ def _steps(
     yield from speculative.steps(model, params, draft, batch, of_plan, options, keys, new)
     return
   state, logits_BV = start(model, params, batch, width + columns, options.cache_dtype)
-  state, done = first(of_plan, values, keys, state, logits_BV, width), 1
+  state, done = first(model, of_plan, values, keys, state, logits_BV, width), 1
   while True:
     ids, logprobs, ended = jax.device_get((state.ids_BS, state.logprobs_BS, state.ended_B))
     yield ids[:, width : width + done], logprobs[:, width : width + done], ended

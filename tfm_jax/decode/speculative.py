@@ -77,7 +77,7 @@ def steps(
     for m, p in ((model, params), (draft.model, draft.params))
   )
   values = numbers(options)
-  state = first(plan, values, keys_B, state, logits_BV, width)
+  state = first(model, plan, values, keys_B, state, logits_BV, width)
   texts = (state.ids_BS, state.filled_BS, state.logprobs_BS, state.ended_B, state.padding_B)
   now = Round(state.cache, other.cache, state.ids_BS[:, width], *texts)
   while True:

@@ -125,7 +125,12 @@ def extended(plan: Plan, values: Numbers, keys_B: Array, state: State, logits_BV
   )
 
 
-first = jax.jit(extended, static_argnums=(0, 5))  # the first token: the model has read all that there is
+@functools.partial(jax.jit, static_argnums=(0, 1, 6))
+def first(
+  model: Model, plan: Plan, values: Numbers, keys_B: Array, state: State, logits_BV: Array, prompt: int
+) -> State:
+  """`extended` by the first token: the model has read all that there is."""
+  return shown(model, extended(plan, values, keys_B, state, logits_BV, prompt))
 
 
 def _cache_shape(model: Model, prompt: int, columns: int) -> tuple[int, int]:
