@@ -31,7 +31,7 @@ from tfm_jax.training import flops
 from tfm_jax.training.best import Best
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, resolve, to_dict
-from tfm_jax.training.load import base_of, initial_params, load_params
+from tfm_jax.training.load import base_of, initial_params, load_params, teacher_entry
 from tfm_jax.training.memory import choose_microbatches
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.program import build_program
@@ -41,6 +41,7 @@ from tfm_jax.training.start import (
   check_resumable,
   check_same_config,
   check_same_data,
+  check_teacher_reads,
   culprit_of,
   held,
   parameter_lines,
@@ -98,6 +99,7 @@ def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining)
     with together():
       check_same_data(prepared_task)
       check_fingerprints(starts, prepared_task, run)
+      check_teacher_reads(config, prepared_task)
       config = resolve_steps(config, prepared_task)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
       with together():
@@ -118,10 +120,13 @@ class _Start:
     self.eval_step: Any = None  # set once the number of microbatches is known
     self.result: dict[str, float] = {}
     self.base: tuple[RunDirectory, int] | None = None  # the run and the step that this one starts from
+    self.teacher = teacher_entry(run, config) if config.distill.teacher else None
     self.best = Best(config.eval.metric, config.eval.patience)
     self.split = next(iter(task.eval_streams), "")  # the held-out data that decides
     if config.adapter.rank and not config.init_from:
       raise UserError(f"adapter.rank={config.adapter.rank} adapts a model that is trained already: set init_from")
+    if config.init_layers and not config.init_from:
+      raise UserError(f"init_layers={config.init_layers} chooses layers of another run: set init_from")
     if config.eval.metric and not self.split:
       raise UserError(f"eval.metric={config.eval.metric} chooses by held-out data, and nothing is held out")
 
@@ -164,6 +169,8 @@ class _Start:
     entry = start_entry(self.model, self.task, latest or 0, microbatches) | {"origin": source.origin()}
     if self.base is not None:
       entry["base"] = {"path": str(self.base[0].path), "step": self.base[1]}
+    if self.teacher is not None:
+      entry["teacher"] = self.teacher
     run.append_start(entry)
     if train_steps is None:
       log.info("this run is finished: %d steps are done", latest)
@@ -213,18 +220,28 @@ class _Start:
 
   def _state(self, latest: int | None) -> TrainState:
     """The state of the checkpoint of step `latest`; None: a state of step 0."""
-    config, program = self.config, self.program
+    config, program, teacher = self.config, self.program, self._teacher()
     if latest is None and not config.init_from:
-      return program.init()
+      return program.init(None, teacher)
     base = None
     if latest is None or config.adapter.rank:  # the checkpoints of adapters lack what is frozen
       self.base = base_of(self.run, config)
-      base = initial_params(self.base[0], self.model, config.seed, program.named_frozen, self.base[1])
+      base = initial_params(
+        self.base[0], self.model, config.seed, program.named_frozen, self.base[1], config.init_layers
+      )
     if latest is None:
-      return program.init(base)
+      return program.init(base, teacher)
     log.info("resuming from the checkpoint of step %d", latest)
-    state = TrainState(**self.checkpoints.restore(latest, program.stored(self.abstract)))
+    state = TrainState(**self.checkpoints.restore(latest, program.stored(self.abstract)))._replace(teacher=teacher)
     return state if base is None else state._replace(params=nested(flat(base) | flat(state.params)))
+
+  def _teacher(self) -> Any:
+    """The parameters of the teacher; () if there is none."""
+    if self.teacher is None or self.program.teacher is None:
+      return ()
+    model, step = self.program.teacher.model, self.teacher["step"]
+    log.info("teacher: %s, step %d, %s parameters", self.teacher["path"], step, f"{model.parameter_count():,}")
+    return load_params(RunDirectory(self.config.distill.teacher), model, step)[1]
 
   def _meter(self, tracker: Tracker) -> Meter:
     """The meter of this run; logs what its FLOP counts mean."""

@@ -10,12 +10,13 @@ from jax import Array
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.heads.terms import result
+from tfm_jax.models.heads.terms import DIVERGENCE, result
 from tfm_jax.models.model import Model
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossConfig, LossTerms
+from tfm_jax.training.distill import LESSON, Lesson, cosine_terms
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
 _OTHER = np.uint32(0x9E3779B9)  # changes the seed of the second dropout masks
 LossFunction = Callable[[Any, Batch, Noise | None], LossTerms]
 
@@ -29,11 +30,12 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
 
   Returns:
     A function whose batch has the fields that the model reads, and the labels: those of the objective, or those that
-    the head declares.
+    the head declares. From the `Lesson` of a teacher in the batch it learns as well.
 
   Raises:
     ValueError: the head has no loss.
-    UserError: `loss.r_drop` is set, and the head does not classify rows.
+    UserError: `loss.r_drop` is set, and the head does not classify rows. The function raises it for a lesson where
+      the head does not predict classes.
   """
   name = model.config.head.name
   loss_of_head = HEADS[name].loss
@@ -45,8 +47,17 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
 
   def loss(params: Any, batch: Batch, noise: Noise | None) -> LossTerms:
     extras = config if noise is not None else LossConfig()
-    outputs = model.apply(params, batch, noise)
+    lesson: Lesson | None = batch.get(LESSON)
+    compares = lesson is not None and lesson.hidden_BTD is not None
+    outputs = model.apply(params, batch, noise, hidden=compares)
+    if lesson is not None:
+      outputs = outputs | {"logits": outputs["logits"]._replace(soft=lesson.soft)}
     terms = loss_of_head(model.config, model.placement, outputs, batch, extras)
+    if lesson is not None:
+      if DIVERGENCE not in terms.metrics or config.r_drop:
+        reason = f"loss.r_drop={config.r_drop:g}" if config.r_drop else f"head.name={name}"
+        raise UserError(f"distill.teacher does not go with {reason}: set distill.teacher to nothing")
+      return terms | cosine_terms(outputs["hidden"].h, lesson, batch) if compares else terms
     if noise is None or not config.r_drop:
       return terms
     others = model.apply(params, batch, noise._replace(seed=noise.seed ^ _OTHER))
