@@ -25,6 +25,7 @@ from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.tasks import __main__ as tasks_command
 from tfm_jax.tasks import attention as attention_command
+from tfm_jax.tasks import distillation as distillation_command
 from tfm_jax.tasks import sweep as sweep_command
 from tfm_jax.tasks.table import TASKS
 from tfm_jax.text.tokenizers.table import KINDS
@@ -48,6 +49,7 @@ COMMANDS = {
   "-m tfm_jax.hf export": hf_command.FLAGS["export"],
   "-m tfm_jax.tasks": tasks_command.FLAGS,
   "-m tfm_jax.tasks.attention": attention_command.FLAGS,
+  "-m tfm_jax.tasks.distillation": distillation_command.FLAGS,
   "-m tfm_jax.tasks.sweep": sweep_command.FLAGS,
 }
 
@@ -173,8 +175,9 @@ def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
   stored.mkdir()
   (stored / "config.json").write_text(json.dumps(to_dict(Config())))
   table = tmp_path / "train.tsv"
-  columns = ("sentence", "sentence1", "sentence2", "premise", "hypothesis", "source", "target")
-  table.write_text("\t".join([*columns, "label"]) + "\n" + "good\t" * 7 + "1\n" + "bad\t" * 7 + "0\n")
+  columns = ("sentence", "sentence1", "sentence2", "premise", "hypothesis", "source", "target", "prompt", "text")
+  rows = ["good\t" * len(columns) + "1", "bad\t" * len(columns) + "0"]
+  table.write_text("\n".join(["\t".join([*columns, "label"]), *rows]) + "\n")
   for name, arguments in ours(page):
     if name not in COMMANDS or not arguments or any(argument.startswith("--help") for argument in arguments):
       continue
@@ -221,6 +224,7 @@ def test_flags_of_commands_are_those_of_the_commands():
     "-m tfm_jax.compare": compare_command,
     "-m tfm_jax.compare.scaling": scaling,
     "-m tfm_jax.tasks.sweep": sweep_command,
+    "-m tfm_jax.tasks.distillation": distillation_command,
   }.items():
     documented = set(re.findall(r"^--(\w+)=", str(module.__doc__), re.MULTILINE))
     assert documented - {"config"} <= set(COMMANDS[name]), name

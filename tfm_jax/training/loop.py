@@ -6,7 +6,6 @@ step itself in `step.py`, what is trained on in `task.py`, and the checks before
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +30,7 @@ from tfm_jax.training import flops
 from tfm_jax.training.best import Best
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, resolve, to_dict
+from tfm_jax.training.evaluation import evaluate_stream
 from tfm_jax.training.load import base_of, initial_params, load_params, teacher_entry
 from tfm_jax.training.memory import choose_microbatches
 from tfm_jax.training.pretraining import Pretraining
@@ -54,7 +54,7 @@ from tfm_jax.training.start import (
 )
 from tfm_jax.training.step import TrainState
 from tfm_jax.training.steps import TrainSteps
-from tfm_jax.training.task import EvalStream, Generates, Task
+from tfm_jax.training.task import Generates, Task
 
 log = logging.getLogger(__name__)
 
@@ -315,9 +315,9 @@ class _Start:
     Returns:
       Whether this evaluation is the best so far by `eval.metric`.
     """
-    improved = False
+    improved, params = False, self.program.shown(state)
     for number, (split, stream) in enumerate(self.task.eval_streams.items()):
-      metrics = self._evaluate_stream(state, split, stream)
+      metrics = evaluate_stream(self.program, self.eval_step, params, self.task, split, stream, self.rows)
       if not metrics:
         continue
       if number == 0:
@@ -348,32 +348,6 @@ class _Start:
   def _has_metric(self, metrics: Mapping[str, Any]) -> bool:
     """Whether an evaluation has the metric that decides. Of a task that generates, some may lack it."""
     return not isinstance(self.task, Generates) or self.best.metric in ("", *metrics)
-
-  def _evaluate_stream(self, state: TrainState, split: str, stream: EvalStream) -> dict[str, float]:
-    """The metrics of a stream, means over all of its batches; empty if there is nothing to predict."""
-    sums: list[Any] = []
-    predictions: list[Any] = []
-    pending: Any = None
-    params = self.program.shown(state)
-    for batch in stream(self.rows):
-      results = self.eval_step(params, self.program.put(batch, self.rows))
-      self.program.settle(results)
-      if not self.task.predicts:
-        sums.append(results)
-        continue
-      sums.append(results[0])
-      predictions += [] if pending is None else [jax.device_get(pending)]  # while the next ones are computed
-      pending = results[1]
-    predictions += [] if pending is None else [jax.device_get(pending)]
-    if not sums:
-      return {}
-    totals = jax.tree.map(lambda *parts: math.fsum(map(float, parts)), *jax.device_get(sums))
-    if not all(weight > 0 for _, weight in totals.loss.values()):
-      log.warning("%s: nothing to predict in its %d batches: no evaluation", split, len(sums))
-      return {}
-    metrics = totals.means()
-    del metrics["objective"]  # the same as the loss: evaluation has no label smoothing or z-loss
-    return metrics | self.task.eval_metrics(split, totals, predictions)
 
 
 def _due(step: int, every: int) -> bool:

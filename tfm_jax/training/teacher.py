@@ -45,12 +45,17 @@ def read_teacher(config: Config) -> tuple[str, ModelConfig, int]:
   """(family, model configuration, number of ids) of `distill.teacher`, which computes in the dtype of the student.
 
   Raises:
-    UserError: there is no such run.
+    UserError: there is no such run, or it would misread the pairs of a task.
   """
   run = RunDirectory(config.distill.teacher)
   if not run.exists:
     raise UserError(f"{_name(config.distill)} is not a run directory: it has no config.json")
   theirs, folder = from_stored(run.read_config()), run.stored_tokenizer()
+  if theirs.model.token_types > 1 >= config.model.token_types and config.task.texts == 2:
+    raise UserError(
+      f"{_name(config.distill)} tells the texts of a pair apart by token types, and batches of family={config.family} "
+      f"have none: set model.token_types={theirs.model.token_types}"
+    )
   size = theirs.model.vocab_size or (load_tokenizer(folder).vocab_size if folder else 0)
   changes = {"dtype": config.model.dtype, "attention": "auto", "remat": "none"}  # there is no backward pass
   return theirs.family, replaced(theirs.model, changes), size
@@ -70,33 +75,45 @@ def make_teacher(
   Raises:
     UserError: it cannot teach this student on such batches.
   """
-  teacher, name, own = Model(family, config, student.placement, vocab_size), _name(distill), student.config
+  teacher, name = Model(family, config, student.placement, vocab_size), _name(distill)
   if not (distill.soft or distill.cosine):
     raise UserError(f"{name} has nothing to teach: set distill.soft or distill.cosine")
+  check_alike(name, teacher, student, fields)
+  if distill.cosine and config.embed_dim != student.config.embed_dim:
+    raise UserError(
+      f"distill.cosine={distill.cosine:g} compares hidden states, and {name} has model.embed_dim={config.embed_dim} "
+      f"where the student has {student.config.embed_dim}: set distill.cosine=0"
+    )
+  return Teacher(teacher, distill)
+
+
+def check_alike(name: str, teacher: Model, student: Model, fields: Fields) -> None:
+  """Raises UserError if a teacher does not predict what a student does, from the same batches.
+
+  Args:
+    name: of the teacher, such as "distill.teacher=runs/teacher".
+    teacher, student: the two models.
+    fields: those of the batches.
+  """
+  config, own = teacher.config, student.config
   if _kind(teacher) != _kind(student):
     raise UserError(f"{name} is {_kind(teacher)} and the student is {_kind(student)}: choose models of the same kind")
   heads = (config.head.name, own.head.name)
   from_objective = [HEADS[head].learns_from_objective for head in heads]
   if heads[0] != heads[1] and not all(from_objective):
     raise UserError(f"{name} has head.name={heads[0]} and the student has {heads[1]}: both must predict the same")
-  if all(from_objective) and vocab_size != student.vocab_size:
-    raise UserError(
-      f"{name} has {vocab_size} ids and the student has {student.vocab_size}: both must read the same; set "
-      f"tokenizer.path={distill.teacher}/tokenizer, and model.vocab_size if the teacher has it"
-    )
   theirs, ours = ((c.num_labels, c.labels) for c in (config.head, own.head))
   if not all(from_objective) and theirs != ours:
     raise UserError(f"{name} has the classes {theirs[1] or theirs[0]} and the student has {ours[1] or ours[0]}")
-  if distill.cosine and config.embed_dim != own.embed_dim:
+  if teacher.vocab_size != student.vocab_size:
     raise UserError(
-      f"distill.cosine={distill.cosine:g} compares hidden states, and {name} has model.embed_dim={config.embed_dim} "
-      f"where the student has {own.embed_dim}: set distill.cosine=0"
+      f"{name} has {teacher.vocab_size} ids and the student has {student.vocab_size}: both must read the same; take "
+      f"the teacher's tokenizer (tokenizer.path), and set model.vocab_size if the teacher has it"
     )
   tokens = max((field.shape[-1] for field in fields.values() if field.kind == "ids"), default=0)
   places = config.max_positions - config.position_offset
   if config.positions == "learned" and not config.image.patch and tokens > places:
     raise UserError(f"{name} has {places} positions, and rows have {tokens} tokens: cut data.seq_len")
-  return Teacher(teacher, distill)
 
 
 def _name(config: DistillConfig) -> str:
