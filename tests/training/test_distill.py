@@ -5,7 +5,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,17 +12,19 @@ from tests.support.launching import exact_rows, quick_fit, tiny, write_experimen
 from tests.support.refusal import refusal
 from tests.support.tiny import VOCAB, make_batch, make_model, make_program, model_config, params_of, placement
 from tfm_jax.errors import UserError
-from tfm_jax.ops.dropout import Noise
-from tfm_jax.ops.losses import LossConfig
+from tfm_jax.models.heads.head import Output
+from tfm_jax.models.heads.terms import class_terms
+from tfm_jax.ops.losses import LossConfig, SoftTargets, Unembedding
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.runtime.trees import flat, nested
+from tfm_jax.sharding.placement import single_device
 from tfm_jax.text.tokenizers.table import TokenizerConfig, load_tokenizer, train_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.config import load, resolve, to_dict
+from tfm_jax.training.config import from_dict, load, resolve, to_dict
 from tfm_jax.training.distill import DistillConfig
 from tfm_jax.training.load import initial_params, load_run
 from tfm_jax.training.program import Program, build_model
-from tfm_jax.training.teacher import make_teacher
+from tfm_jax.training.teacher import make_teacher, read_teacher
 
 DISTILL = DistillConfig(teacher="runs/teacher", temperature=2.0, soft=5.0, hard=2.0, cosine=1.0)
 
@@ -44,20 +45,25 @@ def teachers_params(program, variant):
 # The losses.
 
 
-@pytest.mark.parametrize("variant", ["bert", "gpt", "transformer"])
+@pytest.mark.parametrize("variant", ["bert", "gpt", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_the_losses_are_those_of_plain_formulas(variant):
   """Logits and hidden states of both models, and the definitions in float64."""
   program, batch = taught(variant), make_batch(variant, rows=4)
   student, teacher = program.model, program.teacher.model
 
+  def objective(theirs, params, batch):
+    terms = program.loss(params, program.teacher.teach(theirs, batch), None)
+    return sum(value for value, _ in terms.objective.values()), terms
+
   @jax.jit
   def everything(params, theirs, batch):
     pairs = ((student, params), (teacher, theirs))
     arrays = [[m.logits(p, batch) for m, p in pairs], [m.hidden_states(p, batch)[-1] for m, p in pairs]]
-    return program.loss(params, program.teacher.teach(theirs, batch), None), arrays
+    return *jax.grad(objective, has_aux=True)(theirs, params, batch), arrays
 
   params = jax.jit(student.init)(jax.random.key(5))
-  terms, arrays = jax.device_get(everything(params, params_of(variant), batch))
+  gradient, terms, arrays = jax.device_get(everything(params, params_of(variant), batch))
+  assert not any(x.any() for x in jax.tree.leaves(gradient))  # that of the teacher
   (y, z), (x, h) = jax.tree.map(lambda a: a.astype(np.float64), arrays)
   side = "decoder_" if student.encoder_decoder else ""
   weights, targets, real = (batch[f"{side}{name}"] for name in ("weights", "targets", "segment_ids"))
@@ -76,51 +82,26 @@ def test_the_losses_are_those_of_plain_formulas(variant):
 
 
 def test_classes_of_rows_are_taught_as_well():
-  head = {"head.name": "sequence_classification", "head.num_labels": 3}
-  program = taught("bert", distill=dataclasses.replace(DISTILL, hard=0.0, cosine=0.0), theirs=head, **head)
-  batch = {name: make_batch("bert")[name] for name in ("inputs", "segment_ids", "positions")}
-  batch |= {"targets": np.zeros(16, np.int32), "weights": np.linspace(0, 1, 16, dtype=np.float32)}
-
-  @jax.jit
-  def both(batch):
-    params, theirs = program.model.init(jax.random.key(5)), program.teacher.model.init(jax.random.key(6))
-    terms = program.loss(params, program.teacher.teach(theirs, batch), None)
-    y, z = program.model.logits(params, batch) / 2, program.teacher.model.logits(theirs, batch) / 2
-    return terms.objective["labels"][0], -(batch["weights"][:, None] * jax.nn.softmax(z) * jax.nn.log_softmax(y)).sum()
-
-  objective, soft = both(batch)
-  assert float(objective) == pytest.approx(5 * 4 * float(soft), rel=1e-5)
-
-
-def test_a_teacher_has_no_gradient_and_evaluation_no_teacher():
-  program, batch = taught("bert"), make_batch("bert", rows=4)
-  params = jax.jit(program.model.init)(jax.random.key(5))
-
-  def objective(theirs, params):
-    terms = program.loss(params, program.teacher.teach(theirs, batch), None)
-    return sum(value for value, _ in terms.objective.values())
-
-  theirs, own = jax.jit(jax.grad(objective, (0, 1)))(params_of("bert"), params)
-  assert not any(np.asarray(x).any() for x in jax.tree.leaves(theirs))
-  assert any(np.asarray(x).any() for x in jax.tree.leaves(own))
-  evaluated = program.eval_step(1)(params, program.put(batch))
-  assert evaluated.objective == evaluated.loss and evaluated.metrics.keys() == {"accuracy"}
+  """One vector per row, and a teacher of another width."""
+  draw = np.random.default_rng(0)
+  h, w, their_h, their_w = (
+    draw.standard_normal(shape).astype(np.float32) for shape in ((4, 8), (3, 8), (4, 5), (3, 5))
+  )
+  targets, weights = np.array([0, 1, 2, 1]), np.array([0, 0.5, 1, 2], np.float32)
+  output = Output(h, Unembedding(w, None), 3, soft=SoftTargets(their_h, Unembedding(their_w, None), 2.0, 5.0, 2.0))
+  terms = class_terms(single_device(), "labels", output, targets, weights, LossConfig())
+  log_q, log_q_soft, log_p = (jax.nn.log_softmax(x) for x in (h @ w.T, h @ w.T / 2, their_h @ their_w.T / 2))
+  nll, soft = -log_q[np.arange(4), targets], -(np.exp(log_p) * log_q_soft).sum(-1)
+  assert float(terms.objective["labels"][0]) == pytest.approx(
+    float((weights * (2 * nll + 5 * 4 * soft)).sum()), rel=1e-5
+  )
+  assert float(terms.loss["labels"][0]) == pytest.approx(float((weights * nll).sum()), rel=1e-5)
 
 
-def test_a_student_that_is_its_teacher_learns_nothing_from_it():
-  student, batch = make_model("gpt"), make_batch("gpt", rows=4)
-  program = make_program(student, batch)
-  distill = dataclasses.replace(DISTILL, hard=0.0)
-  teacher = make_teacher("gpt", student.config, VOCAB, distill, student, program.fields)
-
-  def objective(params, theirs, batch):
-    terms = program.loss(params, teacher.teach(theirs, batch), None)
-    return sum(value for value, _ in terms.objective.values()), terms.means()
-
-  params = params_of("gpt")
-  grads, means = jax.device_get(jax.jit(jax.grad(objective, has_aux=True))(params, params, batch))
-  assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) < 1e-3
-  assert abs(means["divergence"]) < 1e-5 and abs(means["cosine_distance"]) < 1e-5
+def test_an_evaluation_knows_no_teacher():
+  program, batch = taught("bert"), make_batch("bert")
+  terms = jax.eval_shape(program.eval_step(1), program.model.shapes(), batch)
+  assert terms.objective.keys() == terms.loss.keys() == {"labels"} and terms.metrics.keys() == {"accuracy"}
 
 
 # The step.
@@ -199,26 +180,30 @@ def test_a_teacher_of_another_kind_vocabulary_or_length():
   assert short == "distill.teacher=runs/teacher has 8 positions, and rows have 16 tokens: cut data.seq_len"
 
 
-@pytest.mark.parametrize(
-  ("loss", "head", "message"),
-  [
-    (LossConfig(r_drop=1.0), "sequence_classification", r"does not go with loss\.r_drop=1"),
-    (LossConfig(), "replaced_token_detection", r"does not go with head\.name=replaced_token_detection"),
-  ],
-)
-def test_losses_that_no_teacher_goes_with(loss, head, message):
-  changes = {"head.name": head}
-  student = make_model("bert", **changes)
+def test_a_loss_that_learns_from_no_teacher():
+  head = {"head.name": "replaced_token_detection"}
   batch = {name: make_batch("bert")[name] for name in ("inputs", "rows")}
-  batch |= {"targets": np.zeros(16, np.int32), "weights": np.ones(16, np.float32)}
-  if head == "replaced_token_detection":
-    batch |= {"targets": np.zeros((16, 16), np.int32), "weights": np.ones((16, 16), np.float32)}
-  program = make_program(student, batch, loss=loss)
-  teacher = make_teacher("bert", model_config("bert", **changes), VOCAB, DISTILL, student, program.fields)
-  params = student.shapes()
-  noise = Noise(jnp.uint32(0), jnp.int32(0), batch["rows"])
-  with pytest.raises(UserError, match=message):
-    jax.eval_shape(lambda p, t: program.loss(p, teacher.teach(t, batch), noise), params, teacher.model.shapes())
+  batch |= {"targets": np.zeros((16, 16), np.int32), "weights": np.ones((16, 16), np.float32)}
+  student = make_model("bert", **head)
+  program = make_program(student, batch)
+  teacher = make_teacher("bert", model_config("bert", **head), VOCAB, DISTILL, student, program.fields)
+  program = dataclasses.replace(program, teacher=teacher)
+  with pytest.raises(UserError, match=r"distill\.teacher: this loss does not learn from a teacher"):
+    program.compile(1)
+
+
+def test_r_drop_and_pairs_without_token_types(tmp_path):
+  run = RunDirectory(tmp_path / "teacher")
+  run.create()
+  run.write_config(to_dict(from_dict({"family": "bert"})))
+  distill = {"distill": {"teacher": str(tmp_path / "teacher")}}
+  assert refusal(read_teacher, from_dict(distill | {"loss": {"r_drop": 1.0}})).endswith("set one of them to 0")
+  pairs = from_dict(distill | {"family": "distilbert", "task": {"texts": 2}})
+  message = (
+    "tells the texts of a pair apart by token types, and batches of family=distilbert have none: set model.token"
+  )
+  assert message in refusal(read_teacher, pairs)
+  read_teacher(from_dict(distill | {"family": "bert", "task": {"texts": 2}}))
 
 
 # Runs.

@@ -10,7 +10,7 @@ from jax import Array
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.heads.terms import DIVERGENCE, result
+from tfm_jax.models.heads.terms import result
 from tfm_jax.models.model import Model
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossConfig, LossTerms
@@ -34,8 +34,7 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
 
   Raises:
     ValueError: the head has no loss.
-    UserError: `loss.r_drop` is set, and the head does not classify rows. The function raises it for a lesson where
-      the head does not predict classes.
+    UserError: `loss.r_drop` is set, and the head does not classify rows.
   """
   name = model.config.head.name
   loss_of_head = HEADS[name].loss
@@ -54,9 +53,6 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
       outputs = outputs | {"logits": outputs["logits"]._replace(soft=lesson.soft)}
     terms = loss_of_head(model.config, model.placement, outputs, batch, extras)
     if lesson is not None:
-      if DIVERGENCE not in terms.metrics or config.r_drop:
-        reason = f"loss.r_drop={config.r_drop:g}" if config.r_drop else f"head.name={name}"
-        raise UserError(f"distill.teacher does not go with {reason}: set distill.teacher to nothing")
       return terms | cosine_terms(outputs["hidden"].h, lesson, batch) if compares else terms
     if noise is None or not config.r_drop:
       return terms

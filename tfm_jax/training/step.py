@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from tfm_jax.errors import UserError
+from tfm_jax.models.heads.terms import DIVERGENCE
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossTerms, total
@@ -73,6 +75,9 @@ def make_train_step(
       ones soon; 0: there is none.
     teach: (parameters of the teacher, batch) -> the batch with what the teacher says about it; None: no teacher.
 
+  Raises:
+    UserError: when the function is traced: there is a teacher, and the loss does not learn from it.
+
   Returns:
     The new state, and the metrics as float32 scalars: those of the loss, `grad_norm` (before clipping),
     `learning_rate` and `skipped`.
@@ -85,7 +90,13 @@ def make_train_step(
     # Each term is divided by its weight in the whole batch. With one term that is done after the gradients are summed,
     # which saves a pass over the weights of the batch. With several terms their ratio is needed before. Calling the
     # whole loss for its weights is not expensive: the compiler drops everything that the weights do not depend on.
-    names = jax.eval_shape(lambda b: loss(state.params, taught(b), noise_of(b)), dict(batch)).objective
+    shapes = jax.eval_shape(lambda b: loss(state.params, taught(b), noise_of(b)), dict(batch))
+    if teach is not None and DIVERGENCE not in shapes.metrics:
+      raise UserError(
+        "distill.teacher: this loss does not learn from a teacher, as those of heads do that predict tokens, or classes "
+        "of tokens or rows; leave it empty"
+      )
+    names = shapes.objective
     factors: dict[str, Any] = dict.fromkeys(names, 1.0)
     if len(names) > 1:
       pairs = loss(state.params, taught(batch), noise_of(batch)).objective
