@@ -197,11 +197,9 @@ def test_r_drop_and_pairs_without_token_types(tmp_path):
   run.create()
   run.write_config(to_dict(from_dict({"family": "bert"})))
   distill = {"distill": {"teacher": str(tmp_path / "teacher")}}
-  assert refusal(read_teacher, from_dict(distill | {"loss": {"r_drop": 1.0}})).endswith("set one of them to 0")
+  assert refusal(read_teacher, from_dict(distill | {"loss": {"r_drop": 1.0}})).endswith("set loss.r_drop=0")
   pairs = from_dict(distill | {"family": "distilbert", "task": {"texts": 2}})
-  message = (
-    "tells the texts of a pair apart by token types, and batches of family=distilbert have none: set model.token"
-  )
+  message = "tells the texts of a pair apart by token types, and batches of family=distilbert have none: set model."
   assert message in refusal(read_teacher, pairs)
   read_teacher(from_dict(distill | {"family": "bert", "task": {"texts": 2}}))
 

@@ -93,8 +93,8 @@ def make_train_step(
     shapes = jax.eval_shape(lambda b: loss(state.params, taught(b), noise_of(b)), dict(batch))
     if teach is not None and DIVERGENCE not in shapes.metrics:
       raise UserError(
-        "distill.teacher: this loss does not learn from a teacher, as those of heads do that predict tokens, or classes "
-        "of tokens or rows; leave it empty"
+        "distill.teacher: this loss does not learn from a teacher, as those of heads do that predict tokens, or "
+        "classes of tokens or rows: leave it empty"
       )
     names = shapes.objective
     factors: dict[str, Any] = dict.fromkeys(names, 1.0)

@@ -48,9 +48,7 @@ def read_teacher(config: Config) -> tuple[str, ModelConfig, int]:
     UserError: there is no such run, it would misread the pairs of a task, or `loss.r_drop` is set as well.
   """
   if config.loss.r_drop:
-    raise UserError(
-      f"{_name(config.distill)} does not go with loss.r_drop={config.loss.r_drop:g}: set one of them to 0"
-    )
+    raise UserError(f"{_name(config.distill)} does not go with loss.r_drop={config.loss.r_drop:g}: set loss.r_drop=0")
   run = RunDirectory(config.distill.teacher)
   if not run.exists:
     raise UserError(f"{_name(config.distill)} is not a run directory: it has no config.json")
