@@ -8,12 +8,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import jax
 import pytest
 
 import tfm_jax
 from tests.support import pages
-from tests.support.launching import ROOT, WithoutSamples, tiny, write_experiment
+from tests.support.launching import ROOT, WithoutSamples, tiny, write_experiment, write_untrained_run
 from tfm_jax.compare import __main__ as compare_command
 from tfm_jax.compare import scaling
 from tfm_jax.data.prepare import SOURCES
@@ -21,7 +20,6 @@ from tfm_jax.decode import __main__ as decode_command
 from tfm_jax.hf import __main__ as hf_command
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.command import parse
-from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.tasks import __main__ as tasks_command
 from tfm_jax.tasks import attention as attention_command
@@ -29,10 +27,8 @@ from tfm_jax.tasks import distillation as distillation_command
 from tfm_jax.tasks import sweep as sweep_command
 from tfm_jax.tasks.table import TASKS
 from tfm_jax.text.tokenizers.table import KINDS
-from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, all_keys, load, resolve, sections, to_dict
 from tfm_jax.training.pretraining import Pretraining
-from tfm_jax.training.program import build_model
 from train import FLAGS
 
 README = ROOT / "README.md"
@@ -247,17 +243,6 @@ def folder(tmp_path_factory):
 
 
 VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] paris is the of france .".split()  # noqa: SIM905
-
-
-def write_untrained_run(config: Config, workdir: Path) -> None:
-  """A run directory with fresh parameters as its checkpoint of step 0: nothing is compiled for training."""
-  config, run = resolve(config), RunDirectory(workdir)
-  tokenizer = Pretraining(config).tokenizer
-  model = build_model(config, tokenizer.vocab_size, jax.devices()[:1])
-  with Checkpoints(run.checkpoints) as checkpoints:
-    checkpoints.save(0, {"params": jax.jit(model.init)(jax.random.key(0))})
-  tokenizer.save(run.tokenizer)
-  run.write_config(to_dict(config))
 
 
 PYTHON_PAGES = [name for name, page in EVERY.items() if pages.blocks(page, "python") and page.name != "extending.md"]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.launching import exact_rows, quick_fit, tiny, write_experiment
+from tests.support.launching import exact_rows, quick_fit, tiny, write_experiment, write_untrained_run
 from tests.support.refusal import refusal
 from tests.support.tiny import VOCAB, make_batch, make_model, make_program, model_config, params_of, placement
 from tfm_jax.errors import UserError
@@ -18,7 +18,7 @@ from tfm_jax.ops.losses import LossConfig, SoftTargets, Unembedding
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.sharding.placement import single_device
-from tfm_jax.text.tokenizers.table import TokenizerConfig, load_tokenizer, train_tokenizer
+from tfm_jax.text.tokenizers.table import load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import from_dict, load, resolve, to_dict
 from tfm_jax.training.distill import DistillConfig
@@ -45,7 +45,9 @@ def teachers_params(program, variant):
 # The losses.
 
 
-@pytest.mark.parametrize("variant", ["bert", "gpt", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "variant", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt", "transformer"))]
+)
 def test_the_losses_are_those_of_plain_formulas(variant):
   """Logits and hidden states of both models, and the definitions in float64."""
   program, batch = taught(variant), make_batch(variant, rows=4)
@@ -221,25 +223,11 @@ def experiment(tmp_path_factory):
   return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
-def store(workdir, config, step=2, seed=0, kind="byte"):
-  """A run with fresh parameters at a step, as an import leaves it; its model."""
-  config = resolve(config)
-  tokenizer = train_tokenizer(TokenizerConfig(kind=kind), ["the cat sat on a mat"])
-  model = build_model(config, tokenizer.vocab_size, jax.devices()[:1])
-  run = RunDirectory(workdir)
-  run.create()
-  run.write_config(to_dict(config))
-  tokenizer.save(run.tokenizer)
-  with Checkpoints(run.checkpoints) as checkpoints:
-    checkpoints.save(step, {"params": jax.jit(model.init)(jax.random.key(seed))})
-  return model
-
-
 @pytest.fixture(scope="module")
 def teacher(experiment, tmp_path_factory):
   """A run of three layers."""
   workdir = tmp_path_factory.mktemp("teacher") / "run"
-  store(workdir, tiny(experiment, model__num_layers=3))
+  write_untrained_run(tiny(experiment, model__num_layers=3), workdir, step=2)
   return workdir
 
 
@@ -271,13 +259,13 @@ def test_a_resumed_student_equals_an_uninterrupted_one_although_its_teacher_move
   shutil.copytree(teacher, tmp_path / "teacher")
   start = {"init_from": str(teacher), "init_layers": "2"}
   quick_fit(student(experiment, tmp_path / "teacher", **start, train__steps=2), tmp_path / "run")
-  store(tmp_path / "teacher", tiny(experiment, model__num_layers=3), step=5, seed=1)
+  write_untrained_run(tiny(experiment, model__num_layers=3), tmp_path / "teacher", step=5, seed=1)
   (tmp_path / "teacher").rename(tmp_path / "moved")
   quick_fit(student(experiment, tmp_path / "moved", **start), tmp_path / "run")
   assert exact_rows(tmp_path / "run") == exact_rows(finished)
   jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path / "run").params, load_run(finished).params)
   # Another teacher at the same step, and none any more.
-  store(tmp_path / "other", tiny(experiment, model__num_layers=3), seed=1)
+  write_untrained_run(tiny(experiment, model__num_layers=3), tmp_path / "other", step=2, seed=1)
   with pytest.raises(UserError, match=r"other has another checkpoint 2 than when the run in .*/run was started, or no"):
     quick_fit(student(experiment, tmp_path / "other", **start, train__steps=6), tmp_path / "run")
   with pytest.raises(UserError, match=r"/run holds a run with other settings of distill\.teacher: set them back"):
@@ -287,7 +275,7 @@ def test_a_resumed_student_equals_an_uninterrupted_one_although_its_teacher_move
 def test_a_teacher_that_is_missing_or_reads_another_vocabulary(experiment, teacher, tmp_path):
   with pytest.raises(UserError, match=r"distill\.teacher=.*/nowhere is not a run directory: it has no config\.json"):
     quick_fit(student(experiment, tmp_path / "nowhere"), tmp_path / "run")
-  store(tmp_path / "char", tiny(experiment), kind="char")
+  write_untrained_run(tiny(experiment, tokenizer__kind="char"), tmp_path / "char")
   with pytest.raises(UserError, match=r"has another tokenizer than the student, .*: set tokenizer\.path=.*/tokenizer"):
     quick_fit(student(experiment, teacher, init_from=str(tmp_path / "char")), tmp_path / "run")
   assert not (tmp_path / "run").exists()
@@ -306,7 +294,7 @@ def started(config, source, layers=""):
 def test_a_student_takes_the_layers_that_are_named(experiment, family, tmp_path):
   """Of an encoder-decoder those of each stack that is deeper; the other one is taken whole."""
   depth = {"model__num_layers": 3, "model__decoder_layers": 2} if family == "t5" else {"model__num_layers": 3}
-  store(tmp_path / "source", tiny(experiment, family, **depth))
+  write_untrained_run(tiny(experiment, family, **depth), tmp_path / "source")
   own, _ = started(tiny(experiment, family, **(depth | {"model__num_layers": 2})), tmp_path / "source", "0, 2")
   theirs = flat(load_run(tmp_path / "source").params)
   assert own.keys() == theirs.keys()
@@ -339,7 +327,7 @@ def test_layers_of_no_run(experiment, tmp_path):
 def test_a_student_without_token_types_starts_as_its_teacher(experiment, tmp_path):
   """All tokens are of the first text, whose vector moves into the positions."""
   config = tiny(experiment, "bert", model__max_positions=16, model__dtype="float32")
-  theirs = store(tmp_path / "bert", config)
+  theirs = write_untrained_run(config, tmp_path / "bert")
   source = load_run(tmp_path / "bert").params
   shape = {"model.num_layers": 2, "model.embed_dim": 32, "model.num_heads": 4, "model.mlp_dim": 64}
   shape |= {"model.max_positions": 16, "model.dtype": "float32", "family": "distilbert"}

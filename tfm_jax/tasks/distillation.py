@@ -128,9 +128,9 @@ def table(measured: Sequence[Measured]) -> str:
   shares = [student.shares(teacher) for student in students]
   rows = [["", *(one.run for one in measured)]]
   for name in teacher.values:
-    cells = [_number(name, one.values[name]) for one in measured if name in one.values]
-    kept = [f" ({share[name]:.1%})" if name in share else "" for share in shares]
-    rows.append([name.replace("_", " "), *(cell + share for cell, share in zip(cells, ["", *kept], strict=True))])
+    cells = [_number(name, one.values[name]) if name in one.values else "" for one in measured]
+    kept = ["", *(f" ({share[name]:.1%})" if name in share else "" for share in shares)]
+    rows.append([name.replace("_", " "), *(cell + share for cell, share in zip(cells, kept, strict=True))])
   widths = [max(len(row[column]) for row in rows) for column in range(len(measured) + 1)]
   lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
   return "\n".join([lines[0], "| " + " | ".join("-" * max(width, 3) for width in widths) + " |", *lines[1:]])
