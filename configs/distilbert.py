@@ -9,7 +9,8 @@ the soft loss at temperature 2, 2 times the loss of the masked tokens, and the c
 
 Three epochs in batches of 4,000 rows, on English Wikipedia (`:wikipedia` reads it from TensorFlow Datasets) and books.
 The authors' code takes its soft loss at all tokens unless told otherwise, ours at the masked ones. `:small` distils two
-layers from four, on two CPU cores in minutes. 66,985,530 parameters. Measured: not yet run; `:small`: MEASURED
+layers from four, on two CPU cores in minutes. 66,985,530 parameters. Measured: not yet run; `:small`:
+2.903 nats, its teacher 2.905 (docs/distillation.md)
 """
 
 from configs import base, quickstart
