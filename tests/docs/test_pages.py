@@ -8,12 +8,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import jax
 import pytest
 
 import tfm_jax
 from tests.support import pages
-from tests.support.launching import ROOT, WithoutSamples, tiny, write_experiment
+from tests.support.launching import ROOT, WithoutSamples, tiny, write_experiment, write_untrained_run
 from tfm_jax.compare import __main__ as compare_command
 from tfm_jax.compare import scaling
 from tfm_jax.data.prepare import SOURCES
@@ -21,17 +20,15 @@ from tfm_jax.decode import __main__ as decode_command
 from tfm_jax.hf import __main__ as hf_command
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.command import parse
-from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.tasks import __main__ as tasks_command
 from tfm_jax.tasks import attention as attention_command
+from tfm_jax.tasks import distillation as distillation_command
 from tfm_jax.tasks import sweep as sweep_command
 from tfm_jax.tasks.table import TASKS
 from tfm_jax.text.tokenizers.table import KINDS
-from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, all_keys, load, resolve, sections, to_dict
 from tfm_jax.training.pretraining import Pretraining
-from tfm_jax.training.program import build_model
 from train import FLAGS
 
 README = ROOT / "README.md"
@@ -48,6 +45,7 @@ COMMANDS = {
   "-m tfm_jax.hf export": hf_command.FLAGS["export"],
   "-m tfm_jax.tasks": tasks_command.FLAGS,
   "-m tfm_jax.tasks.attention": attention_command.FLAGS,
+  "-m tfm_jax.tasks.distillation": distillation_command.FLAGS,
   "-m tfm_jax.tasks.sweep": sweep_command.FLAGS,
 }
 
@@ -173,8 +171,9 @@ def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
   stored.mkdir()
   (stored / "config.json").write_text(json.dumps(to_dict(Config())))
   table = tmp_path / "train.tsv"
-  columns = ("sentence", "sentence1", "sentence2", "premise", "hypothesis", "source", "target")
-  table.write_text("\t".join([*columns, "label"]) + "\n" + "good\t" * 7 + "1\n" + "bad\t" * 7 + "0\n")
+  columns = ("sentence", "sentence1", "sentence2", "premise", "hypothesis", "source", "target", "prompt", "text")
+  rows = ["good\t" * len(columns) + "1", "bad\t" * len(columns) + "0"]
+  table.write_text("\n".join(["\t".join([*columns, "label"]), *rows]) + "\n")
   for name, arguments in ours(page):
     if name not in COMMANDS or not arguments or any(argument.startswith("--help") for argument in arguments):
       continue
@@ -221,6 +220,7 @@ def test_flags_of_commands_are_those_of_the_commands():
     "-m tfm_jax.compare": compare_command,
     "-m tfm_jax.compare.scaling": scaling,
     "-m tfm_jax.tasks.sweep": sweep_command,
+    "-m tfm_jax.tasks.distillation": distillation_command,
   }.items():
     documented = set(re.findall(r"^--(\w+)=", str(module.__doc__), re.MULTILINE))
     assert documented - {"config"} <= set(COMMANDS[name]), name
@@ -243,17 +243,6 @@ def folder(tmp_path_factory):
 
 
 VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] paris is the of france .".split()  # noqa: SIM905
-
-
-def write_untrained_run(config: Config, workdir: Path) -> None:
-  """A run directory with fresh parameters as its checkpoint of step 0: nothing is compiled for training."""
-  config, run = resolve(config), RunDirectory(workdir)
-  tokenizer = Pretraining(config).tokenizer
-  model = build_model(config, tokenizer.vocab_size, jax.devices()[:1])
-  with Checkpoints(run.checkpoints) as checkpoints:
-    checkpoints.save(0, {"params": jax.jit(model.init)(jax.random.key(0))})
-  tokenizer.save(run.tokenizer)
-  run.write_config(to_dict(config))
 
 
 PYTHON_PAGES = [name for name, page in EVERY.items() if pages.blocks(page, "python") and page.name != "extending.md"]

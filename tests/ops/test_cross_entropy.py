@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tfm_jax.ops import chunked
 from tfm_jax.ops.cross_entropy import cross_entropy
-from tfm_jax.ops.losses import Unembedding, logits
+from tfm_jax.ops.losses import SoftTargets, Unembedding, logits
 
 
 def normal(shape, seed=0, dtype=jnp.float32):
@@ -167,3 +167,98 @@ def test_evaluation_sees_float32_products_and_training_moves_no_more_bytes_for_t
 def test_logits_of_the_padding_are_never_chosen():
   y = logits(normal((2, 3, 8)), Unembedding(normal((16, 8)), None), 13, "cpu")
   assert (np.asarray(y[..., 13:]) < -1e29).all() and (np.asarray(y[..., :13]) > -1e3).all()
+
+
+# Soft targets, beside a plain dense formula in float64.
+
+
+def soft_case(length=6, vocab=13, padded=16):
+  """Hidden states and output layers of a student and of a wider teacher; padding of the teacher's table is large."""
+  draw = np.random.default_rng(4)
+  case = {"h": (2, length, 8), "w": (padded, 8), "bias": (padded,), "their_h": (2, length, 11), "their_w": (padded, 11)}
+  arrays = {name: draw.standard_normal(shape) for name, shape in case.items()}
+  arrays["their_w"][vocab:] = 50.0
+  arrays["targets"] = draw.integers(0, vocab, (2, length))
+  arrays["weights"] = draw.random((2, length)) * (draw.random((2, length)) < 0.7)
+  return arrays
+
+
+def dense_soft(a, vocab, temperature, soft, hard, smoothing=0.0):
+  """(loss, divergence, gradients of h, w and bias) in float64 numpy, from the definitions."""
+  y = (np.einsum("btd,vd->btv", a["h"], a["w"]) + a["bias"])[..., :vocab]
+  z = np.einsum("btd,vd->btv", a["their_h"], a["their_w"])[..., :vocab]
+
+  def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+  q, q_soft, p = softmax(y), softmax(y / temperature), softmax(z / temperature)
+  labels = (1 - smoothing) * np.eye(vocab)[a["targets"]] + smoothing / vocab
+  weights = a["weights"][..., None]
+  loss = -(weights * (hard * labels * np.log(q) + soft * temperature**2 * p * np.log(q_soft))).sum()
+  divergence = (weights * p * (np.log(p) - np.log(q_soft))).sum()
+  d = weights * (hard * (q - labels) + soft * temperature * (q_soft - p))
+  dw = np.zeros_like(a["w"])
+  dw[:vocab] = np.einsum("btv,btd->vd", d, a["h"])
+  db = np.zeros_like(a["bias"])
+  db[:vocab] = d.sum((0, 1))
+  return loss, divergence, (np.einsum("btv,vd->btd", d, a["w"][:vocab]), dw, db)
+
+
+def our_soft(a, vocab, temperature, soft, hard, tiles=1, smoothing=0.0):
+  """(function of h, w and bias -> sums, those three in float32)."""
+  their_h, their_w, weights = (jnp.asarray(a[name], jnp.float32) for name in ("their_h", "their_w", "weights"))
+  taught = SoftTargets(their_h, Unembedding(their_w, None), temperature, soft, hard)
+  settings = {"vocab_size": vocab, "label_smoothing": smoothing, "z_loss": 0.0, "tiles": tiles, "platform": "cpu"}
+
+  def sums(h, w, bias):
+    targets = jnp.asarray(a["targets"])
+    return cross_entropy(h, Unembedding(w, bias), targets, weights, **settings, soft=taught)
+
+  return sums, tuple(jnp.asarray(a[name], jnp.float32) for name in ("h", "w", "bias"))
+
+
+@pytest.mark.parametrize(
+  ("tiles", "temperature", "soft", "hard", "smoothing"),
+  [(1, 2.0, 5.0, 2.0, 0.0), (3, 2.0, 5.0, 2.0, 0.0), (6, 1.0, 1.0, 0.0, 0.0), (2, 4.0, 0.5, 0.5, 0.1)],
+)
+def test_soft_targets_and_their_gradients(tiles, temperature, soft, hard, smoothing):
+  arrays, kind = soft_case(), (13, temperature, soft, hard)
+  loss, divergence, expected = dense_soft(arrays, *kind, smoothing=smoothing)
+  sums, own = our_soft(arrays, *kind, tiles=tiles, smoothing=smoothing)
+  np.testing.assert_allclose(sums(*own)[0], loss, rtol=1e-5)
+  np.testing.assert_allclose(sums(*own)[3], divergence, rtol=1e-5)
+  plain = reference_loss(*own, arrays["targets"], arrays["weights"], 13, 0, 0)
+  np.testing.assert_allclose(sums(*own)[1], plain, rtol=1e-5)  # what is reported knows no teacher
+  for a, b in zip(jax.grad(lambda *x: 3 * sums(*x)[0], (0, 1, 2))(*own), expected, strict=True):
+    np.testing.assert_allclose(a, 3 * b, atol=1e-4)
+
+
+def test_a_student_that_is_its_teacher_has_the_teachers_entropy_and_nothing_to_learn():
+  arrays = soft_case()
+  arrays |= {"their_h": arrays["h"], "their_w": arrays["w"], "bias": np.zeros(16)}
+  sums, own = our_soft(arrays, 13, 2.0, 1.0, 0.0)
+  y = np.einsum("btd,vd->btv", arrays["h"], arrays["w"])[..., :13] / 2
+  log_p = y - np.log(np.exp(y).sum(-1, keepdims=True))
+  entropy = -(arrays["weights"][..., None] * np.exp(log_p) * log_p).sum()
+  loss, _, _, divergence = sums(*own)
+  np.testing.assert_allclose(loss, 4 * entropy, rtol=1e-5)
+  np.testing.assert_allclose(divergence, 0, atol=1e-5)
+  for gradient in jax.grad(lambda *x: sums(*x)[0], (0, 1, 2))(*own):
+    np.testing.assert_allclose(gradient, 0, atol=1e-5)
+
+
+def test_the_backward_pass_keeps_one_array_of_logits_and_not_the_teachers():
+  """Whole logits [B, T, V] that a step stores: the gradient in bfloat16, whatever is learned from a teacher."""
+  rows, length, vocab, width = 4, 512, 4096, 8
+  h, w = jnp.ones((rows, length, width), jnp.bfloat16), jnp.ones((vocab, width), jnp.bfloat16)
+  targets, weights = jnp.zeros((rows, length), jnp.int32), jnp.ones((rows, length))
+
+  def temporaries(soft):
+    settings = {"vocab_size": vocab, "label_smoothing": 0.0, "z_loss": 0.0, "tiles": 32, "platform": "cpu"}
+    loss = lambda h, w: cross_entropy(h, Unembedding(w, None), targets, weights, **settings, soft=soft)[0]
+    return jax.jit(jax.grad(loss, (0, 1))).lower(h, w).compile().memory_analysis().temp_size_in_bytes
+
+  soft = SoftTargets(h, Unembedding(w, None), 2.0, 1.0, 1.0)
+  whole = rows * length * vocab * 2
+  assert whole < temporaries(None) < temporaries(soft) < temporaries(None) + whole / 2

@@ -200,10 +200,14 @@ def test_two_processes_train_as_one_does(experiment, pair, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_end_early_with_adapters_and_an_average_as_one_does(experiment, pair, tmp_path):
+def test_two_processes_end_early_with_adapters_an_average_and_a_teacher_as_one_does(experiment, pair, tmp_path):
   """The metric that decides never changes, so that the first evaluation after step 0 is the best one."""
   values = {
     "init_from": str(pair[0] / "run"),
+    "init_layers": "1",
+    "model.num_layers": 1,
+    "distill.teacher": str(pair[0] / "run"),
+    "distill.cosine": 1.0,
     "sharding.strategy": "fsdp",
     "adapter.rank": 2,
     "train.epochs": 0.1,

@@ -14,14 +14,15 @@ import numpy as np
 
 from tests.support.xla import xla_flags
 from tfm_jax.data.prepare import objective_fields
+from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Vocabulary
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.text.tokenizers.table import load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.config import Config, from_dict, load
+from tfm_jax.training.config import Config, from_dict, load, resolve, to_dict
 from tfm_jax.training.loop import fit
 from tfm_jax.training.pretraining import Pretraining
-from tfm_jax.training.program import Program, build_program
+from tfm_jax.training.program import Program, build_model, build_program
 
 ROOT = Path(__file__).parents[2]
 EXACT = (
@@ -143,6 +144,18 @@ def assert_same_state(a: Any, b: Any) -> None:
 def tiny(experiment: Path, family: str = "gpt", **overrides: Any) -> Config:
   """The configuration of the tiny experiment; `train__steps=5` stands for train.steps."""
   return load(f"{experiment}:{family}", {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def write_untrained_run(config: Config, workdir: Path, step: int = 0, seed: int = 0) -> Model:
+  """A run directory with fresh parameters as the checkpoint of a step: nothing is compiled for training. Its model."""
+  config, run = resolve(config), RunDirectory(workdir)
+  tokenizer = Pretraining(config).tokenizer
+  model = build_model(config, tokenizer.vocab_size, jax.devices()[:1])
+  with Checkpoints(run.checkpoints) as checkpoints:
+    checkpoints.save(step, {"params": jax.jit(model.init)(jax.random.key(seed))})
+  tokenizer.save(run.tokenizer)
+  run.write_config(to_dict(config))
+  return model
 
 
 class WithoutSamples(Pretraining):

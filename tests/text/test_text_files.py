@@ -88,6 +88,14 @@ def test_the_source_jsonl_reads_any_ending(tmp_path):
   assert train(dotted, text_key="meta.body") == ["three"]
 
 
+def test_texts_of_several_keys_are_joined(tmp_path):
+  path = write(tmp_path / "a.jsonl", json_lines({"prompt": "one", "made": {"text": " two"}, "a+b": "three"}))
+  assert train(path, text_key="prompt+made.text") == ["one two"]
+  assert train(path, text_key="a+b") == ["three"]
+  with pytest.raises(UserError, match=r"no key 'text'; set data\.text_key"):
+    train(path, text_key="prompt+text")
+
+
 def test_json_lines_among_plain_files(tmp_path):
   write(tmp_path / "c" / "a.txt", b"one\n\ntwo\n")
   write(tmp_path / "c" / "b.jsonl", json_lines({"text": "three\n\nfour"}))

@@ -367,7 +367,7 @@ def test_only_some_keys_may_change():
     place = values[section] if section else values
     place[name] = {int: 12345, float: 0.12345, str: "other", bool: not place[name]}[kind]
     allowed = section in ("eval", "checkpoint", "sharding") or (section == "train" and name in free)
-    allowed |= key in ("data.prefetch", "task.texts")
+    allowed |= key in ("data.prefetch", "distill.teacher", "task.texts")
     assert changed_keys(to_dict(config), values) == ([] if allowed else [key])
 
 

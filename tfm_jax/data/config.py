@@ -29,7 +29,8 @@ class DataConfig:
   eval_split: str = ""  # tfds: what is held out; empty: the validation split, or eval_fraction if there is none
   field: str = ""  # tfds: the field of the text (of pairs, of the source); empty: text, or the only field with text
   target_field: str = ""  # tfds: of pairs, the field of the target
-  text_key: str = "text"  # jsonl: the key of the text in each object; a.b is the key b of the object under a
+  # jsonl: the key of the text in each object; a.b is the key b of the object under a, and a+b joins two texts
+  text_key: str = "text"
   errors: str = "raise"  # text that is not UTF-8: raise, or replace by U+FFFD
   seq_len: int = 128  # tokens per row; of its encoder side where there are two
   target_len: int = 0  # tokens of the decoder side; 0: the objective's natural length

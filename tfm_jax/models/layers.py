@@ -272,6 +272,7 @@ STANDARD = Sublayers()
 
 Kept = dict[str, KeysValues]  # by name of the attention layer ("attn", "cross"); of one block or of all
 HIDDEN, ATTN, CROSS_ATTN = "hidden", "attn", "cross"  # what a block can emit: its output, or attention weights
+LAST = "last"  # what a stack can emit: its output
 
 
 class Emitted(NamedTuple):

@@ -88,13 +88,16 @@ class Model:
     plain = dataclasses.replace(self, config=replaced(self.config, {"attention": "auto"}))
     return plain.module.init(key, batch)["params"]
 
-  def apply(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Outputs:
+  def apply(
+    self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None, hidden: bool = False
+  ) -> Outputs:
     """The outputs of the head by name, before the last linear (see `Output`).
 
     Args:
       params: the parameters.
       batch: the fields that the family reads.
       noise: of dropout; None: no dropout.
+      hidden: whether the last hidden states [B, T, D], of an encoder-decoder the decoder's, are the output `hidden`.
 
     Raises:
       UserError: fields are missing, of another shape, or out of range as far as that is known (see `check_batch`).
@@ -103,7 +106,7 @@ class Model:
     if HEADS[self.config.head.name].grouped:
       batch, noise = flatten(batch, noise)
     check_batch(self.config, self.vocab_size, sides, batch)
-    outputs: Any = self.module.apply({"params": params}, dict(batch), noise)
+    outputs: Any = self.module.apply({"params": params}, dict(batch), noise, hidden)
     return outputs
 
   def outputs(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> dict[str, Array]:
@@ -237,6 +240,11 @@ class Model:
   def shardings(self) -> Params:
     """The sharding of each parameter under the strategy."""
     return jax.tree.map_with_path(lambda path, _: self.placement.sharding(self.axes(path).names), self.shapes())
+
+  def abstract(self) -> Params:
+    """The parameters as `jax.ShapeDtypeStruct`s with their shardings."""
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(place, self.shapes(), self.shardings())
 
   @staticmethod
   def axes(path: tuple) -> Axes:

@@ -10,9 +10,9 @@ from jax import Array
 from tfm_jax.models.cache import Cache, Memory
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.embeddings import Embed, Patches
-from tfm_jax.models.heads.head import Outputs, Seen
+from tfm_jax.models.heads.head import Output, Outputs, Seen
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.layers import FINAL, HIDDEN, STANDARD, Context, Layer, Norm, Sublayers, stack
+from tfm_jax.models.layers import FINAL, HIDDEN, LAST, STANDARD, Context, Layer, Norm, Sublayers, stack
 from tfm_jax.models.sight import make_sight
 from tfm_jax.objectives.objective import FLOAT, Field, Fields, token_fields
 from tfm_jax.ops.dropout import Noise, dropout
@@ -64,7 +64,7 @@ def tower(
     first: index of the first block, so that two stacks have different dropout.
     memory: the encoder's output, for cross-attention; not needed if the cache holds its keys and values.
     cache: of the tokens before these.
-    sublayers, emit: see `Block`.
+    sublayers, emit: see `Block`; LAST: the hidden states themselves.
 
   Returns:
     The hidden states; the cache with the new tokens, or None; what `emit` names, as `Network.inspect` returns it.
@@ -101,7 +101,14 @@ def tower(
   if emit == HIDDEN:
     assert shown is not None
     shown = jnp.concatenate([x_BTD[None], shown[:-1], h_BTD[None]])
+  elif emit == LAST:
+    shown = h_BTD
   return h_BTD, cache.with_tokens(new, st) if cache and new else None, shown
+
+
+def _with_hidden(outputs: Outputs, last_BTD: Array | None) -> Outputs:
+  """The outputs, and the last hidden states if there are any."""
+  return outputs if last_BTD is None else outputs | {"hidden": Output(last_BTD)}
 
 
 class Network(Layer):
@@ -142,8 +149,9 @@ class Single(Network):
   for gradients with respect to them.
   """
 
-  def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
-    return self.run(batch, noise=noise)[0]
+  def __call__(self, batch: Batch, noise: Noise | None = None, hidden: bool = False) -> Outputs:
+    outputs, _, last = self.run(batch, noise=noise, emit=LAST if hidden else "")
+    return _with_hidden(outputs, last)
 
   def decode(self, batch: Batch, cache: Cache) -> tuple[Outputs, Cache | None]:
     """The outputs for tokens that follow those of the cache, and the cache with them."""
@@ -183,8 +191,8 @@ class Vision(Network):
     shape = (c.image.height, c.image.width, c.image.channels)
     return {"images": Field(shape, FLOAT, "pixels", ("batch", None, None, None))}
 
-  def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
-    return self.run(batch, noise)[0]
+  def __call__(self, batch: Batch, noise: Noise | None = None, hidden: bool = False) -> Outputs:
+    return _with_hidden(*self.run(batch, noise, LAST if hidden else ""))
 
   def inspect(self, batch: Batch, emit: str, stack_name: str = "") -> Array:
     """See `Network`."""
@@ -245,9 +253,10 @@ class EncoderDecoder(Network):
     self.encoder = Tower(c, st, depth=c.num_layers, **kind)
     self.decoder = Tower(c, st, causal=True, depth=c.decoder_depth, first=c.num_layers + 1, **kind)
 
-  def __call__(self, batch: Batch, noise: Noise | None = None) -> Outputs:
+  def __call__(self, batch: Batch, noise: Noise | None = None, hidden: bool = False) -> Outputs:
     memory = self.encode(side(batch, "encoder"), noise)
-    return self.run(side(batch, "decoder"), noise=noise, memory=memory)[0]
+    outputs, _, last = self.run(side(batch, "decoder"), noise=noise, memory=memory, emit=LAST if hidden else "")
+    return _with_hidden(outputs, last)
 
   def encode(self, batch: Batch, noise: Noise | None = None) -> Memory:
     """The encoder's output for `inputs` [B, S] and optional `segment_ids`, `positions`."""

@@ -1,7 +1,7 @@
 """Cross-entropy over a vocabulary that never keeps float32 logits of the whole batch."""
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax import Array
 
 from tfm_jax.ops import chunked
 from tfm_jax.ops.linear import einsum
-from tfm_jax.ops.losses import Settings, Sums, Unembedding, ids_of, logits
+from tfm_jax.ops.losses import Settings, SoftTargets, Sums, Unembedding, ids_of, logits
 
 
 def cross_entropy(
@@ -24,6 +24,7 @@ def cross_entropy(
   form: str = "tiles",
   tiles: int = 1,
   platform: str,
+  soft: SoftTargets | None = None,
 ) -> Sums:
   """Weighted cross-entropy of h [B, T, D] against targets [B, T], summed over positions, in float32.
 
@@ -35,41 +36,61 @@ def cross_entropy(
     vocab_size: true size of the vocabulary.
     label_smoothing: share of the target probability that is spread over all `vocab_size` ids (Szegedy et al. 2016).
     z_loss: weight of log(Z)^2 (Chowdhery et al. 2022).
-    form: how it is computed: "tiles" of positions, or "chunks" of the vocabulary; see `FORMS`.
+    form: how it is computed. "tiles" of positions keep whole logits in one product, which accelerators want, and let
+      devices share the vocabulary; "chunks" of the vocabulary suit the caches of one CPU.
     tiles: number of tiles, a divisor of T.
     platform: see `linear`.
+    soft: the distributions of a teacher, for "tiles" only. The teacher has no gradient.
 
   Returns:
-    Sums over positions: of the loss with smoothing and z-loss, of the negative log-likelihood in nats, and of correct
-    predictions.
+    Sums over positions: of the loss with smoothing, z-loss and soft targets, of the negative log-likelihood in nats,
+    and of correct predictions. With `soft` also of the Kullback-Leibler divergence of the student from the teacher at
+    the temperature, in nats: what the soft loss is above the least that it can be, the teacher's entropy.
   """
   settings = Settings(vocab_size, label_smoothing, z_loss, tiles, platform)
-  return FORMS[form](h_BTD, out, targets_BT, weights_BT, settings)
+  if form == "chunks":
+    assert soft is None
+    return chunked.cross_entropy(h_BTD, out, targets_BT, weights_BT, settings)
+  return _tiled(h_BTD, out, targets_BT, weights_BT, soft, settings)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _tiled(h: Array, out: Unembedding, targets: Array, weights: Array, settings: Settings) -> Sums:
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _tiled(
+  h: Array, out: Unembedding, targets: Array, weights: Array, soft: SoftTargets | None, settings: Settings
+) -> Sums:
   """Tiles of positions over the full vocabulary.
 
-  A tile keeps only its gradient, in the compute dtype, so at most one tile of float32 logits is in memory.
+  A tile keeps only its gradient, in the compute dtype, so at most one tile of float32 logits is in memory, and one of
+  the teacher's.
   """
-  return _over_tiles(h, out, targets, weights, settings, with_gradient=False)[0]
+  return _over_tiles(h, out, targets, weights, soft, settings, with_gradient=False)[0]
 
 
 def _over_tiles(
-  h: Array, out: Unembedding, targets: Array, weights: Array, settings: Settings, with_gradient: bool
+  h: Array,
+  out: Unembedding,
+  targets: Array,
+  weights: Array,
+  soft: SoftTargets | None,
+  settings: Settings,
+  with_gradient: bool,
 ) -> tuple[Sums, Array | None]:
-  """((loss, nll, correct), dlogits [B, T, V] or None)."""
+  """(the sums, dlogits [B, T, V] or None)."""
   tiles = settings.tiles
-  one = partial(_tile, out=out, settings=settings, with_gradient=with_gradient)
+
+  def one(h: Array, targets: Array, weights: Array, teacher_h: Any) -> tuple[Sums, Array | None]:
+    taught = None if soft is None else soft._replace(h=teacher_h)
+    return _tile(h, out, targets, weights, taught, settings, with_gradient)
+
+  arrays = (h, targets, weights, None if soft is None else soft.h)
   if tiles == 1:
-    return one(h, targets, weights)
+    return one(*arrays)
   batch, length = targets.shape
 
   def split(x: Array) -> Array:
     return jnp.moveaxis(x.reshape(batch, tiles, length // tiles, *x.shape[2:]), 1, 0)
 
-  sums, dlogits = jax.lax.map(lambda args: one(*args), (split(h), split(targets), split(weights)))
+  sums, dlogits = jax.lax.map(lambda args: one(*args), jax.tree.map(split, arrays))
   sums = jax.tree.map(lambda x: x.sum(0), sums)
   if dlogits is not None:
     dlogits = jnp.moveaxis(dlogits, 0, 1).reshape(batch, length, -1)
@@ -77,7 +98,13 @@ def _over_tiles(
 
 
 def _tile(
-  h: Array, targets: Array, weights: Array, *, out: Unembedding, settings: Settings, with_gradient: bool
+  h: Array,
+  out: Unembedding,
+  targets: Array,
+  weights: Array,
+  soft: SoftTargets | None,
+  settings: Settings,
+  with_gradient: bool,
 ) -> tuple[Sums, Array | None]:
   vocab_size, smoothing, z_loss, platform = (
     settings.vocab_size,
@@ -103,7 +130,12 @@ def _tile(
   # Correct means the first of the largest logits, as in argmax. It is counted by a sum for the same reason.
   earlier = jnp.where((y >= top[..., None]) & (ids < targets[..., None]), 1.0, 0.0).sum(-1)
   correct = ((target_logit >= top) & (earlier == 0)).astype(jnp.float32)
-  sums = ((weights * loss).sum(), (weights * nll).sum(), (weights * correct).sum())
+  sums: Sums = ((weights * nll).sum(), (weights * correct).sum())
+  if soft is not None:
+    soft_loss, divergence, d_soft = _soft_loss(y, soft, settings)
+    loss = soft.hard * loss + soft.soft * soft_loss
+    sums = (*sums, (weights * divergence).sum())
+  sums = ((weights * loss).sum(), *sums)
   if not with_gradient:
     return sums, None
   target_mass = jnp.where(hit, 1.0 - smoothing, 0.0)
@@ -111,31 +143,38 @@ def _tile(
     target_mass = target_mass + jnp.where(ids < vocab_size, smoothing / vocab_size, 0.0)
   softmax = jnp.exp(y - log_z[..., None])
   dlogits = softmax * (1 + 2 * z_loss * log_z[..., None] if z_loss else 1.0) - target_mass
+  if soft is not None:
+    dlogits = soft.hard * dlogits + soft.soft * d_soft
   return sums, (dlogits * weights[..., None]).astype(h.dtype)
 
 
+def _soft_loss(y: Array, soft: SoftTargets, settings: Settings) -> tuple[Array, Array, Array]:
+  """(temperature^2 times the cross-entropy with the teacher, the divergence from it, the gradient of the first)."""
+  theirs = logits(soft.h, soft.out, settings.vocab_size, settings.platform, wide=False)
+  log_p, log_q = (jax.nn.log_softmax(x / soft.temperature) for x in (theirs, y))
+  p = jnp.exp(log_p)  # exactly 0 for padding
+  cross, entropy = -(p * log_q).sum(-1), -(p * log_p).sum(-1)
+  return soft.temperature**2 * cross, cross - entropy, soft.temperature * (jnp.exp(log_q) - p)
+
+
 def _forward(
-  h: Array, out: Unembedding, targets: Array, weights: Array, settings: Settings
+  h: Array, out: Unembedding, targets: Array, weights: Array, soft: SoftTargets | None, settings: Settings
 ) -> tuple[Sums, tuple[Array, Unembedding, Array | None]]:
-  sums, dlogits = _over_tiles(h, out, targets, weights, settings, with_gradient=True)
+  sums, dlogits = _over_tiles(h, out, targets, weights, soft, settings, with_gradient=True)
   return sums, (h, out, dlogits)
 
 
 def _backward(
   settings: Settings, saved: tuple[Array, Unembedding, Array], cotangents: Sums
-) -> tuple[Array, Unembedding, None, None]:
+) -> tuple[Array, Unembedding, None, None, None]:
   h, out, dlogits = saved
   platform = settings.platform
-  d_loss = cotangents[0]  # nll and correct are only reported
+  d_loss = cotangents[0]  # the other sums are only reported
   # The cotangent is a common factor: applying it in float32 after the dots loses no precision.
   dh = (einsum("BTV,VD->BTD", dlogits, out.w_VD, platform) * d_loss).astype(h.dtype)
   dw = (einsum("BTV,BTD->VD", dlogits, h, platform) * d_loss).astype(out.w_VD.dtype)
   db = None if out.bias_V is None else dlogits.astype(jnp.float32).sum((0, 1)) * d_loss
-  return dh, Unembedding(dw, db), None, None
+  return dh, Unembedding(dw, db), None, None, None
 
 
 _tiled.defvjp(_forward, _backward)
-
-# Tiles keep whole logits in one product, which accelerators want, and let devices share the vocabulary. Chunks suit the
-# caches of one CPU.
-FORMS: dict[str, Callable[..., Sums]] = {"tiles": _tiled, "chunks": chunked.cross_entropy}

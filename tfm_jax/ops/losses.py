@@ -29,6 +29,24 @@ class Unembedding(NamedTuple):
   bias_V: Array | None
 
 
+class SoftTargets(NamedTuple):
+  """The distributions of a teacher, which a student learns beside its labels (Hinton et al. 2015).
+
+  Attributes:
+    h: the teacher's hidden states, [..., D'] beside the student's [..., D].
+    out: the teacher's output layer, for the same classes.
+    temperature: both sides' logits are divided by it.
+    soft: factor of temperature^2 times the cross-entropy with the teacher's distributions.
+    hard: factor of the loss of the labels.
+  """
+
+  h: Array
+  out: Unembedding
+  temperature: Any
+  soft: Any
+  hard: Any
+
+
 Pair = tuple[Any, Any]
 """A sum and its weight, float32 scalars. Their quotient is a mean."""
 
@@ -89,7 +107,7 @@ class Settings(NamedTuple):
   platform: str
 
 
-Sums = tuple[Array, Array, Array]  # loss, nll, correct
+Sums = tuple[Array, ...]  # loss, nll, correct; with soft targets also the divergence
 
 
 def logits(h: Array, out: Unembedding, vocab_size: int, platform: str, wide: bool = True) -> Array:

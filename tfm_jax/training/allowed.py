@@ -33,7 +33,14 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
 }
 
 # 0 has a meaning in other keys
-POSITIVE = ("train.steps", "train.batch_size", "train.log_every", "data.seq_len", "optimizer.layer_decay")
+POSITIVE = (
+  "train.steps",
+  "train.batch_size",
+  "train.log_every",
+  "data.seq_len",
+  "optimizer.layer_decay",
+  "distill.temperature",
+)
 FRACTIONS = (  # from 0 to 1
   "loss.label_smoothing",
   "optimizer.final_fraction",

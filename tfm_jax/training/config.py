@@ -30,6 +30,7 @@ from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers.table import TokenizerConfig
 from tfm_jax.training.allowed import CHOICES, DECAYS, FRACTIONS, POSITIVE
 from tfm_jax.training.checkpoint import CheckpointConfig
+from tfm_jax.training.distill import DistillConfig
 from tfm_jax.training.lora import AdapterConfig
 from tfm_jax.training.moved import MOVED, translated
 from tfm_jax.training.optimizer import OptimizerConfig
@@ -69,11 +70,13 @@ class Config:
   family: str = "bert"  # architecture
   seed: int = 0  # random seed of initialisation, data order, masking and dropout
   init_from: str = ""  # a run directory whose parameters this run starts from (continued pre-training, fine-tuning)
+  init_layers: str = ""  # layers of init_from that a shallower model starts from, such as 0,2,4; empty: all
   model: ModelConfig = resolve_model("bert")  # the family's preset, with changes
   tokenizer: TokenizerConfig = TokenizerConfig()
   data: DataConfig = DataConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   loss: LossConfig = LossConfig()
+  distill: DistillConfig = DistillConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   adapter: AdapterConfig = AdapterConfig()
   train: TrainConfig = TrainConfig()
@@ -93,6 +96,7 @@ MAY_CHANGE = (
   "checkpoint",
   "sharding",
   "data.prefetch",
+  "distill.teacher",  # it may have moved: its parameters are compared
   "task.texts",  # follows from the data, whose fingerprint is compared; runs of earlier releases lack it
 )
 

@@ -1,11 +1,13 @@
 """Reading the models of runs: `load_run` for evaluation, export and notebooks, `initial_params` for other runs."""
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from tfm_jax.decode import filling, scoring
@@ -15,6 +17,7 @@ from tfm_jax.decode.options import Options, changed
 from tfm_jax.decode.prompts import Symbols
 from tfm_jax.decode.speculative import Draft
 from tfm_jax.errors import UserError
+from tfm_jax.models.config import param_axes
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.model import Model, Params
 from tfm_jax.models.towers import encoder_params
@@ -25,7 +28,7 @@ from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers.table import Tokenizer, load_tokenizer
 from tfm_jax.training.best import best_step
-from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.checkpoint import MANIFEST, Checkpoints
 from tfm_jax.training.config import Config, from_stored
 from tfm_jax.training.lora import adapter_shapes, axes_of, merge
 from tfm_jax.training.program import build_model
@@ -193,7 +196,7 @@ def load_params(run: RunDirectory, model: Model, step: int | None = None) -> tup
   config = from_stored(run.read_config())
   with Checkpoints(run.checkpoints) as checkpoints:
     step = chosen_step(run, checkpoints) if step is None else step
-    expected = flat(abstract_params(model))
+    expected = flat(model.abstract())
     average = checkpoints.shapes(step, "ema")
     if not config.adapter.rank and not average:
       return step, checkpoints.restore(step, {"params": nested(expected)})["params"]
@@ -209,7 +212,7 @@ def load_params(run: RunDirectory, model: Model, step: int | None = None) -> tup
   params = flat(restored["params"]) | flat(restored["ema"])
   if config.adapter.rank:
     source, base_step = base_of(run, config)
-    params = flat(initial_params(source, model, config.seed, step=base_step)) | params
+    params = flat(initial_params(source, model, config.seed, step=base_step, layers=config.init_layers)) | params
   merged = jax.jit(lambda params: merge(config.adapter, params, model.placement), out_shardings=model.shardings())
   return step, merged(nested(params))
 
@@ -231,6 +234,28 @@ def base_of(run: RunDirectory, config: Config) -> tuple[RunDirectory, int]:
     return source, chosen_step(source, checkpoints)
 
 
+def teacher_entry(run: RunDirectory, config: Config) -> dict[str, Any]:
+  """What run.json says about `distill.teacher`: `path`, and `step` and `fingerprint` of its checkpoint.
+
+  A run goes on with the step that it started with, however the teacher goes on.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is not the one that the run started with.
+  """
+  teacher = RunDirectory(config.distill.teacher)
+  stored: dict[str, Any] = next((entry["teacher"] for entry in run.starts() if entry.get("teacher")), {})
+  with Checkpoints(teacher.checkpoints) as checkpoints:
+    step = stored["step"] if stored else chosen_step(teacher, checkpoints)
+  manifest = teacher.checkpoints / str(step) / MANIFEST
+  fingerprint = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else ""
+  if stored and fingerprint != stored["fingerprint"]:
+    raise UserError(
+      f"distill.teacher={config.distill.teacher} has another checkpoint {step} than when the run in {run.path} was "
+      f"started, or none: put it back, or choose another --workdir"
+    )
+  return {"path": str(teacher.path), "step": step, "fingerprint": fingerprint}
+
+
 def chosen_step(run: RunDirectory, checkpoints: Checkpoints) -> int:
   """The step that stands for a run: that of its best evaluation if it has `eval.metric`, or else the last.
 
@@ -244,18 +269,18 @@ def chosen_step(run: RunDirectory, checkpoints: Checkpoints) -> int:
   return latest if best is None else best
 
 
-def abstract_params(model: Model) -> Any:
-  """The parameters of a model as `jax.ShapeDtypeStruct`s with shardings."""
-  place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-  return jax.tree.map(place, model.shapes(), model.shardings())
-
-
 def initial_params(
-  run: RunDirectory, model: Model, seed: int, frozen: Collection[str] = (), step: int | None = None
+  run: RunDirectory,
+  model: Model,
+  seed: int,
+  frozen: Collection[str] = (),
+  step: int | None = None,
+  layers: str = "",
 ) -> Any:
   """Parameters for a new run, from a checkpoint of another run (see `chosen_step`), whose head may differ.
 
-  A model of one stack takes the encoder of an encoder-decoder (`t5_encoder` from `t5`), without the decoder.
+  A model of one stack takes the encoder of an encoder-decoder (`t5_encoder` from `t5`), without the decoder. A model
+  without token types reads all tokens as those of a first text: the vector of that type is added to the positions.
   Parameters of the head that the checkpoint lacks, or has in another shape, are initialised; those of its head that the
   model lacks are not loaded. Both are logged.
 
@@ -265,9 +290,11 @@ def initial_params(
     seed: of the parameters that are initialised.
     frozen: paths of the parameters that the new run does not train.
     step: the step of the checkpoint; None: that of `chosen_step`.
+    layers: numbers of the layers that a shallower stack of blocks takes, with commas; empty: all.
 
   Raises:
-    UserError: a difference outside the head, or a frozen parameter that the checkpoint does not have.
+    UserError: a difference outside the head, a frozen parameter that the checkpoint does not have, or layers that no
+      stack can take.
   """
   config = from_stored(run.read_config())
   vocab_size = config.model.vocab_size or model.vocab_size
@@ -276,12 +303,16 @@ def initial_params(
   with Checkpoints(run.checkpoints) as checkpoints:
     step = chosen_step(run, checkpoints) if step is None else step
     log.info("starting from the %s of %s, step %d", "encoder" if of_encoder else "parameters", run.path, step)
-    expected, stored = flat(abstract_params(model)), checkpoints.shapes(step, "params")
+    expected, stored = flat(model.abstract()), checkpoints.shapes(step, "params")
     ready: dict[str, Any] | None = None
     # What is stored is not what is taken, but the source's model or a part of it.
-    if of_encoder or config.adapter.rank or checkpoints.shapes(step, "ema"):
+    untyped = config.model.token_types > 0 == model.config.token_types and "embed/position" in expected
+    if of_encoder or untyped or layers or config.adapter.rank or checkpoints.shapes(step, "ema"):
       ready = flat(load_params(run, source, step)[1])
       ready = encoder_params(ready) if of_encoder else ready
+      if untyped:
+        ready["embed/position"] = ready["embed/position"] + ready.pop("embed/type")[:1]
+      ready = _with_layers(ready, expected, layers) if layers else ready
       stored = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in ready.items()}
     fresh = {p for p in expected if of_head(p) and (p not in stored or stored[p].shape != expected[p].shape)}
     if fresh & set(frozen):
@@ -302,6 +333,27 @@ def initial_params(
   if fresh:
     log.info("starting afresh: %s", ", ".join(sorted(fresh)))
   return nested({p: ready[p] for p in expected if p not in fresh} | fresh_params(model, seed, fresh))
+
+
+def _with_layers(params: dict[str, jax.Array], expected: dict[str, Any], layers: str) -> dict[str, jax.Array]:
+  """The parameters, with these layers alone of each stack of blocks that is deeper than expected. Raises UserError."""
+  name = f"init_layers={layers}"
+  numbers = [int(part) if part.strip().isdecimal() else -1 for part in layers.split(",")]
+  cut = {
+    path: x
+    for path, x in params.items()
+    if path in expected and param_axes(path).layers and x.shape[0] != expected[path].shape[0]
+  }
+  if not cut:
+    raise UserError(f"{name} chooses among the layers of init_from, and the model is as deep: leave it empty")
+  for path, x in cut.items():
+    if not all(0 <= number < x.shape[0] for number in numbers):
+      raise UserError(f"{name}: expected numbers from 0 to {x.shape[0] - 1} with commas, the layers of init_from")
+    if len(numbers) != expected[path].shape[0]:
+      raise UserError(f"{name} has {len(numbers)} layers, and the model {expected[path].shape[0]}")
+  shardings = {path: expected[path].sharding for path in cut}
+  log.info("taking the layers %s", layers)
+  return params | jax.jit(lambda all: {p: x[np.array(numbers)] for p, x in all.items()}, out_shardings=shardings)(cut)
 
 
 def fresh_params(model: Model, seed: int, paths: Collection[str]) -> dict[str, jax.Array]:

@@ -6,7 +6,6 @@ step itself in `step.py`, what is trained on in `task.py`, and the checks before
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +30,8 @@ from tfm_jax.training import flops
 from tfm_jax.training.best import Best
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, resolve, to_dict
-from tfm_jax.training.load import base_of, initial_params, load_params
+from tfm_jax.training.evaluation import evaluate_stream
+from tfm_jax.training.load import base_of, initial_params, load_params, teacher_entry
 from tfm_jax.training.memory import choose_microbatches
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.program import build_program
@@ -41,6 +41,7 @@ from tfm_jax.training.start import (
   check_resumable,
   check_same_config,
   check_same_data,
+  check_teacher_reads,
   culprit_of,
   held,
   parameter_lines,
@@ -53,7 +54,7 @@ from tfm_jax.training.start import (
 )
 from tfm_jax.training.step import TrainState
 from tfm_jax.training.steps import TrainSteps
-from tfm_jax.training.task import EvalStream, Generates, Task
+from tfm_jax.training.task import Generates, Task
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining)
     with together():
       check_same_data(prepared_task)
       check_fingerprints(starts, prepared_task, run)
+      check_teacher_reads(config, prepared_task)
       config = resolve_steps(config, prepared_task)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
       with together():
@@ -118,10 +120,13 @@ class _Start:
     self.eval_step: Any = None  # set once the number of microbatches is known
     self.result: dict[str, float] = {}
     self.base: tuple[RunDirectory, int] | None = None  # the run and the step that this one starts from
+    self.teacher = teacher_entry(run, config) if config.distill.teacher else None
     self.best = Best(config.eval.metric, config.eval.patience)
     self.split = next(iter(task.eval_streams), "")  # the held-out data that decides
     if config.adapter.rank and not config.init_from:
       raise UserError(f"adapter.rank={config.adapter.rank} adapts a model that is trained already: set init_from")
+    if config.init_layers and not config.init_from:
+      raise UserError(f"init_layers={config.init_layers} chooses layers of another run: set init_from")
     if config.eval.metric and not self.split:
       raise UserError(f"eval.metric={config.eval.metric} chooses by held-out data, and nothing is held out")
 
@@ -164,6 +169,8 @@ class _Start:
     entry = start_entry(self.model, self.task, latest or 0, microbatches) | {"origin": source.origin()}
     if self.base is not None:
       entry["base"] = {"path": str(self.base[0].path), "step": self.base[1]}
+    if self.teacher is not None:
+      entry["teacher"] = self.teacher
     run.append_start(entry)
     if train_steps is None:
       log.info("this run is finished: %d steps are done", latest)
@@ -213,18 +220,28 @@ class _Start:
 
   def _state(self, latest: int | None) -> TrainState:
     """The state of the checkpoint of step `latest`; None: a state of step 0."""
-    config, program = self.config, self.program
+    config, program, teacher = self.config, self.program, self._teacher()
     if latest is None and not config.init_from:
-      return program.init()
+      return program.init(None, teacher)
     base = None
     if latest is None or config.adapter.rank:  # the checkpoints of adapters lack what is frozen
       self.base = base_of(self.run, config)
-      base = initial_params(self.base[0], self.model, config.seed, program.named_frozen, self.base[1])
+      base = initial_params(
+        self.base[0], self.model, config.seed, program.named_frozen, self.base[1], config.init_layers
+      )
     if latest is None:
-      return program.init(base)
+      return program.init(base, teacher)
     log.info("resuming from the checkpoint of step %d", latest)
-    state = TrainState(**self.checkpoints.restore(latest, program.stored(self.abstract)))
+    state = TrainState(**self.checkpoints.restore(latest, program.stored(self.abstract)))._replace(teacher=teacher)
     return state if base is None else state._replace(params=nested(flat(base) | flat(state.params)))
+
+  def _teacher(self) -> Any:
+    """The parameters of the teacher; () if there is none."""
+    if self.teacher is None or self.program.teacher is None:
+      return ()
+    model, step = self.program.teacher.model, self.teacher["step"]
+    log.info("teacher: %s, step %d, %s parameters", self.teacher["path"], step, f"{model.parameter_count():,}")
+    return load_params(RunDirectory(self.config.distill.teacher), model, step)[1]
 
   def _meter(self, tracker: Tracker) -> Meter:
     """The meter of this run; logs what its FLOP counts mean."""
@@ -298,9 +315,9 @@ class _Start:
     Returns:
       Whether this evaluation is the best so far by `eval.metric`.
     """
-    improved = False
+    improved, params = False, self.program.shown(state)
     for number, (split, stream) in enumerate(self.task.eval_streams.items()):
-      metrics = self._evaluate_stream(state, split, stream)
+      metrics = evaluate_stream(self.program, self.eval_step, params, self.task, split, stream, self.rows)
       if not metrics:
         continue
       if number == 0:
@@ -331,32 +348,6 @@ class _Start:
   def _has_metric(self, metrics: Mapping[str, Any]) -> bool:
     """Whether an evaluation has the metric that decides. Of a task that generates, some may lack it."""
     return not isinstance(self.task, Generates) or self.best.metric in ("", *metrics)
-
-  def _evaluate_stream(self, state: TrainState, split: str, stream: EvalStream) -> dict[str, float]:
-    """The metrics of a stream, means over all of its batches; empty if there is nothing to predict."""
-    sums: list[Any] = []
-    predictions: list[Any] = []
-    pending: Any = None
-    params = self.program.shown(state)
-    for batch in stream(self.rows):
-      results = self.eval_step(params, self.program.put(batch, self.rows))
-      self.program.settle(results)
-      if not self.task.predicts:
-        sums.append(results)
-        continue
-      sums.append(results[0])
-      predictions += [] if pending is None else [jax.device_get(pending)]  # while the next ones are computed
-      pending = results[1]
-    predictions += [] if pending is None else [jax.device_get(pending)]
-    if not sums:
-      return {}
-    totals = jax.tree.map(lambda *parts: math.fsum(map(float, parts)), *jax.device_get(sums))
-    if not all(weight > 0 for _, weight in totals.loss.values()):
-      log.warning("%s: nothing to predict in its %d batches: no evaluation", split, len(sums))
-      return {}
-    metrics = totals.means()
-    del metrics["objective"]  # the same as the loss: evaluation has no label smoothing or z-loss
-    return metrics | self.task.eval_metrics(split, totals, predictions)
 
 
 def _due(step: int, every: int) -> bool:

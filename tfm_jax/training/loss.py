@@ -14,8 +14,9 @@ from tfm_jax.models.heads.terms import result
 from tfm_jax.models.model import Model
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossConfig, LossTerms
+from tfm_jax.training.distill import LESSON, Lesson, cosine_terms
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
 _OTHER = np.uint32(0x9E3779B9)  # changes the seed of the second dropout masks
 LossFunction = Callable[[Any, Batch, Noise | None], LossTerms]
 
@@ -29,7 +30,7 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
 
   Returns:
     A function whose batch has the fields that the model reads, and the labels: those of the objective, or those that
-    the head declares.
+    the head declares. From the `Lesson` of a teacher in the batch it learns as well.
 
   Raises:
     ValueError: the head has no loss.
@@ -45,8 +46,14 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
 
   def loss(params: Any, batch: Batch, noise: Noise | None) -> LossTerms:
     extras = config if noise is not None else LossConfig()
-    outputs = model.apply(params, batch, noise)
+    lesson: Lesson | None = batch.get(LESSON)
+    compares = lesson is not None and lesson.hidden_BTD is not None
+    outputs = model.apply(params, batch, noise, hidden=compares)
+    if lesson is not None:
+      outputs = outputs | {"logits": outputs["logits"]._replace(soft=lesson.soft)}
     terms = loss_of_head(model.config, model.placement, outputs, batch, extras)
+    if lesson is not None:
+      return terms | cosine_terms(outputs["hidden"].h, lesson, batch) if compares else terms
     if noise is None or not config.r_drop:
       return terms
     others = model.apply(params, batch, noise._replace(seed=noise.seed ^ _OTHER))

@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from tfm_jax.errors import UserError
-from tfm_jax.models.config import attention_need
+from tfm_jax.models.config import ModelConfig, attention_need
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model, admits
@@ -38,6 +38,7 @@ from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.memory import device_limit, peak_bytes
 from tfm_jax.training.optimizer import make_optimizer, schedule, state_shardings
 from tfm_jax.training.step import TrainState, make_eval_step, make_prediction_step, make_train_step
+from tfm_jax.training.teacher import Teacher, make_teacher, read_teacher
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +47,22 @@ log = logging.getLogger(__name__)
 _KEPT = 3
 
 
-def build_model(config: Config, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Model:
+def build_model(
+  config: Config,
+  vocab_size: int,
+  devices: Sequence[jax.Device] | None = None,
+  other: tuple[ModelConfig, int] | None = None,
+) -> Model:
   """The model of a resolved configuration, on a mesh of devices.
 
   Args:
     config: the resolved configuration; `config.sharding` shapes the mesh.
     vocab_size: number of ids of the tokenizer. `model.vocab_size` replaces it if it is set, and may be larger.
     devices: the devices of the mesh; None: all devices of all processes.
+    other: configuration and number of ids of another model that the mesh has to fit as well, such as a teacher.
 
   Raises:
-    UserError: the strategy's mesh does not fit the devices or the model, the attention kernel cannot serve the model,
+    UserError: the strategy's mesh does not fit the devices or the models, the attention kernel cannot serve the model,
       or the tokenizer has more ids than `model.vocab_size`.
   """
   model_vocab_size = config.model.vocab_size
@@ -63,7 +70,10 @@ def build_model(config: Config, vocab_size: int, devices: Sequence[jax.Device] |
     raise UserError(f"the tokenizer has {vocab_size} ids, more than model.vocab_size={model_vocab_size}")
   vocab_size = model_vocab_size or vocab_size
   devices = all_devices() if devices is None else devices
-  sizes = mesh_sizes(config.sharding, len(devices), admits(config.model, vocab_size), slice_count(devices))
+  lengths = admits(config.model, vocab_size)
+  if other is not None:
+    lengths = {axis: own + admits(*other)[axis] for axis, own in lengths.items()}
+  sizes = mesh_sizes(config.sharding, len(devices), lengths, slice_count(devices))
   placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices))
   cut = placement.parts(("batch", "seq"))[1] > 1  # sequences are cut into parts on different devices
   find_kernel(config.model.attention, attention_need(config.model)._replace(platform=placement.platform, cut=cut))
@@ -84,12 +94,14 @@ class Program:
     fields: field name -> shape, dtype and logical axes of the arrays of a batch.
     loss: (params, batch, noise) -> the named sums of the loss and the metrics, see `training.loss`; of all parameters,
       adapters included.
+    teacher: the model that teaches this one in training; None: there is none.
   """
 
   config: Config
   model: Model
   fields: Fields
   loss: LossFunction
+  teacher: Teacher | None = None
 
   @property
   def placement(self) -> Placement:
@@ -139,8 +151,9 @@ class Program:
   def flops(self) -> Flops:
     """The floating-point operations of one step on the global batch, all devices together."""
     trained, constant = partition(self.shapes, self.frozen)
-    loss = lambda params, others, _: self.loss(join(params, others[0]), others[1], None)
-    return count(loss, trained, (constant, self.batch_shapes))
+    teach = self.teacher.teach if self.teacher else lambda _, batch: batch
+    loss = lambda params, others, _: self.loss(join(params, others[0]), teach(others[1], others[2]), None)
+    return count(loss, trained, (constant, self.state.teacher, self.batch_shapes))
 
   @functools.cached_property
   def named_frozen(self) -> frozenset[str]:
@@ -210,27 +223,34 @@ class Program:
       params,
       jax.tree.map(place, opt_state, state_shardings(self.placement, self.shapes, opt_state)),
       partition(params, self.frozen)[0] if self.config.train.ema else (),
+      self.teacher.model.abstract() if self.teacher else (),
     )
 
   def stored(self, state: TrainState) -> dict[str, Any]:
-    """The trees of a state, or of its shapes, that checkpoints hold. With adapters, frozen parameters are left out."""
-    trees = state._asdict()
+    """The trees of a state, or of its shapes, that checkpoints hold.
+
+    The teacher is left out and, with adapters, frozen parameters.
+    """
+    trees = state._replace(teacher=())._asdict()
     return trees | {"params": partition(state.params, self.frozen)[0]} if self.config.adapter.rank else trees
 
   def shown(self, state: TrainState) -> Any:
     """The parameters that are evaluated: the trained ones are their average, if there is one."""
     return join(state.ema, partition(state.params, self.frozen)[1]) if self.config.train.ema else state.params
 
-  def init(self, params: Any = None) -> TrainState:
+  def init(self, params: Any = None, teacher: Any = None) -> TrainState:
     """The state of step 0, each array created under its sharding.
 
     Args:
       params: the parameters to start from, which are donated; None: fresh ones from `config.seed`.
+      teacher: the parameters of the teacher, if there is one; None: fresh ones, which teach nothing, to measure a step.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state._replace(teacher=()))
     key = jax.random.key(self.config.seed)
-    if params is None:
-      params = jax.jit(self.model.init, out_shardings=self.model.shardings())(key)
+    fresh = lambda model: jax.jit(model.init, out_shardings=model.shardings())(key)
+    params = fresh(self.model) if params is None else params
+    if teacher is None:
+      teacher = fresh(self.teacher.model) if self.teacher else ()
 
     def at_step_zero(params: Any) -> TrainState:
       zero = jnp.zeros((), jnp.int32)
@@ -239,7 +259,8 @@ class Program:
       average = jax.tree.map(jnp.copy, trained) if self.config.train.ema else ()
       return TrainState(zero, zero, params, self.tx.init(trained), average)
 
-    return jax.jit(at_step_zero, out_shardings=shardings, donate_argnums=0)(params)
+    state = jax.jit(at_step_zero, out_shardings=shardings, donate_argnums=0)(params)
+    return state._replace(teacher=teacher)
 
   def train_step(self, microbatches: int) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """The pure function (state, batch) -> (state, metrics): see `make_train_step`."""
@@ -257,6 +278,7 @@ class Program:
       self.frozen,
       rates,
       train.ema,
+      self.teacher.teach if self.teacher else None,
     )
 
   def compile(self, microbatches: int) -> Any:
@@ -327,17 +349,20 @@ def build_program(
     loss: model -> its loss; None: the loss of its head.
 
   Raises:
-    UserError: see `build_model`; or the batch does not divide by the number of its shards.
+    UserError: see `build_model`; or the batch does not divide by the number of its shards, or `distill.teacher` cannot
+      teach this model.
   """
-  model = build_model(config, vocab_size, devices)
+  described = read_teacher(config) if config.distill.teacher else None
+  model = build_model(config, vocab_size, devices, described and described[1:])
   shards = model.placement.batch_shards
   if config.train.batch_size % shards:
     raise UserError(
       f"train.batch_size={config.train.batch_size} does not divide into the {shards} parts of replica x data: "
       f"choose a multiple of {shards}"
     )
+  teacher = make_teacher(*described, config.distill, model, fields) if described else None
   of_model = loss(model) if loss else make_loss(model, config.loss)
-  return Program(config, model, fields, merged_loss(config.adapter, of_model, model.placement))
+  return Program(config, model, fields, merged_loss(config.adapter, of_model, model.placement), teacher)
 
 
 def _unused(function: Callable[[Any, Any], Any], params: Any, batch: Any) -> set[str]:

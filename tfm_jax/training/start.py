@@ -25,6 +25,7 @@ from tfm_jax.runtime.interruption import Interrupted, ended_at_once
 from tfm_jax.runtime.reporting.parameter_table import ParameterRow, parameter_table
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.runtime.trees import flat as flat_tree
+from tfm_jax.text.tokenizers.table import load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import Config, changed_keys, flat, from_stored, to_dict
 from tfm_jax.training.lengths import at_length, batch_length, check_lengths
@@ -119,6 +120,8 @@ def check_resumable(run: RunDirectory, config: Config) -> Config:
       config = dataclasses.replace(config, optimizer=warmup)
     stored, requested = to_dict(former), to_dict(config)
     changed = changed_keys(stored, requested)
+    if bool(former.distill.teacher) != bool(config.distill.teacher):
+      changed = sorted([*changed, "distill.teacher"])
     if changed == ["data.source"] and stored["data"]["source"] == "embedded" and config.data.path:
       # Earlier releases did not read data.path with data.source=embedded.
       log.warning("this run was started on the embedded corpus and resumes on it: data.path is ignored")
@@ -128,6 +131,16 @@ def check_resumable(run: RunDirectory, config: Config) -> Config:
         f"{run.path} holds a run with other settings of {', '.join(changed)}: set them back, or choose --workdir"
       )
   return config
+
+
+def check_teacher_reads(config: Config, task: Task) -> None:
+  """Raises UserError if the teacher has another tokenizer than the task."""
+  folder = RunDirectory(config.distill.teacher).stored_tokenizer() if config.distill.teacher else None
+  if folder and task.tokenizer and load_tokenizer(folder).fingerprint != task.tokenizer.fingerprint:
+    raise UserError(
+      f"distill.teacher={config.distill.teacher} has another tokenizer than the student, so it would read other text: "
+      f"set tokenizer.path={config.distill.teacher}/tokenizer"
+    )
 
 
 def check_fingerprints(starts: list[dict[str, Any]], task: Task, run: RunDirectory) -> None:
@@ -175,13 +188,15 @@ def resolve_steps(config: Config, task: Task) -> Config:
 
 
 def stored_tokenizer(run: RunDirectory, config: Config) -> epath.Path | None:
-  """The directory of the tokenizer to use: the run's own, or that of the run it starts from; None: train a new one."""
+  """The directory of the tokenizer to use: the run's own, or that of the run it starts from, or of its teacher; None:
+  train a new one."""
   if run.exists:
     return run.stored_tokenizer()
-  if config.init_from and not config.tokenizer.path:
-    source = RunDirectory(config.init_from)
+  key, path = ("init_from", config.init_from) if config.init_from else ("distill.teacher", config.distill.teacher)
+  if path and not config.tokenizer.path:
+    source = RunDirectory(path)
     if not source.exists:
-      raise UserError(f"init_from={config.init_from} is not a run directory: it has no config.json")
+      raise UserError(f"{key}={path} is not a run directory: it has no config.json")
     return source.stored_tokenizer()
   return None
 

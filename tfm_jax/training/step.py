@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from tfm_jax.errors import UserError
+from tfm_jax.models.heads.terms import DIVERGENCE
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossTerms, total
@@ -15,12 +17,12 @@ from tfm_jax.runtime.trees import join, partition
 from tfm_jax.sharding.placement import Placement
 from tfm_jax.training.loss import LossFunction
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
 Metrics = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-  """Everything that a train step changes, as arrays; a checkpoint stores exactly this.
+  """Everything that a train step changes, and the teacher, as arrays; a checkpoint stores all but the teacher.
 
   Attributes:
     step: int32 scalar, the number of steps taken.
@@ -28,6 +30,7 @@ class TrainState(NamedTuple):
     params: nested dict of float32 arrays, frozen parameters and adapters included.
     opt_state: the Optax state of the trained parameters.
     ema: the moving average of the trained parameters; () without `train.ema`.
+    teacher: the parameters of the teacher, which no step changes; () without `distill.teacher`.
   """
 
   step: Any
@@ -35,6 +38,7 @@ class TrainState(NamedTuple):
   params: Any
   opt_state: Any
   ema: Any = ()
+  teacher: Any = ()
 
 
 def make_train_step(
@@ -48,6 +52,7 @@ def make_train_step(
   frozen: Collection[str] = (),
   rates: Callable[[Array], Any] | None = None,
   ema: float = 0.0,
+  teach: Callable[[Any, Batch], Batch] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -68,6 +73,10 @@ def make_train_step(
     rates: step -> factors of the learning rate, a tree that broadcasts with the trained parameters; None: all are 1.
     ema: decay of the average of the trained parameters, at most (1 + step) / (10 + step), so that it forgets the first
       ones soon; 0: there is none.
+    teach: (parameters of the teacher, batch) -> the batch with what the teacher says about it; None: no teacher.
+
+  Raises:
+    UserError: when the function is traced: there is a teacher, and the loss does not learn from it.
 
   Returns:
     The new state, and the metrics as float32 scalars: those of the loss, `grad_norm` (before clipping),
@@ -77,13 +86,20 @@ def make_train_step(
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     trainable, constant = partition(state.params, frozen)
     noise_of = lambda part: Noise(jnp.uint32(seed % 2**32), state.step, part["rows"])
+    taught = lambda part: part if teach is None else teach(state.teacher, part)
     # Each term is divided by its weight in the whole batch. With one term that is done after the gradients are summed,
     # which saves a pass over the weights of the batch. With several terms their ratio is needed before. Calling the
     # whole loss for its weights is not expensive: the compiler drops everything that the weights do not depend on.
-    names = jax.eval_shape(lambda b: loss(state.params, b, noise_of(b)), dict(batch)).objective
+    shapes = jax.eval_shape(lambda b: loss(state.params, taught(b), noise_of(b)), dict(batch))
+    if teach is not None and DIVERGENCE not in shapes.metrics:
+      raise UserError(
+        "distill.teacher: this loss does not learn from a teacher, as those of heads do that predict tokens, or "
+        "classes of tokens or rows: leave it empty"
+      )
+    names = shapes.objective
     factors: dict[str, Any] = dict.fromkeys(names, 1.0)
     if len(names) > 1:
-      pairs = loss(state.params, batch, noise_of(batch)).objective
+      pairs = loss(state.params, taught(batch), noise_of(batch)).objective
       factors = {name: 1 / jnp.maximum(weight, 1e-9) for name, (_, weight) in pairs.items()}
 
     def minimised(trainable: Any, part: Batch) -> tuple[Array, LossTerms]:
@@ -91,7 +107,8 @@ def make_train_step(
       return sum(factors[name] * value for name, (value, _) in terms.objective.items()), terms
 
     gradient = jax.grad(minimised, has_aux=True)
-    grads, terms = _sum_over_parts(lambda part: gradient(trainable, part), batch, microbatches, placement, fields)
+    of_part = lambda part: gradient(trainable, taught(part))
+    grads, terms = _sum_over_parts(of_part, batch, microbatches, placement, fields)
     if len(names) == 1:
       # Dividing here lets XLA merge the sum of the weights with other collectives. Done earlier, it would be a
       # collective that depends on nothing: some emulated CPU devices would start it first, others the gathering of the
@@ -121,6 +138,7 @@ def make_train_step(
       join(kept, constant),
       jax.tree.map(keep, opt_state, state.opt_state),
       average,
+      state.teacher,
     )
     return new, terms.means() | {"grad_norm": grad_norm, "learning_rate": rate, "skipped": new.skipped}
 

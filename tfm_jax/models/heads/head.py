@@ -7,7 +7,7 @@ from jax import Array
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.objectives.objective import Fields
-from tfm_jax.ops.losses import LossConfig, LossTerms, Unembedding
+from tfm_jax.ops.losses import LossConfig, LossTerms, SoftTargets, Unembedding
 from tfm_jax.sharding.placement import Placement
 
 Batch = Mapping[str, Array]
@@ -22,12 +22,14 @@ class Output(NamedTuple):
     out: the last linear; None: the hidden states are the result.
     classes: number of classes, without the padding of `out`.
     squeezed: there is a single class, and the result has no axis of classes.
+    soft: a teacher's distributions of the classes, for the loss.
   """
 
   h: Array
   out: Unembedding | None = None
   classes: int = 0
   squeezed: bool = False
+  soft: SoftTargets | None = None
 
 
 Outputs = dict[str, Output]

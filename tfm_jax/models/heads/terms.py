@@ -9,6 +9,8 @@ from tfm_jax.ops.cross_entropy import cross_entropy
 from tfm_jax.ops.losses import LossConfig, LossTerms, one_term
 from tfm_jax.sharding.placement import Placement
 
+DIVERGENCE = "divergence"  # metric of losses with soft targets
+
 # Bytes of the float32 logits of one tile on one device. Larger tiles are not faster.
 _TILE_BYTES = 256 * 2**20
 
@@ -22,12 +24,16 @@ def class_terms(
   extras: LossConfig,
   accuracy: str = "accuracy",
 ) -> LossTerms:
-  """Cross-entropy of tokens, or of classes of tokens or rows, under the given name."""
-  h, weight = output.h, weights.sum()
+  """Cross-entropy of tokens, or of classes of tokens or rows, under the given name.
+
+  With soft targets, the divergence from the teacher is a further metric.
+  """
+  h, soft, weight = output.h, output.soft, weights.sum()
   if h.ndim == 2:  # rows: one position each
     h, targets, weights = h[:, None], targets[:, None], weights[:, None]
+    soft = soft and soft._replace(h=soft.h[:, None])
   assert output.out is not None
-  objective, nll, correct = cross_entropy(
+  objective, nll, correct, *divergence = cross_entropy(
     h,
     output.out,
     targets,
@@ -35,11 +41,15 @@ def class_terms(
     vocab_size=output.classes,
     label_smoothing=extras.label_smoothing,
     z_loss=extras.z_loss,
-    form="chunks" if st.lone_cpu else "tiles",
-    tiles=_tiles(st, output.classes, *targets.shape),
+    form="chunks" if st.lone_cpu and soft is None else "tiles",
+    tiles=_tiles(st, output.classes * (1 if soft is None else 2), *targets.shape),
     platform=st.platform,
+    soft=soft,
   )
-  return one_term(name, objective, nll, correct, weight, accuracy)
+  terms = one_term(name, objective, nll, correct, weight, accuracy)
+  if divergence:
+    terms.metrics[DIVERGENCE] = (divergence[0], weight)
+  return terms
 
 
 def weighted_terms(nll: Array, correct: Array, weights: Array) -> LossTerms:

@@ -40,7 +40,8 @@ def text_corpus(
     document: "block" (blank lines separate), "line" or "file" (which has to fit in memory). Line ends inside
       a document are kept. In JSON lines the text of each object is a document, whatever this says.
     errors: what to do with bytes that are not UTF-8: "raise", or "replace" by U+FFFD and count the lines.
-    text_key: JSON lines: the key of the text in each object; dots lead into nested objects.
+    text_key: JSON lines: the key of the text in each object; dots lead into nested objects, and the texts of several
+      keys with plus signs are joined.
     json_lines: all files are JSON lines, whatever their endings.
 
   Raises:
@@ -121,6 +122,16 @@ def _json_text(line: str, text_key: str, errors: str, file: Path, number: int) -
     raise UserError(f"{place}: not a JSON object ({reason}); JSON lines have one object per line") from error
   if not isinstance(value, dict):
     raise UserError(f"{place}: not a JSON object but {_type(value)}; JSON lines have one object per line")
+  text = "".join(_value(value, key, place) for key in ([text_key] if text_key in value else text_key.split("+")))
+  if SURROGATES.search(text):
+    if errors == "raise":
+      raise UserError(f"{place}: half of a character (\\ud800 to \\udfff); mend it, or set data.errors=replace")
+    return SURROGATES.sub("\ufffd", text)
+  return text
+
+
+def _value(value: Any, text_key: str, place: str) -> str:
+  """The text under one key, in which dots lead into nested objects. Raises UserError."""
   for key in [text_key] if text_key in value else text_key.split("."):
     if not isinstance(value, dict) or key not in value:
       keys = ", ".join(map(repr, value)) if isinstance(value, dict) else "none"
@@ -128,10 +139,6 @@ def _json_text(line: str, text_key: str, errors: str, file: Path, number: int) -
     value = value[key]
   if not isinstance(value, str):
     raise UserError(f"{place}: the value of {text_key!r} is {_type(value)}, not a text; set data.text_key")
-  if SURROGATES.search(value):
-    if errors == "raise":
-      raise UserError(f"{place}: half of a character (\\ud800 to \\udfff); mend it, or set data.errors=replace")
-    return SURROGATES.sub("\ufffd", value)
   return value
 
 
