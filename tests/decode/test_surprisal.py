@@ -1,6 +1,7 @@
 """The surprisal of each token against plain forward passes, and the page that shows it."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -10,14 +11,18 @@ import pytest
 
 from tests.support.browser import headless
 from tests.support.error_pages import sections, text_of, tree
-from tests.support.generating import logits_after, run_of
-from tests.training.test_scoring import log_softmax, make_run
+from tests.support.generating import logits_after
+from tests.support.generating import run_of as new_run_of
+from tests.training.test_scoring import KINDS, TEXTS, log_softmax
+from tests.training.test_scoring import make_run as new_run
 from tfm_jax.decode import surprisal as module
 from tfm_jax.decode.surprisal_page import surprisal_page
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
+from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
 
 PROMPT, TEXT = "the cat", " sat on the mat"
+run_of, make_run = functools.cache(new_run_of), functools.cache(new_run)
 
 
 def check(token, logits):
@@ -103,8 +108,8 @@ def test_nothing_follows_where_the_positions_end():
   ],
 )
 def test_tokens_are_written_as_they_stand_in_the_text(kind, text, written):
-  run = run_of("gpt", kind=kind)
-  names = [name for name, _ in module._written(run.tokenizer, run.tokenizer.encode(text))]
+  tokenizer = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=KINDS[kind]), TEXTS)
+  names = [name for name, _ in module._written(tokenizer, tokenizer.encode(text))]
   assert "".join(names).replace("<0xC3><0xA9>", "é") == text
   if kind == "char":
     assert names == written
