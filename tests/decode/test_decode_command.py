@@ -8,11 +8,13 @@ import sys
 import pytest
 
 from tests.support.launching import ROOT, environment, quick_fit, tiny, write_experiment
+from tests.support.refusal import refusal
 from tfm_jax.decode import command
 from tfm_jax.decode.__main__ import FLAGS, OPTIONS, SWITCHES
 from tfm_jax.decode.__main__ import __doc__ as usage
 from tfm_jax.decode.command import decode, options_of, resumable
 from tfm_jax.decode.options import Options
+from tfm_jax.decode.surprisal_page import surprisal_page
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
 from tfm_jax.training.load import load_run
@@ -170,7 +172,9 @@ def test_gaps_are_filled(runs, capsys):
   assert [guesses[0][0] for guesses in row["guesses"]] == [guesses[0][0] for guesses in filled]
   call(workdir=runs / "t5", prompt="the <extra_id_0> sat <extra_id_1> mat", fill="true")
   row = json.loads(capsys.readouterr().out)
-  assert set(row["guesses"]) == {"<extra_id_0>", "<extra_id_1>"} and row["text"].startswith("the ")
+  assert len(row["guesses"]) == 2 and row["text"].startswith("the ")
+  filled = load_run(runs / "t5").fill_mask("the <extra_id_0> sat <extra_id_1> mat")
+  assert row["text"] == filled.text and row["guesses"] == [[list(one) for one in guesses] for guesses in filled]
 
 
 def test_choices_and_scores(runs, tmp_path, capsys):
@@ -186,6 +190,41 @@ def test_choices_and_scores(runs, tmp_path, capsys):
   rows = lines(tmp_path / "scores.jsonl")
   assert [(row["prompt"], row["text"]) for row in rows] == [("the cat", " sat"), ("a dog", " ran")]
   assert rows[0]["logprob"] == pytest.approx(load_run(runs / "gpt").score([("the cat", " sat")])[0].logprob, rel=1e-5)
+
+
+def test_surprisal_becomes_a_page(runs, tmp_path):
+  (tmp_path / "pairs.txt").write_text("the cat\t sat\na <extra_id_0> ran\t<extra_id_0> dog\n")
+  call(workdir=runs / "t5", file=tmp_path / "pairs.txt", score="true", out=tmp_path / "page.html", top=2)
+  page = (tmp_path / "page.html").read_text(encoding="utf-8")
+  trained = load_run(runs / "t5")
+  views = [trained.surprisal(" sat", "the cat", 2), trained.surprisal("<extra_id_0> dog", "a <extra_id_0> ran", 2)]
+  assert page == surprisal_page(views)
+  assert views[1].tokens[0].id == trained.tokenizer.sentinel_ids[0]
+  call(workdir=runs / "bert", prompt="the cat", score="true", out=tmp_path / "bert.html")
+  assert "masked one at a time" in (tmp_path / "bert.html").read_text(encoding="utf-8")
+
+
+def test_one_line_says_which_prompt_is_wrong_and_nothing_is_written(runs, tmp_path):
+  long, before = "the cat " * 20, sorted(runs.iterdir())
+  for family, lines_of_file, values, message in (
+    ("t5", [*["a"] * 17, ""], {"batch_size": 1}, "prompt 18 is empty"),  # of the second window
+    ("gpt", ["a", "b", "c"], {"beams": 1000}, "beams=1000 must be between 1 and"),
+    ("gpt", ["a", "b"], {"draft": runs / "gpt", "beams": 2}, "a draft is for greedy decoding"),
+    ("bert", ["a"], {}, "family=bert reads in both directions and generates no text: use --fill"),
+    ("bert", ["a [MASK]", "b"], {"fill": "true"}, "prompt 2: the text has no mask"),
+    ("bert", [long * 4 + "[MASK]"], {"fill": "true"}, "the text has 643 tokens, but the model has 512 positions"),
+    ("t5", ["the cat\t sat", "sat"], {"score": "true"}, "write \"source<TAB>text\", not only 'sat'"),
+    ("bert", ["a", "b [MASK]"], {"score": "true", "out": tmp_path / "x.html"}, "prompt 2: the text has a mask"),
+    ("bert", ["a"], {"score": "true"}, "--score --out=PAGE.html for the surprisal"),
+  ):
+    (tmp_path / "prompts.txt").write_text("\n".join(lines_of_file) + "\n")
+    given = {"workdir": runs / family, "file": tmp_path / "prompts.txt", "out": tmp_path / "out.jsonl"} | values
+    assert message in refusal(call_with, given)
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"] and sorted(runs.iterdir()) == before
+
+
+def call_with(values):
+  call(**values)
 
 
 def test_the_flags_are_the_options():

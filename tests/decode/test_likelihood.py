@@ -52,7 +52,7 @@ def test_what_cannot_be_scored_is_refused():
     run.score([("a", " cat"), ("a", "")])
   nameless = dataclasses.replace(run, begin_id=-1)
   assert len(run.tokenizer.encode("the")) == 1
-  with pytest.raises(UserError, match="text 1 is one token without a prompt"):
+  with pytest.raises(UserError, match="the text is one token without a prompt"):
     nameless.score([("", "the")])
   assert len(nameless.score([("", "the cat sat")])[0].ids) == len(run.tokenizer.encode("the cat sat")) - 1
   with pytest.raises(UserError, match="there is nothing to choose from"):

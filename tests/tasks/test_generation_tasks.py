@@ -9,6 +9,7 @@ import pytest
 from tests.support.labelled import TOKENIZER
 from tests.support.launching import rows as records
 from tests.support.launching import tiny, write_experiment
+from tests.support.looking import make_run
 from tfm_jax.decode.options import Options
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.run_directory import RunDirectory
@@ -281,6 +282,21 @@ class Fake:
     model = dataclasses.replace(config.model, head=head)
     self.config, self.tokenizer = dataclasses.replace(config, model=model), TOKENIZER
     self.model = type("", (), {"placement": type("", (), {"batch_shards": 1})})
+
+
+def test_a_model_that_was_pre_trained_for_several_tasks_needs_a_prefix(tmp_path):
+  run = make_run("t5", objective="span_corruption", activation="gelu")
+  config = dataclasses.replace(run.config, family="t5", model=run.model.config)
+  run = dataclasses.replace(run, config=config)
+  (tmp_path / "a.jsonl").write_text('{"source": "the cat sat on the mat", "target": "the cat"}\n')
+  evaluated = lambda run, **prefix: evaluate(
+    run, str(tmp_path / "a.jsonl"), "summarization", max_new_tokens=2, **prefix
+  )
+  with pytest.raises(UserError, match=r'say --prefix="summarize: " or the like for --task=summarization, or --prefix='):
+    evaluated(run)
+  assert len(evaluated(run, prefix="").predictions) == len(evaluated(run, prefix="the ").predictions) == 1
+  trained = dataclasses.replace(config, task=dataclasses.replace(config.task, name="summarization"))
+  assert len(evaluated(dataclasses.replace(run, config=trained)).predictions) == 1
 
 
 def test_an_encoder_alone_is_refused(experiment, tmp_path):

@@ -18,7 +18,8 @@
 --draft=RUN                a smaller model of the same tokenizer drafts --draft_tokens=4 at once: the same text, faster
 --choices="yes|no"         instead of generating: how likely each of these texts is
 --fill                     fill the [MASK]s of a masked language model (--top=5 pieces each), or T5's <extra_id_0> ...
---score                    the log-likelihood of the prompt; in a file, of the text in each line "prompt<TAB>text"
+--score                    the log-likelihood of the prompt, or of the text in "prompt<TAB>text"; with --out=PAGE.html
+                           each token on the colour of its surprisal, with the --top=5 expected ones (also of encoders)
 --batch_size=16            most texts at once
 --cache_dtype=int8         of the cached keys and values; or bfloat16, float32; default: as computed
 --dtype=float32            the compute dtype; default: the run's. --step=N: which checkpoint

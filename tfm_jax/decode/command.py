@@ -1,6 +1,7 @@
 """The command `python -m tfm_jax.decode`: one prompt to the terminal, or a file of prompts to JSON lines."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -11,7 +12,9 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from tfm_jax.decode.options import Options
+from tfm_jax.decode.prompts import read_prompts
 from tfm_jax.decode.speculative import Draft, checked_draft
+from tfm_jax.decode.surprisal_page import surprisal_page
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.agreement import process_index
 
@@ -39,6 +42,11 @@ def decode(values: Values, load_run: Callable[..., Any]) -> None:
     draft = Draft(theirs.model, theirs.params, _whole(values, "draft_tokens") or Draft._field_defaults["tokens"])
     setting |= {"draft": os.path.abspath(values["draft"]), "draft_step": theirs.step, "draft_tokens": draft.tokens}
     draft = checked_draft(run.model, draft, run.its_tokenizer(), theirs.tokenizer)
+  if "score" in kinds and values.get("out", "").endswith(".html"):
+    top = _whole(values, "top") or 5
+    views = _each(_pairs(run, texts), lambda pair: run.surprisal(pair[1], pair[0], top))
+    _write(values["out"], surprisal_page(list(views)))
+    return
   if kinds:
     rows: Any = _answers(run, kinds[0], values, texts)
   elif "prompt" in values and "out" not in values and options.beams == options.samples == 1 and draft is None:
@@ -53,6 +61,7 @@ def decode(values: Values, load_run: Callable[..., Any]) -> None:
   if rows is not None:
     write_lines(values["out"], rows)
     return
+  read_prompts(run.model, run.its_tokenizer(), run.symbols, texts, options)  # a mistake in any of them, before all work
   setting = json.loads(json.dumps(setting | dataclasses.asdict(options)))
   resumable(values["out"], texts, setting, lambda rest: _generated(run, rest, options, draft), options.samples)
 
@@ -110,16 +119,33 @@ def _answers(run: Any, kind: str, values: Values, texts: Sequence[str]) -> Itera
   """One object per prompt: filled gaps, likelihoods, or choices."""
   if kind == "choices":
     choices = [part for part in values["choices"].split("|") if part]
-    for text in texts:
-      ranked = run.choose(text, choices)
+    for text, ranked in zip(texts, _each(texts, lambda text: run.choose(text, choices)), strict=True):
       yield {"prompt": text, "text": ranked[0][0], "probabilities": dict(ranked)}
   elif kind == "fill":
-    for text in texts:
-      yield {"prompt": text, **run.fill(text, _whole(values, "top") or 5)}
+    top = _whole(values, "top") or 5
+    for text, filled in zip(texts, _each(texts, lambda text: run.fill_mask(text, top)), strict=True):
+      yield {"prompt": text, "text": filled.text, "guesses": filled}
   else:
-    pairs = [tuple(text.split("\t", 1)) if "\t" in text else ("", text) for text in texts]
+    pairs = _pairs(run, texts)
     for (prompt, text), one in zip(pairs, run.score(pairs), strict=True):
       yield {"prompt": prompt, "text": text, "logprob": one.logprob, "tokens": len(one.ids), "likeliest": one.likeliest}
+
+
+def _each(texts: Sequence[Any], answer: Callable[[Any], Any]) -> Iterator[Any]:
+  """The answer to each text. The error of one of several says which one it is."""
+  for number, text in enumerate(texts):
+    try:
+      yield answer(text)
+    except UserError as error:
+      raise error if len(texts) == 1 else UserError(f"prompt {number + 1}: {error}") from error
+
+
+def _pairs(run: Any, texts: Sequence[str]) -> list[tuple[str, str]]:
+  """(prompt, text) of each line "prompt<TAB>text", or text alone. Raises UserError."""
+  pairs = [(prompt, text) if tab else ("", prompt) for prompt, tab, text in (line.partition("\t") for line in texts)]
+  if run.model.encoder_decoder and (alone := next((text for prompt, text in pairs if not prompt), "")):
+    raise UserError(f'an encoder-decoder scores a text given its source: write "source<TAB>text", not only {alone!r}')
+  return pairs
 
 
 def _check_out(path: str) -> None:
@@ -132,11 +158,16 @@ def _check_out(path: str) -> None:
 def write_lines(path: str, rows: Iterator[Mapping[str, Any]]) -> None:
   """Writes JSON lines, all of them or none; process 0 does."""
   lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+  _write(path, "".join(lines))
+
+
+def _write(path: str, text: str) -> None:
+  """Writes a file, all of it or nothing; process 0 does."""
   if process_index() == 0:
     temporary = Path(f"{path}.{os.getpid()}")
-    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-    log.info("written: %s (%d lines)", path, len(lines))
+    log.info("written: %s (%d lines)", path, text.count("\n"))
 
 
 def resumable(path: str, texts: Sequence[str], setting: Mapping[str, Any], generated: Any, samples: int) -> None:
@@ -149,6 +180,7 @@ def resumable(path: str, texts: Sequence[str], setting: Mapping[str, Any], gener
   if done:
     log.info("%s: going on after %d of %d prompts", partial, len(done) // samples, len(texts))
   rows = generated(texts[len(done) // samples :])
+  first = list(itertools.islice(rows, 1))  # what cannot be generated is refused before the file is opened
   if process_index():
     for _ in rows:
       pass
@@ -157,7 +189,7 @@ def resumable(path: str, texts: Sequence[str], setting: Mapping[str, Any], gener
   whole.write_text(json.dumps(setting) + "\n" + "".join(done), encoding="utf-8")  # without a torn line
   os.replace(whole, partial)
   with partial.open("a", encoding="utf-8") as file:
-    for row in rows:
+    for row in itertools.chain(first, rows):
       file.write(json.dumps(row, ensure_ascii=False) + "\n")
       file.flush()
   lines = partial.read_text(encoding="utf-8").split("\n")[1:]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tfm_jax.decode.prompts import Symbols, check_generates, position_limit, power_of_two
+from tfm_jax.decode.prompts import Symbols, check_generates, encoded, position_limit, power_of_two
 from tfm_jax.decode.start import any_rows
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
@@ -36,7 +36,7 @@ class Likelihood(NamedTuple):
   cut: int = 0
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
   """Tokens of the decoder, of which those from `first` on are scored, and of the encoder."""
 
   number: int
@@ -71,8 +71,7 @@ def likelihoods(
   """
   check_generates(model)
   model = any_rows(model)
-  read = _two_sides if model.encoder_decoder else _one_side
-  rows = [read(model, tokenizer, symbols, number, prompt, text) for number, (prompt, text) in enumerate(pairs)]
+  rows = [read_row(model, tokenizer, symbols, *pair, number, len(pairs)) for number, pair in enumerate(pairs)]
   found: dict[int, Likelihood] = {}
   rows.sort(key=lambda row: (-_length(model, row), row.number))
   while rows:
@@ -117,50 +116,73 @@ def choose(
   return [(choices[i], float(shares[i] / shares.sum())) for i in order]
 
 
-def _one_side(model: Model, tokenizer: Tokenizer, symbols: Symbols, number: int, prompt: str, text: str) -> _Row:
-  """Prompt and continuation for a decoder."""
+def read_row(
+  model: Model, tokenizer: Tokenizer, symbols: Symbols, prompt: str, text: str, number: int = 0, count: int = 1
+) -> Row:
+  """Prompt and continuation as a decoder or an encoder-decoder reads them.
+
+  `number` of `count` pairs is this one, for errors. Raises UserError.
+  """
+  names = ("the prompt", "the text") if count == 1 else (f"prompt {number + 1}", f"text {number + 1}")
+  read = _two_sides if model.encoder_decoder else _one_side
+  return read(model, tokenizer, symbols, prompt, text, *names)._replace(number=number)
+
+
+def joined(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[np.ndarray, np.ndarray]:
+  """(the ids of the prompt, the ids of both): one text, unless the pieces at the border would differ."""
   before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + text)
-  if not np.array_equal(whole[: len(before)], before):  # the pieces at the border differ
+  if not np.array_equal(whole[: len(before)], before):
     whole = np.concatenate([before, tokenizer.encode(text)])
+  return before, whole
+
+
+def _one_side(
+  model: Model, tokenizer: Tokenizer, symbols: Symbols, prompt: str, text: str, the_prompt: str, the_text: str
+) -> Row:
+  """Prompt and continuation for a decoder."""
+  before, whole = joined(tokenizer, prompt, text)
   begin = np.array([symbols.begin] if symbols.begin >= 0 else [], np.int32)
   ids, first = np.concatenate([begin, whole]), len(begin) + len(before)
   if first == len(ids):
-    raise UserError(f"text {number + 1} is empty: there is nothing to score")
+    raise UserError(f"{the_text} is empty: there is nothing to score")
   if not first and len(ids) == 1:
     raise UserError(
-      f"text {number + 1} is one token without a prompt, and the texts of this model begin with no symbol: nothing "
+      f"{the_text} is one token without a prompt, and the texts of this model begin with no symbol: nothing "
       f"comes before it"
     )
-  first = first or 1
+  count, first = len(ids) - first, first or 1
   room = position_limit(model)
   cut = max(len(ids) - 1 - room, 0) if room else 0
   if cut >= first:
-    raise UserError(f"text {number + 1} has {len(ids) - first:,} tokens, but the model has {room:,} positions")
-  return _Row(number, ids[cut:], first - cut, ids[:0], cut)
+    raise UserError(f"{the_text} has {count:,} tokens, but the model has {room:,} positions: shorten it")
+  return Row(0, ids[cut:], first - cut, ids[:0], cut)
 
 
-def _two_sides(model: Model, tokenizer: Tokenizer, symbols: Symbols, number: int, prompt: str, text: str) -> _Row:
+def _two_sides(
+  model: Model, tokenizer: Tokenizer, symbols: Symbols, prompt: str, text: str, the_prompt: str, the_text: str
+) -> Row:
   """The prompt for the encoder, the continuation with its end for the decoder."""
   end = np.array([tokenizer.eos_id] if tokenizer.eos_id >= 0 else [], np.int32)
-  source, target = tokenizer.encode(prompt), np.concatenate([tokenizer.encode(text), end])
+  source, target = encoded(model, tokenizer, [prompt, text])
+  target = np.concatenate([target, end])
   if not len(source):
-    raise UserError(f"prompt {number + 1} is empty: the encoder needs at least one token to read")
+    raise UserError(f"{the_prompt} is empty: the encoder needs at least one token to read before a text is scored")
   source = np.concatenate([source, end])
   room = position_limit(model)
-  for name, ids in (("prompt", source), ("text", target)):
+  for name, ids in ((the_prompt, source), (the_text, target)):
     if room and len(ids) > room:
-      raise UserError(f"{name} {number + 1} has {len(ids):,} tokens, but the model has {room:,} positions")
-  return _Row(number, np.concatenate([[symbols.start], target]).astype(np.int32), 1, source, 0)
+      raise UserError(f"{name} has {len(ids):,} tokens, but the model has {room:,} positions: shorten it")
+  return Row(0, np.concatenate([[symbols.start], target]).astype(np.int32), 1, source, 0)
 
 
-def _length(model: Model, row: _Row) -> int:
+def _length(model: Model, row: Row) -> int:
   """The length of the rows of a batch that this one is part of."""
   longest, room = max(len(row.ids) - 1, len(row.source)), position_limit(model)
   length = max(power_of_two(longest), _SHORTEST)
   return min(length, room) if room else length
 
 
-def _arrays(model: Model, rows: list[_Row], length: int) -> dict[str, np.ndarray]:
+def _arrays(model: Model, rows: list[Row], length: int) -> dict[str, np.ndarray]:
   """The batch of the rows, and the targets."""
   shards = model.placement.batch_shards
   count = -(-power_of_two(len(rows)) // shards) * shards

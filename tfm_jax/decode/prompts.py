@@ -1,6 +1,7 @@
 """Prompts as arrays: tokens, symbols, batches of few shapes; and what cannot be continued."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ def read_prompts(
   end = np.array([tokenizer.eos_id] if tokenizer.eos_id >= 0 else [], np.int32)
   room = position_limit(model)
   prompts = []
-  for number, (text, ids) in enumerate(zip(texts, tokenizer.encode_batch(list(texts)), strict=True)):
+  for number, (text, ids) in enumerate(zip(texts, encoded(model, tokenizer, texts), strict=True)):
     name = "the prompt" if len(texts) == 1 else f"prompt {number + 1}"
     if model.encoder_decoder:
       if not len(ids):
@@ -92,13 +93,39 @@ def read_prompts(
   return prompts
 
 
+def encoded(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+  """The ids of texts; for an encoder-decoder <extra_id_0> stands for a sentinel, if its tokenizer has them."""
+  return encode_with_gaps(tokenizer, texts, tokenizer.sentinel_ids[: None if model.encoder_decoder else 0])
+
+
+def encode_with_gaps(tokenizer: Tokenizer, texts: Sequence[str], gap_ids: np.ndarray) -> list[np.ndarray]:
+  """The ids of texts, in which the names of `gap_ids`, such as <mask> or <extra_id_0>, stand for these tokens."""
+  if tokenizer.reads_names or not gap_ids.size:
+    return tokenizer.encode_batch(list(texts))
+  names = {tokenizer.token(id): np.array([id], np.int32) for id in gap_ids.tolist()}
+  pattern = re.compile(f"({'|'.join(map(re.escape, names))})")
+  cut = [pattern.split(text) for text in texts]  # text, name, text, name, ..., text
+  # The piece of a word has its space in front: a gap stands for both.
+  spaced = tokenizer.kind not in ("char", "byte")
+  between = [
+    part.removesuffix(" ") if spaced and i < len(parts) - 1 else part
+    for parts in cut
+    for i, part in list(enumerate(parts))[::2]
+  ]
+  found = iter(tokenizer.encode_batch(between))
+  return [np.concatenate([names[part] if i % 2 else next(found) for i, part in enumerate(parts)]) for parts in cut]
+
+
 def check_generates(model: Model) -> None:
   """Raises UserError for a model that cannot continue a text."""
   head = model.config.head.name
   if not HEADS[head].learns_from_objective:
     raise UserError(f"the run has head.name={head}, which predicts no tokens: it generates no text")
   if not (find_family(model.family).causal or model.encoder_decoder):
-    raise UserError(f"family={model.family} reads in both directions and generates no text: use --fill for its masks")
+    raise UserError(
+      f"family={model.family} reads in both directions and generates no text: use --fill for its masks, or "
+      f"--score --out=PAGE.html for the surprisal of a text"
+    )
 
 
 def position_limit(model: Model) -> int:

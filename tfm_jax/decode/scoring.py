@@ -1,4 +1,4 @@
-"""What a trained model says about a text: the likeliest pieces for its masks, and the text's perplexity.
+"""The perplexity of texts.
 
 Rows are padded to a few lengths, and batches to a few numbers of rows, so that a model is compiled once per shape. The
 parameters may be sharded over the devices of several processes: all processes call these functions alike.
@@ -6,7 +6,6 @@ parameters may be sharded over the devices of several processes: all processes c
 
 import functools
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,55 +24,10 @@ from tfm_jax.models.model import Model
 from tfm_jax.text.tokenizers.table import Tokenizer
 
 Arrays = dict[str, np.ndarray]
-Guesses = list[tuple[str, float]]
 
-_MASK = "[MASK]"
 _ROWS = 32  # rows of a batch, where a text needs many
 _LOGITS = 1 << 28  # of a batch, at most: 1 GiB
 _SHORTEST = 16  # tokens of a row; shorter texts are padded
-
-
-def fill_mask(
-  model: Model, params: Any, tokenizer: Tokenizer, text: str, top: int = 5
-) -> list[list[tuple[str, float]]]:
-  """The likeliest pieces for each mask of a text; each is predicted without knowledge of what fills the others.
-
-  Args:
-    model: a masked language model.
-    params: its parameters.
-    tokenizer: its tokenizer.
-    text: names its masks "[MASK]", or as the tokenizer does ("<mask>"). The beginning and end symbols are added.
-    top: number of pieces per mask.
-
-  Returns:
-    One list per mask of (piece, probability), the likeliest first.
-
-  Raises:
-    UserError: not a masked language model, no mask in the text, or more tokens than the model has positions.
-  """
-  guesses = likeliest_ids(model, params, tokenizer, text, top)
-  return [[(tokenizer.token(id), p) for id, p in best] for best in guesses]
-
-
-def likeliest_ids(
-  model: Model, params: Any, tokenizer: Tokenizer, text: str, top: int
-) -> list[list[tuple[int, float]]]:
-  """`fill_mask` with the ids of the pieces."""
-  if not is_masked(model):
-    raise UserError(f"fill_mask needs a masked language model: {_description(model)}")
-  if not 1 <= top <= tokenizer.vocab_size:
-    raise UserError(f"top={top} is not between 1 and {tokenizer.vocab_size}, the size of the vocabulary")
-  ids = with_symbols(tokenizer, masked_ids(tokenizer, text))
-  masks = np.flatnonzero(ids == tokenizer.mask_id)
-  if not masks.size:
-    raise UserError(f"the text has no mask: write {_MASK} where a piece is to be predicted")
-  batch = _rows(model, [ids], _length(model, len(ids)), 1)
-  batch["mlm_positions"] = _padded([masks], power_of_two(len(masks)), len(batch["inputs"]))
-  probabilities, likeliest = jax.device_get(_likeliest(any_rows(model), top, tokenizer.vocab_size, params, batch))
-  return [
-    [(int(id), float(p)) for id, p in zip(likeliest[0, mask], probabilities[0, mask], strict=True)]
-    for mask in range(len(masks))
-  ]
 
 
 def perplexity(model: Model, params: Any, tokenizer: Tokenizer, text: str, window: int, begin_id: int = -1) -> float:
@@ -141,7 +95,7 @@ def score_documents(
   """
   masked = is_masked(model)
   if not masked and not (find_family(model.family).causal and predicts_tokens(model)):
-    raise UserError(f"perplexity needs a causal or a masked language model: {_description(model)}")
+    raise UserError(f"perplexity needs a causal or a masked language model: {description(model)}")
   symbols = sum(id >= 0 for id in (tokenizer.bos_id, tokenizer.eos_id)) if masked else 0
   least = symbols + 1 if masked else 2
   if window is not None and window < least:
@@ -172,7 +126,7 @@ def score_documents(
   for row in rows:
     if window and positions and len(row.inputs) > positions:
       raise UserError(f"window={window} is longer than the model's {positions} positions: choose {positions} or less")
-    length = min(_length(model, len(row.inputs)), window or sys.maxsize)
+    length = min(row_length(model, len(row.inputs)), window or sys.maxsize)
     waiting.setdefault(length, []).append(row)
     if len(waiting[length]) == _rows_of_batch(model, length, row):
       score(length)
@@ -235,23 +189,14 @@ def _rows_of_batch(model: Model, length: int, row: _Row) -> int:
 def _row_nll(model: Model, params: Any, rows: list[_Row], length: int) -> Iterator[np.ndarray]:
   """The negative log-likelihoods of the targets that each row scores."""
   count = _rows_of_batch(model, length, rows[0]) if len(rows) > 1 else 1
-  batch = _rows(model, [row.inputs for row in rows], length, count)
+  batch = batch_of(model, [row.inputs for row in rows], length, count)
   size = len(batch["inputs"])
   one = rows[0].mask >= 0
   if one:
-    batch["mlm_positions"] = _padded([np.array([row.mask]) for row in rows], 1, size)
-  batch["targets"] = _padded([row.targets for row in rows], 1 if one else length, size)
+    batch["mlm_positions"] = padded([np.array([row.mask]) for row in rows], 1, size)
+  batch["targets"] = padded([row.targets for row in rows], 1 if one else length, size)
   nll = jax.device_get(_nll(any_rows(model), params, batch))
   return (values[row.first : len(row.targets)] for values, row in zip(nll, rows, strict=False))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _likeliest(model: Model, top: int, vocab_size: int, params: Any, batch: Any) -> tuple[Array, Array]:
-  """(probabilities, ids) [B, P, top]. The model's vocabulary may be larger than the tokenizer's."""
-  logits = model.logits(params, batch)[..., :vocab_size]
-  probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), top)
-  everywhere = (None, None, None)
-  return model.placement.constrain(probabilities, everywhere), model.placement.constrain(ids, everywhere)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -274,28 +219,12 @@ def is_masked(model: Model) -> bool:
   return "mlm" in family.objectives and predicts_tokens(model)
 
 
-def _description(model: Model) -> str:
+def description(model: Model) -> str:
   """What a model is instead, for an error."""
   if not predicts_tokens(model):
     return f"this one predicts no tokens (head.name={model.config.head.name})"
   kind = "an encoder-decoder" if model.encoder_decoder else "a causal language model"
   return f"family={model.family} is {kind}"
-
-
-def masked_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
-  """The ids of a text that names its masks."""
-  if tokenizer.mask_id < 0:
-    raise UserError("the tokenizer has no mask piece")
-  name = tokenizer.token(tokenizer.mask_id)
-  if tokenizer.reads_names:
-    return tokenizer.encode(text.replace(_MASK, name))
-  parts = re.split("|".join(map(re.escape, (_MASK, name))), text)
-  if tokenizer.kind not in ("char", "byte"):
-    # The piece of a word has its space in front: the mask stands for both.
-    parts = [part.removesuffix(" ") for part in parts[:-1]] + parts[-1:]
-  mask = np.array([tokenizer.mask_id], np.int32)
-  first, *others = tokenizer.encode_batch(parts)
-  return np.concatenate([first, *(ids for part in others for ids in (mask, part))])
 
 
 def with_symbols(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
@@ -304,7 +233,7 @@ def with_symbols(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
   return np.concatenate([symbol(tokenizer.bos_id), ids, symbol(tokenizer.eos_id)])
 
 
-def _length(model: Model, tokens: int) -> int:
+def row_length(model: Model, tokens: int) -> int:
   """The length of rows that hold so many tokens. Raises UserError if the model has fewer positions."""
   positions = position_limit(model)
   if positions and tokens > positions:
@@ -313,15 +242,18 @@ def _length(model: Model, tokens: int) -> int:
   return min(length, positions) if positions else length
 
 
-def _rows(model: Model, rows: list[np.ndarray], length: int, count: int) -> Arrays:
-  """A batch of `count` rows, rounded up to a multiple of the shards, with one document in each of the first."""
+def batch_of(model: Model, rows: list[np.ndarray], length: int, count: int, side: str = "") -> Arrays:
+  """A batch of `count` rows, rounded up to a multiple of the shards, with one document in each of the first.
+
+  `side`: prefix of the fields' names, of an encoder-decoder "encoder_" or "decoder_".
+  """
   shards = model.placement.batch_shards
   count = -(-count // shards) * shards
   segments = [np.ones(len(row), np.int32) for row in rows]
-  return {"inputs": _padded(rows, length, count), "segment_ids": _padded(segments, length, count)}
+  return {f"{side}inputs": padded(rows, length, count), f"{side}segment_ids": padded(segments, length, count)}
 
 
-def _padded(rows: list[np.ndarray], length: int, count: int) -> np.ndarray:
+def padded(rows: list[np.ndarray], length: int, count: int) -> np.ndarray:
   """int32 [count, length], zero where there is nothing."""
   out = np.zeros((count, length), np.int32)
   for i, row in enumerate(rows):

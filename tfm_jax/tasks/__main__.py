@@ -14,7 +14,8 @@ errors.html. A file without labels is predicted, and not scored.
                              seq2seq on parallel text); language_modeling: perplexities of a text; choice: the likeliest
                              of several endings, or the last word (HellaSwag, PIQA, COPA, LAMBADA)
 --shots=5 --examples=FILE    choice: solved examples before each prompt, from the training set
---prefix="summarize: "       tasks that generate: stands before each text; default: the run's task.prefix
+--prefix="summarize: "       tasks that generate: stands before each text; default: the run's task.prefix;
+                             a model that was only pre-trained for several tasks, such as T5, needs one (or --prefix=)
 --beams=4 --max_new_tokens=N --length_penalty=1 ...        tasks that generate: how, as for python -m tfm_jax.decode;
                              default: greedily, as many tokens as the run's targets may have
 --against=DIR                another evaluation of the same examples: comparison.html shows which each gets right
@@ -48,14 +49,14 @@ def main(flags: Flags) -> None:
   from tfm_jax.decode.command import options_of
   from tfm_jax.tasks.evaluate import evaluate_run
 
-  names = ("data", "targets", "task", "prefix", "examples", "out", "against")
+  names = ("data", "targets", "task", "examples", "out", "against")
   values = {name: flags.values.get(name, "") for name in names}
   given = [name for name in OPTIONS if name in flags.values]
   parsed = options_of({name: flags.values[name] for name in given})
   options = {name: getattr(parsed, name) for name in given}
   for line in evaluate_run(
-    workdir, **values, step=step, strategy=flags.values.get("strategy"), batch_size=batch_size or 0,
-    shots=_count(flags, "shots") or 0, **options,
+    workdir, **values, prefix=flags.values.get("prefix"), step=step, strategy=flags.values.get("strategy"),
+    batch_size=batch_size or 0, shots=_count(flags, "shots") or 0, **options,
   ):  # fmt: skip
     print(line)
 

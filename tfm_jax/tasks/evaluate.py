@@ -50,8 +50,9 @@ class Evaluation:
 
 
 def evaluate(
-  run: Run, data: str = "", task: str = "", batch_size: int = 0, targets: str = "", prefix: str = "", **options: Any
-) -> Evaluation:
+  run: Run, data: str = "", task: str = "", batch_size: int = 0, targets: str = "", prefix: str | None = None,
+  **options: Any,
+) -> Evaluation:  # fmt: skip
   """Evaluates a run on a file of the form of its task. All processes call it.
 
   Args:
@@ -62,7 +63,8 @@ def evaluate(
     batch_size: rows per batch; 0: as in training.
     targets: of a task that generates, the file with the other side of `data` line by line; empty: `data` is a table, or
       the run's `data.eval_target_path` belongs to its `data.eval_path`.
-    prefix: of a task that generates, stands before each text; empty: the run's `task.prefix`.
+    prefix: of a task that generates, stands before each text; None: the run's `task.prefix`. A model that was
+      pre-trained for several tasks needs one.
     options: of generation, by name: see `decode.options.Options`. The default is greedy.
 
   Raises:
@@ -87,7 +89,7 @@ def evaluate(
     raise UserError(f"no file to evaluate: say --data=FILE (the run has no {eval_key(run.config.data)})")
   # A task finds the files to evaluate where it finds held-out ones.
   source = dataclasses.replace(run.config.data, eval_path=data, eval_target_path=targets)
-  own = dataclasses.replace(run.config.task, name=name, prefix=prefix or run.config.task.prefix)
+  own = dataclasses.replace(run.config.task, name=name, prefix=run.config.task.prefix if prefix is None else prefix)
   config = dataclasses.replace(run.config, data=source, task=own)
   size, shards = batch_size or config.train.batch_size, run.model.placement.batch_shards
   if size % shards:
@@ -97,6 +99,11 @@ def evaluate(
   _check_head(kind, config)
   evaluated = kind.of_run(config, run.tokenizer)
   if isinstance(evaluated, Generation):
+    if prefix is None and _needs_prefix(run, evaluated):
+      raise UserError(
+        f"the run was trained on no task, and a model of objective span_corruption writes what a prefix asks for: say "
+        f'--prefix="summarize: " or the like for --task={name}, or --prefix= for none'
+      )
     evaluated.use(run.symbols, options)
   elif unused := next(iter(options), "targets" if targets else "prefix" if prefix else ""):
     raise UserError(f"--{unused} is for tasks that generate text, and --task={name} does not")
@@ -112,6 +119,13 @@ def evaluate(
     facts["GLUE"] = ", ".join(f"{metric} {scores[metric]:.4f}" for metric in GLUE[name].metrics if metric in scores)
   facts |= signatures(evaluated.form, predictions)
   return Evaluation(evaluated.form, predictions, scores, {"run": "Errors", **facts})
+
+
+def _needs_prefix(run: Run, task: LabelledTask) -> bool:
+  """Whether a prefix says which task is wanted; tasks that are written as text have their own."""
+  config = run.config
+  pre_trained = config.objective.name == "span_corruption" and not config.task.name
+  return pre_trained and not config.task.prefix and not isinstance(task, TextToText)
 
 
 def _check_head(kind: type[LabelledTask], config: Any) -> None:
@@ -181,7 +195,7 @@ def read_predictions(path: str) -> list[Prediction]:
 
 def evaluate_run(
   workdir: str, data: str, task: str, out: str, step: int | None, strategy: str | None, against: str, batch_size: int,
-  targets: str = "", prefix: str = "", shots: int = 0, examples: str = "", **options: Any,
+  targets: str = "", prefix: str | None = None, shots: int = 0, examples: str = "", **options: Any,
 ) -> list[str]:  # fmt: skip
   """The command: evaluates, writes, and returns the lines to print."""
   of_tasks = {"against": against, "targets": targets, "prefix": prefix, **options}

@@ -16,6 +16,7 @@ from tfm_jax.decode.likelihood import Likelihood, choose, likelihoods
 from tfm_jax.decode.options import Options, changed
 from tfm_jax.decode.prompts import Symbols
 from tfm_jax.decode.speculative import Draft
+from tfm_jax.decode.surprisal import Surprisal, surprisal
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import param_axes
 from tfm_jax.models.heads.head import of_head
@@ -64,16 +65,17 @@ class Run:
     parameters = f"{self.model.parameter_count():,} parameters"
     return f"Run(family={self.config.family}, step={self.step}, {parameters}, vocabulary={size})"
 
-  def fill_mask(self, text: str, top: int = 5) -> list[scoring.Guesses]:
-    """The likeliest pieces for each "[MASK]" of a text, of a masked language model: see `decode.scoring.fill_mask`.
+  def fill_mask(self, text: str, top: int = 5) -> filling.Filled:
+    """What fills the gaps of a text: each "[MASK]" of a masked language model, or T5's <extra_id_0>, <extra_id_1>, ...
 
     Returns:
-      One list per mask of (piece, probability), the likeliest first.
+      One list per gap of (piece, probability), the likeliest first; of T5 what it writes there. Its attribute `text` is
+      the text with the likeliest in every gap.
 
     Raises:
-      UserError: not a masked language model, no mask in the text, or more tokens than the model has positions.
+      UserError: see `decode.filling.fill_mask`.
     """
-    return scoring.fill_mask(self.model, self.params, self.its_tokenizer(), text, top)
+    return filling.fill_mask(self.model, self.params, self.its_tokenizer(), self.symbols, text, top)
 
   def perplexity(self, text: str, window: int | None = None) -> float:
     """The perplexity of a text per token, of a masked model its pseudo-perplexity: see `decode.scoring.perplexity`.
@@ -111,18 +113,6 @@ class Run:
     found = decoding.generate(self.model, self.params, tokenizer, symbols, texts, options, draft=draft)
     return found if options.samples > 1 else [one for (one,) in found]
 
-  def fill(self, text: str, top: int = 5) -> dict[str, Any]:
-    """What fills the gaps of a text: the [MASK]s of a masked language model, or T5's <extra_id_0>, <extra_id_1>, ...
-
-    Returns:
-      `text`, with the likeliest in every gap, and `guesses`: (piece, probability) pairs of each mask, or what T5 writes
-      for each sentinel.
-
-    Raises:
-      UserError: a model that fills no gaps, or a text without any.
-    """
-    return filling.fill(self.model, self.params, self.its_tokenizer(), self.symbols, text, top)
-
   def stream(self, prompt: str, options: Options | None = None, **changes: Any) -> Iterator[str]:
     """The text that follows a prompt, piece by piece as it is generated; arguments and errors as of `generate`."""
     options = changed(options, changes)
@@ -131,6 +121,16 @@ class Run:
   def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
     """How likely each text is after its prompt, for (prompt, text) pairs: see `decode.likelihood.likelihoods`."""
     return likelihoods(self.model, self.params, self.its_tokenizer(), self.symbols, pairs)
+
+  def surprisal(self, text: str, prompt: str = "", top: int = 5) -> Surprisal:
+    """How surprising each token of a text is, and what the model expected: a notebook shows it as a coloured text.
+
+    Of decoders, encoder-decoders (whose encoder reads the prompt) and masked language models (one mask at a time): see
+    `decode.surprisal.surprisal`.
+    """
+    found = surprisal(self.model, self.params, self.its_tokenizer(), self.symbols, text, prompt, top)
+    facts = {"family": self.model.family, "step": f"{self.step:,}", "parameters": f"{self.model.parameter_count():,}"}
+    return dataclasses.replace(found, facts=facts)
 
   def choose(self, prompt: str, choices: Sequence[str], normalised: bool = False) -> list[tuple[str, float]]:
     """The choices with their probabilities among themselves, the likeliest first: see `decode.likelihood.choose`."""

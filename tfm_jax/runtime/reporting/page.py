@@ -78,6 +78,9 @@ footer { color: var(--soft); font-size: 0.8rem; margin-top: 18px; overflow-wrap:
 """
 
 
+_VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "⏎"})
+
+
 class Html(str):
   """Text that is HTML already: tables leave it as it is."""
 
@@ -132,6 +135,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: i
   body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
   of_kind = f' class="{kind}"' if kind else ""
   return f'<div class="scroll"><table{of_kind}><tr>{line("th", columns)}</tr>{body}</table></div>'
+
+
+def visible(text: str) -> str:
+  """A text with its blanks made visible."""
+  return text.translate(_VISIBLE)
 
 
 def html_of(text: str) -> str:

@@ -5,20 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from tfm_jax.decode.filling import masked_ids
 from tfm_jax.decode.generate import continued
 from tfm_jax.decode.options import Options
-from tfm_jax.decode.prompts import Prompt, position_limit
-from tfm_jax.decode.scoring import is_masked, masked_ids, with_symbols
+from tfm_jax.decode.prompts import Prompt, encoded, position_limit
+from tfm_jax.decode.scoring import is_masked, with_symbols
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.model import Model
+from tfm_jax.runtime.reporting.page import visible
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.load import Run
 
 LONGEST = 512  # tokens: pictures of attention grow with the square
 _GENERATED = 32  # tokens of a target that is not given
-_VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "⏎"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Example:
 
   def name(self, id: int) -> str:
     """A token as text, with blanks made visible."""
-    return self.tokenizer.token(id).translate(_VISIBLE)
+    return visible(self.tokenizer.token(id))
 
   def is_symbol(self, side: str = "") -> np.ndarray:
     """Which tokens of a side are symbols such as the beginning and the end, bool [T]; a mask is one."""
@@ -105,12 +106,12 @@ def _encoder_row(model: Model, tokenizer: Tokenizer, text: str, pair: str) -> di
 
 def _two_sides(run: Run, model: Model, tokenizer: Tokenizer, text: str, target: str) -> Example:
   """text eos for the encoder; for the decoder the target, shifted right behind the symbol that it begins with."""
-  named = True if tokenizer.sentinel_ids.size else None  # <extra_id_0> stands for a span
-  source = np.append(tokenizer.encode(text, named), tokenizer.eos_id)
+  source, targets = encoded(model, tokenizer, [text, target])
+  source = np.append(source, tokenizer.eos_id)
   first = run.start_id
   _check_length(model, "the text", source)
   if target:
-    targets = np.append(tokenizer.encode(target, named), tokenizer.eos_id)
+    targets = np.append(targets, tokenizer.eos_id)
   else:
     targets = _written(model, run.params, tokenizer, source, first)
   decoder = np.append(first, targets[:-1])
