@@ -36,14 +36,16 @@ class Likelihood(NamedTuple):
   cut: int = 0
 
 
-class _Row(NamedTuple):
-  """Tokens of the decoder, of which those from `first` on are scored, and of the encoder."""
+class Row(NamedTuple):
+  """Tokens of the decoder, of which those from `first` on are scored, and of the encoder.
 
-  number: int
+  `cut`: see `Likelihood`.
+  """
+
   ids: np.ndarray
   first: int
   source: np.ndarray
-  cut: int
+  cut: int = 0
 
 
 def likelihoods(
@@ -70,20 +72,38 @@ def likelihoods(
     UserError: the model has no such likelihood, a continuation is empty or too long, or a prompt is empty.
   """
   check_generates(model)
+  rows = [read_pair(model, tokenizer, symbols, *pair, number) for number, pair in enumerate(pairs)]
+  return likelihoods_of(model, params, tokenizer, rows, batch_size, advance)
+
+
+def read_pair(model: Model, tokenizer: Tokenizer, symbols: Symbols, prompt: str, text: str, number: int = 0) -> Row:
+  """The row of a prompt and its continuation. Raises UserError, which names the pair by its number."""
+  return (_two_sides if model.encoder_decoder else _one_side)(model, tokenizer, symbols, number, prompt, text)
+
+
+def likelihoods_of(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  rows: Sequence[Row],
+  batch_size: int = 16,
+  advance: Callable[[int], object] = lambda rows: None,
+) -> list[Likelihood]:
+  """`likelihoods` of rows that are already read, in their order."""
   model = any_rows(model)
-  read = _two_sides if model.encoder_decoder else _one_side
-  rows = [read(model, tokenizer, symbols, number, prompt, text) for number, (prompt, text) in enumerate(pairs)]
   found: dict[int, Likelihood] = {}
-  rows.sort(key=lambda row: (-_length(model, row), row.number))
-  while rows:
-    length = _length(model, rows[0])
-    batch = [row for row in rows[:batch_size] if _length(model, row) == length]
-    rows = rows[len(batch) :]
-    logprobs, greedy = jax.device_get(_score(model, tokenizer.vocab_size, params, _arrays(model, batch, length)))
-    for row, values, best in zip(batch, logprobs, greedy, strict=False):
+  rest = sorted(range(len(rows)), key=lambda number: -_length(model, rows[number]))
+  while rest:
+    length = _length(model, rows[rest[0]])
+    batch = [number for number in rest[:batch_size] if _length(model, rows[number]) == length]
+    rest = rest[len(batch) :]
+    arrays = _arrays(model, [rows[number] for number in batch], length)
+    logprobs, greedy = jax.device_get(_score(model, tokenizer.vocab_size, params, arrays))
+    for number, values, best in zip(batch, logprobs, greedy, strict=False):
+      row = rows[number]
       scored = slice(row.first - 1, len(row.ids) - 1)
       ids = row.ids[row.first :]
-      found[row.number] = Likelihood(
+      found[number] = Likelihood(
         float(values[scored].sum(dtype=np.float64)),
         tuple(ids.tolist()),
         tuple(values[scored].tolist()),
@@ -91,7 +111,7 @@ def likelihoods(
         row.cut,
       )
     advance(len(batch))
-  return [found[number] for number in range(len(pairs))]
+  return [found[number] for number in range(len(rows))]
 
 
 def choose(
@@ -117,7 +137,7 @@ def choose(
   return [(choices[i], float(shares[i] / shares.sum())) for i in order]
 
 
-def _one_side(model: Model, tokenizer: Tokenizer, symbols: Symbols, number: int, prompt: str, text: str) -> _Row:
+def _one_side(model: Model, tokenizer: Tokenizer, symbols: Symbols, number: int, prompt: str, text: str) -> Row:
   """Prompt and continuation for a decoder."""
   before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + text)
   if not np.array_equal(whole[: len(before)], before):  # the pieces at the border differ
@@ -136,10 +156,10 @@ def _one_side(model: Model, tokenizer: Tokenizer, symbols: Symbols, number: int,
   cut = max(len(ids) - 1 - room, 0) if room else 0
   if cut >= first:
     raise UserError(f"text {number + 1} has {len(ids) - first:,} tokens, but the model has {room:,} positions")
-  return _Row(number, ids[cut:], first - cut, ids[:0], cut)
+  return Row(ids[cut:], first - cut, ids[:0], cut)
 
 
-def _two_sides(model: Model, tokenizer: Tokenizer, symbols: Symbols, number: int, prompt: str, text: str) -> _Row:
+def _two_sides(model: Model, tokenizer: Tokenizer, symbols: Symbols, number: int, prompt: str, text: str) -> Row:
   """The prompt for the encoder, the continuation with its end for the decoder."""
   end = np.array([tokenizer.eos_id] if tokenizer.eos_id >= 0 else [], np.int32)
   source, target = tokenizer.encode(prompt), np.concatenate([tokenizer.encode(text), end])
@@ -150,17 +170,17 @@ def _two_sides(model: Model, tokenizer: Tokenizer, symbols: Symbols, number: int
   for name, ids in (("prompt", source), ("text", target)):
     if room and len(ids) > room:
       raise UserError(f"{name} {number + 1} has {len(ids):,} tokens, but the model has {room:,} positions")
-  return _Row(number, np.concatenate([[symbols.start], target]).astype(np.int32), 1, source, 0)
+  return Row(np.concatenate([[symbols.start], target]).astype(np.int32), 1, source)
 
 
-def _length(model: Model, row: _Row) -> int:
+def _length(model: Model, row: Row) -> int:
   """The length of the rows of a batch that this one is part of."""
   longest, room = max(len(row.ids) - 1, len(row.source)), position_limit(model)
   length = max(power_of_two(longest), _SHORTEST)
   return min(length, room) if room else length
 
 
-def _arrays(model: Model, rows: list[_Row], length: int) -> dict[str, np.ndarray]:
+def _arrays(model: Model, rows: list[Row], length: int) -> dict[str, np.ndarray]:
   """The batch of the rows, and the targets."""
   shards = model.placement.batch_shards
   count = -(-power_of_two(len(rows)) // shards) * shards
