@@ -17,11 +17,16 @@ from tfm_jax.errors import UserError
 TURN = "User: the cat\nAssistant: sat\n"
 
 
+def window_for(text, answer=8):
+  """A run whose window, that of an import, has room for a prompt and an answer, and no more."""
+  tokens = len(run_of("llama").tokenizer.encode(text))
+  return dataclasses.replace(run_of("llama", max_positions=tokens + answer + 1), imported=True)
+
+
 @pytest.fixture
 def run():
-  """A run whose window is that of an import: 64 positions."""
-  run = run_of("llama", kind="char", max_positions=64)
-  return dataclasses.replace(run, imported=True)
+  """A run whose window has room for two turns and a question."""
+  return window_for(f"be\n\n{TURN * 2}User: the cat\nAssistant:")
 
 
 @pytest.fixture
@@ -60,17 +65,20 @@ def test_each_answer_follows_the_whole_conversation(run, asked, capsys):
 
 def test_the_oldest_turns_are_dropped_whole_and_the_system_message_stays(run, asked, caplog):
   caplog.set_level(logging.INFO)
-  talk(run, ["the cat"] * 3, system="be")
-  # 64 positions: the system message (4) and two turns (28 each) leave nothing for a third.
-  assert [text for text, _, _ in asked] == [f"be\n\n{TURN * n}User: the cat\nAssistant:" for n in (0, 1, 1)]
-  assert "the window of 64 tokens is full: the oldest 1 turns were dropped" in caplog.text
-  for _, prompt, options in asked:
-    assert len(prompt.ids) + options.max_new_tokens <= 64
+  talk(run, ["the cat"] * 4, system="be")
+  assert [text for text, _, _ in asked] == [f"be\n\n{TURN * n}User: the cat\nAssistant:" for n in (0, 1, 2, 2)]
+  assert f"the window of {run.window} tokens is full: the oldest 1 turns were dropped" in caplog.text
+  assert [len(prompt.ids) + options.max_new_tokens <= run.window for _, prompt, options in asked] == [True] * 4
+  # A longer message takes the place of more turns.
+  asked.clear()
+  talk(run, ["the cat", "the cat", "sat on the mat and saw the bird"], system="be")
+  assert asked[-1][0] == "be\n\nUser: sat on the mat and saw the bird\nAssistant:"
 
 
 def test_a_message_that_does_not_fit_is_refused_and_forgotten(run, asked, caplog):
-  talk(run, ["the cat", "a dog " * 10, "saw"])
-  assert "the message does not fit: with it the prompt has" in caplog.text and "window of 64" in caplog.text
+  talk(run, ["the cat", "a dog " * 30, "saw"])
+  assert "the message does not fit: with it the prompt has" in caplog.text
+  assert f"the window of {run.window} leaves 8 of them to the answer: shorten it" in caplog.text
   assert [text for text, _, _ in asked][1] == f"{TURN}User: saw\nAssistant:"
 
 
@@ -109,7 +117,7 @@ def test_an_answer_is_what_the_model_generates_after_the_template(run, capsys):
   assert prompt.ids.tolist() == ids.tolist() and run.tokenizer.mask_id in ids
   options = dataclasses.replace(options, stop=("<mask>",))
   ((one,),) = continued(run.model, prepared(run.model, run.params), run.tokenizer, [prompt], options)
-  assert capsys.readouterr().out == f"{one.text.strip()}\n"
+  assert capsys.readouterr().out.rstrip() == one.text.strip() != ""
 
 
 def test_a_special_token_that_is_named_ends_a_text():
@@ -125,12 +133,11 @@ def test_a_special_token_that_is_named_ends_a_text():
 
 
 def test_an_encoder_reads_the_conversation(asked):
-  run = run_of("t5", kind="char")
-  run = dataclasses.replace(
-    run, config=dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, seq_len=64))
-  )
-  talk(run, ["the cat", "a dog"])
+  run = run_of("t5")
+  longer = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, seq_len=128))
+  talk(dataclasses.replace(run, config=longer), ["the cat", "a dog"])
   assert [run.tokenizer.decode(prompt.source) for _, prompt, _ in asked][1] == f"{TURN}User: a dog\nAssistant:"
+  assert all(options.max_new_tokens == 8 for _, _, options in asked)
 
 
 def test_what_cannot_be_a_conversation_is_refused_before_the_first_line(run):

@@ -1,5 +1,6 @@
 """`python -m tfm_jax.decode` on real runs: a prompt, a file of prompts, going on after a kill, and mistakes."""
 
+import dataclasses
 import io
 import json
 import signal
@@ -125,15 +126,17 @@ def test_gaps_are_filled(runs, capsys):
 
 def test_lines_of_a_pipe_are_answered(runs, monkeypatch, capsys):
   monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n/reset\nthe cat"))
-  call(workdir=runs / "gpt", chat="true", max_new_tokens=4)
+  wide = lambda *arguments: dataclasses.replace(load_run(*arguments), imported=True)  # all positions
+  decode({"workdir": str(runs / "gpt"), "chat": "true", "max_new_tokens": "4"}, wide)
   first, second, end = capsys.readouterr().out.split("\n")
   assert first == second and end == ""
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_a_conversation(runs):
+def test_ctrl_c_reaches_a_conversation(experiment, tmp_path):
   """The first one ends an answer or a wait for a line, and the program goes on; the second ends it."""
-  command = [sys.executable, "-m", "tfm_jax.decode", f"--workdir={runs / 'gpt'}", "--chat"]
+  quick_fit(tiny(experiment, "gpt", train__steps=1, data__seq_len=64, model__max_positions=64), tmp_path / "gpt")
+  command = [sys.executable, "-m", "tfm_jax.decode", f"--workdir={tmp_path / 'gpt'}", "--chat"]
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
   with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, bufsize=1, **pipes) as process:
     process.stdin.write("the cat\n")

@@ -71,7 +71,7 @@ def test_windows_of_whole_texts_are_those_of_lm_eval(count):
 def test_likelihoods_of_whole_texts():
   run = run_of("gpt")
   assert run.window == 16 < position_limit(run.model)
-  short, long = "the cat sat", "a dog ran after one small grey bird and saw all of the town"
+  short, long = "the cat sat", "a dog ran after one small grey bird and saw all of the town on the mat"
   found = RunLM(run).loglikelihood_rolling(ask("loglikelihood_rolling", (short,), (long,)))
   assert found[0] == pytest.approx(logprob_of(run, "", run.tokenizer.encode(short).tolist())[0], rel=1e-4)
   ids = run.tokenizer.encode(long).tolist()
@@ -183,7 +183,9 @@ def test_tasks_are_scored_and_written(manager, tmp_path):
   assert "|choose" in table and "bits_per_byte" in table
   stored = json.loads((tmp_path / "out" / "results.json").read_text())
   assert stored["results"]["choose"]["acc,none"] == scores["choose"]["acc,none"]
-  assert stored["config"]["family"] == "gpt" and stored["n-samples"]["choose"]["effective"] == 3
+  assert (
+    stored["config"]["parameters"] == run.model.parameter_count() and stored["n-samples"]["choose"]["effective"] == 3
+  )
   assert {path.rpartition("/")[2] for path in paths} == {"results.json", *(f"samples_{name}.jsonl" for name in TASKS)}
   assert len((tmp_path / "out" / "samples_write.jsonl").read_text().splitlines()) == 3
   assert "torch" not in sys.modules
@@ -207,12 +209,14 @@ def test_questions_by_the_chat_template_of_the_tokenizer(manager):
 
 
 def test_mistakes_are_named(manager, tmp_path, monkeypatch):
+  (tmp_path / "tasks" / "both.yaml").write_text('{"group": "both", "task": ["choose", "whole"]}')
   (tmp_path / "tasks" / "broken.yaml").write_text('{"task": "broken", "dataset_path": "json", "test_split": "test"}')
   manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
   for names, message in (
     (["chose"], "--tasks=chose: there is no such task of lm-eval; did you mean choose?"),
     (["qqqq"], "no such task of lm-eval; lm-eval ls tasks lists"),
     (["broken"], "--tasks=broken cannot be loaded: "),
+    (["both", "whole"], "--tasks=both,whole: Duplicate task 'whole'"),
   ):
     with pytest.raises(UserError, match=message):
       load_tasks(names, manager)
@@ -232,8 +236,8 @@ def test_the_command_names_its_flags_and_refuses_wrong_values():
   for arguments, message in (
     ([], "--workdir=... is missing"),
     (["--workdir=a"], "--tasks=... is missing"),
-    (["--workdir=a", "--tasks=b", "--limit=no"], "--limit=no: expected a number"),
-    (["--workdir=a", "--tasks=b", "--batch_size=0"], "--batch_size=0: expected a whole number"),
+    (["--workdir=a", "--tasks=b", "--limit=no"], "--limit=no: a number of examples or a share below 1"),
+    (["--workdir=a", "--tasks=b", "--batch_size=0"], "--batch_size=0: a whole number is expected"),
     (["--workdir=a", "--tasks=b", "--config.seed=1"], "--config.seed does not apply here"),
     (["--workdir=a", "--tasks=b", "--include_path=/nowhere/at/all"], "--include_path=/nowhere/at/all is no folder"),
   ):

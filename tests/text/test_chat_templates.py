@@ -1,6 +1,7 @@
 """Conversations as text: templates as published models have them, the plain form, and what ends an answer."""
 
 import json
+import pickle
 
 import pytest
 
@@ -18,7 +19,8 @@ TEXT = ["the cat sat on the mat: User Assistant system", "a dog ran\n\n### Instr
 
 def tokenizer_of(template="", specials=(), kind="gpt2"):
   """A tokenizer with a template and further special tokens."""
-  tokenizer = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=300 if kind == "gpt2" else 0), TEXT)
+  sizes = {"gpt2": 300, "sentencepiece": 300}
+  tokenizer = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=sizes.get(kind, 0)), TEXT)
   if specials:
     tokenizer._library.add_special_tokens(list(specials))
     tokenizer = LibraryTokenizer(tokenizer._library.to_str(), tokenizer.roles)
@@ -93,7 +95,7 @@ def test_a_template_needs_jinja(monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["text", "list", "file", "both"])
-@pytest.mark.parametrize("kind", ["gpt2", "char"])
+@pytest.mark.parametrize("kind", ["gpt2", "char", "sentencepiece"])
 def test_the_template_survives_import_saving_and_export(tmp_path, kind, form):
   """In tokenizer_config.json it is a text or a list of named ones; chat_template.jinja has precedence."""
   write_tokenizer(tokenizer_of(kind=kind), tmp_path / "theirs", "llama", 100)
@@ -107,7 +109,7 @@ def test_the_template_survives_import_saving_and_export(tmp_path, kind, form):
     (tmp_path / "theirs" / "chat_template.jinja").write_bytes(LATER.encode())
   ours = read_tokenizer(tmp_path / "theirs")
   ours.save(tmp_path / "run")
-  kept = load_tokenizer(tmp_path / "run")
+  kept = pickle.loads(pickle.dumps(load_tokenizer(tmp_path / "run")))
   write_tokenizer(kept, tmp_path / "exported", "llama", 100)
   again = read_tokenizer(tmp_path / "exported")
   assert (ours.chat_template, kept.chat_template, again.chat_template) == (LATER,) * 3

@@ -227,11 +227,16 @@ def step_plan(tokenizer: Tokenizer, options: Options) -> Plan:
   return plan(options, tokenizer.vocab_size, _ends(tokenizer, options.stop), pad, tuple(dict.fromkeys(words)))
 
 
-@functools.lru_cache
 def _ends(tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> tuple[int, ...]:
   """The ids that end a text: the end symbol, and special tokens that `stop` names, which no text shows."""
-  named = [id for id in tokenizer.special_ids.tolist() if tokenizer.token(id) in stop] if stop else []
-  return tuple(dict.fromkeys([tokenizer.eos_id, *named] if tokenizer.eos_id >= 0 else named))
+  end = (tokenizer.eos_id,) if tokenizer.eos_id >= 0 else ()
+  return tuple(dict.fromkeys(end + _named(tokenizer, stop))) if stop else end
+
+
+@functools.lru_cache(maxsize=16)
+def _named(tokenizer: Tokenizer, words: tuple[str, ...]) -> tuple[int, ...]:
+  """The special ids whose names are among the words."""
+  return tuple(id for id in tokenizer.special_ids.tolist() if tokenizer.token(id) in words)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 7), donate_argnums=5)

@@ -74,10 +74,11 @@ class Options:
       raise UserError("beam search ends at the end symbol alone: leave stop out, or set beams=1")
     if self.samples > 1 and not self.temperature and self.samples > self.beams:
       raise UserError(f"samples={self.samples} would all be equal: set a temperature, or as many beams")
-    drawing = ("top_k", "top_p", "min_p", "typical_p")
+    drawing = ["top_p", "min_p", "typical_p"]
     if self.penalty_alpha:
       self._check_contrastive(vocab_size)
-      drawing = drawing[1:]
+    else:
+      drawing.insert(0, "top_k")
     changed = [name for name in drawing if getattr(self, name) != getattr(Options(), name)]
     if changed and not self.temperature:
       raise UserError(f"{changed[0]}={getattr(self, changed[0])} chooses what is drawn: set a temperature too")

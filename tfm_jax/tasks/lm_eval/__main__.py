@@ -34,29 +34,34 @@ def main(flags: Flags) -> None:
   workdir, tasks = flags.require("workdir"), flags.require("tasks")
   for key in flags.overrides:
     raise UserError(f"--config.{key} does not apply here: the configuration comes with the run")
-  whole = {name: _number(flags, name, int) for name in ("num_fewshot", "batch_size", "step")}
-  limit = _number(flags, "limit", float)
+  batch_size, num_fewshot, step = (_whole(flags, name) for name in ("batch_size", "num_fewshot", "step"))
+  limit = _limit(flags)
   if importlib.util.find_spec("lm_eval") is None:
     raise UserError("the package lm-eval is not installed: pip install -e '.[lm-eval]'")
   from tfm_jax.tasks.lm_eval.command import evaluate_run
 
   texts = {name: flags.values.get(name, "") for name in ("include_path", "out", "dtype", "strategy")}
-  chat = "apply_chat_template" in flags.values
-  for line in evaluate_run(workdir, tasks.split(","), limit=limit, chat=chat, **texts, **whole):
+  settings = {"batch_size": 16 if batch_size is None else batch_size, "num_fewshot": num_fewshot, "limit": limit}
+  settings["chat"] = "apply_chat_template" in flags.values
+  for line in evaluate_run(workdir, tasks.split(","), **texts, step=step, settings=settings):
     print(line)
 
 
-def _number(flags: Flags, name: str, kind: type) -> int | float | None:
+def _whole(flags: Flags, name: str) -> int | None:
   text = flags.values.get(name)
-  if text is None:
-    return None
+  if text is not None and (not text.isdecimal() or (name == "batch_size" and not int(text))):
+    raise UserError(f"--{name}={text}: a whole number is expected")
+  return None if text is None else int(text)
+
+
+def _limit(flags: Flags) -> float | None:
+  text = flags.values.get("limit")
   try:
-    value = kind(text)
+    value = None if text is None else float(text)
   except ValueError:
-    value = -1
-  least = 0 if name in ("num_fewshot", "step") else 1e-9
-  if not value >= least:
-    raise UserError(f"--{name}={text}: expected a {'whole ' if kind is int else ''}number")
+    value = 0.0
+  if value is not None and not 0 < value < float("inf"):
+    raise UserError(f"--limit={text}: a number of examples or a share below 1 is expected")
   return value
 
 

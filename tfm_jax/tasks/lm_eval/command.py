@@ -1,7 +1,10 @@
 """The command `python -m tfm_jax.tasks.lm_eval`: loads tasks of lm-eval, runs them and writes their results."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +17,24 @@ from tfm_jax.tasks.evaluate import write_files
 from tfm_jax.tasks.lm_eval.adapter import RunLM
 from tfm_jax.training.load import Run, load_run
 
+_RESAMPLES = 1000  # for standard errors that have no formula
+
 
 def evaluate_run(
   workdir: str,
   names: Sequence[str],
-  include_path: str = "",
-  out: str = "",
-  dtype: str = "",
-  strategy: str = "",
-  step: int | None = None,
-  batch_size: int | None = None,
-  **settings: Any,
+  include_path: str,
+  out: str,
+  dtype: str,
+  strategy: str,
+  step: int | None,
+  settings: Mapping[str, Any],
 ) -> list[str]:
-  """The command: evaluates, writes, and returns the lines to print. Settings: of `evaluate`."""
+  """The command: evaluates, writes, and returns the lines to print. `settings`: of `evaluate`."""
   if include_path and not Path(include_path).is_dir():
     raise UserError(f"--include_path={include_path} is no folder")
   tasks = load_tasks(names, TaskManager(include_path=include_path or None))
-  run = load_run(workdir, step, strategy or None, dtype or None)
-  results = evaluate(run, tasks, batch_size=batch_size or 16, **settings)
+  results = evaluate(load_run(workdir, step, strategy or None, dtype or None), tasks, **settings)
   results["config"] |= {"run": workdir}
   return report(results, out or str(Path(workdir) / "lm_eval"))
 
@@ -53,6 +56,10 @@ def load_tasks(names: Sequence[str], manager: TaskManager) -> list[Any]:
         raise UserError(f"--tasks={match} cannot be loaded: {type(error).__name__}: {reason}") from error
       groups = found["groups"]
       tasks += [groups[match]] if match in groups else found["tasks"].values()
+  try:
+    manager.load(tasks)
+  except ValueError as error:  # a task that is named, and part of a group that is named too
+    raise UserError(f"--tasks={','.join(names)}: {error}") from error
   return tasks
 
 
@@ -78,15 +85,18 @@ def evaluate(
   Raises:
     UserError: a model that generates no text, options that a task has and we do not.
   """
-  results = simple_evaluate(
-    model=RunLM(run, batch_size, chat),
-    tasks=list(tasks),
-    num_fewshot=num_fewshot,
-    batch_size=batch_size,
-    limit=limit,
-    apply_chat_template=chat,
-    torch_random_seed=None,  # nothing here uses torch
-  )
+  os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval would fork to resample, which JAX's threads do not allow
+  with contextlib.redirect_stdout(sys.stderr):  # its remarks
+    results = simple_evaluate(
+      model=RunLM(run, batch_size, chat),
+      tasks=list(tasks),
+      num_fewshot=num_fewshot,
+      batch_size=batch_size,
+      limit=limit,
+      bootstrap_iters=_RESAMPLES,
+      apply_chat_template=chat,
+      torch_random_seed=None,  # nothing here uses torch
+    )
   assert results is not None
   return dict(results)
 

@@ -29,7 +29,7 @@ def compiled(template: str) -> Template:
     trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
   )
   environment.filters["tojson"] = _json
-  environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+  environment.globals.update(raise_exception=_refuse, strftime_now=_now)
   return environment.from_string(template)
 
 

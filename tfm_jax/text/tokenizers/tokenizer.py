@@ -138,6 +138,10 @@ class Tokenizer(abc.ABC):
       (path / CHAT_FILE).write_bytes(self.chat_template.encode())
     (path / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
+  def _settings(self) -> dict[str, Any]:
+    """The attributes beside `_state`, for copies in other processes."""
+    return {"reads_names": self.reads_names, "source": self.source, "chat_template": self.chat_template}
+
   def with_sentinels(self, count: int) -> Self:
     """The same vocabulary with `count` sentinels on top. Only for kinds that store the number of sentinels."""
     description, model = self._state()
