@@ -70,9 +70,12 @@ def test_the_oldest_turns_are_dropped_whole_and_the_system_message_stays(run, as
   assert f"the window of {run.window} tokens is full: the oldest 1 turns were dropped" in caplog.text
   assert [len(prompt.ids) + options.max_new_tokens <= run.window for _, prompt, options in asked] == [True] * 4
   # A longer message takes the place of more turns.
-  asked.clear()
-  talk(run, ["the cat", "the cat", "sat on the mat and saw the bird"], system="be")
-  assert asked[-1][0] == "be\n\nUser: sat on the mat and saw the bird\nAssistant:"
+  long = "sat on the mat and saw the bird and all of the town"
+  prompts = [f"be\n\n{TURN * n}User: {long}\nAssistant:" for n in range(3)]
+  fits = [len(run.tokenizer.encode(prompt)) + 8 < run.window for prompt in prompts]
+  assert fits == [True, False, False]
+  talk(run, ["the cat", "the cat", long], system="be")
+  assert asked[-1][0] == prompts[0]
 
 
 def test_a_message_that_does_not_fit_is_refused_and_forgotten(run, asked, caplog):
@@ -103,6 +106,7 @@ def test_ctrl_c_ends_an_answer_and_twice_the_program(run, asked, monkeypatch, ca
   assert len(asked) == 2 and capsys.readouterr().out == "sa\n" * 2
   with pytest.raises(KeyboardInterrupt):
     talk(run, [KeyboardInterrupt, KeyboardInterrupt])
+  monkeypatch.setattr(chatting, "streamed", whole)
   talk(run, [KeyboardInterrupt, "the cat", KeyboardInterrupt, "/exit"])
 
 

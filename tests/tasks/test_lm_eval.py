@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-from tests.support.chat_templates import CHATML
 from tests.support.generating import logits_after, run_of
 from tfm_jax.decode.prompts import position_limit
 from tfm_jax.errors import UserError
@@ -18,6 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from tfm_jax.tasks.lm_eval import adapter
 from tfm_jax.tasks.lm_eval.__main__ import FLAGS, SWITCHES, main
 from tfm_jax.tasks.lm_eval.__main__ import __doc__ as usage
 from tfm_jax.tasks.lm_eval.adapter import RunLM, options_of, rolling
@@ -98,12 +98,16 @@ def test_texts_end_before_the_strings_of_the_task():
   assert len(repeats) == 3 and not any(stop in text for text in repeats)
 
 
-def test_of_a_context_that_is_too_long_the_end_is_read():
-  run = run_of("gpt", kind="char")
-  settings = {"max_gen_toks": 5}
-  (text,) = RunLM(run).generate_until(ask("generate_until", ("the cat sat on the mat", settings)))
-  assert run.window == 16
-  assert text == run.generate("on the mat", max_new_tokens=5)[0].text
+def test_of_a_context_that_is_too_long_the_end_is_read(monkeypatch):
+  """The window of 16 tokens holds the symbol, the end of the context and the text."""
+  run = run_of("gpt")
+  read, (nothing,) = [], run.generate("the cat", max_new_tokens=1)
+  monkeypatch.setattr(adapter, "continued", lambda *arguments: read.extend(arguments[3]) or [[nothing]])
+  text = "the cat sat on the mat and saw the bird and a dog ran"
+  ids = run.tokenizer.encode(text).tolist()
+  for tokens, kept in ((5, 10), (100, 7)):  # at most half of the window is left to the text
+    RunLM(run).generate_until(ask("generate_until", (text, {"max_gen_toks": tokens})))
+    assert read.pop().ids.tolist() == [run.begin_id, *ids[-kept:]] and len(ids) > kept
 
 
 def test_options_of_a_task():
@@ -192,18 +196,17 @@ def test_tasks_are_scored_and_written(manager, tmp_path):
 
 
 def test_questions_by_the_chat_template_of_the_tokenizer(manager):
-  run = run_of("gpt", kind="char", max_positions=96)
+  run = run_of("gpt")
   with pytest.raises(UserError, match="has no chat template: leave --apply_chat_template out"):
     RunLM(run, chat=True)
-  run.tokenizer.chat_template = CHATML.replace("<|im_start|>", "<s>").replace("<|im_end|>", "</s>")
+  run.tokenizer.chat_template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}a:"
   results = evaluate(run, load_tasks(["lastword"], manager), limit=1, chat=True)
   (sample,) = results["samples"]["lastword"]
-  text = "<s>user\nthe cat</s>\n<s>assistant\n"
-  assert sample["arguments"][0][0] == text
-  before = run.tokenizer.encode(text.rstrip(), reads_names=True).tolist()
-  named = dataclasses.replace(run, begin_id=before[0])
-  total, _ = logprob_of(named, "", [*before[1:], *run.tokenizer.encode("\n sat").tolist()])
-  expected = total - logprob_of(named, "", before[1:])[0]
+  assert sample["arguments"][0][0] == "<s>the cat</s>a:"
+  begin, *before = run.tokenizer.encode("<s>the cat</s>a:", reads_names=True).tolist()
+  new = run.tokenizer.encode("<s>the cat</s>a: sat", reads_names=True).tolist()[len(before) + 1 :]
+  total, _ = logprob_of(dataclasses.replace(run, begin_id=begin), "", [*before, *new])
+  expected = total - logprob_of(dataclasses.replace(run, begin_id=begin), "", before)[0]
   assert sample["resps"][0][0][0] == pytest.approx(expected, rel=1e-3)
   assert run.tokenizer.reads_names is False  # the run's own is unchanged
 
@@ -221,11 +224,8 @@ def test_mistakes_are_named(manager, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
       load_tasks(names, manager)
   assert len(load_tasks(["*o*e"], manager)) == 2  # choose, whole
-  for variant, message in (("bert", "family=bert reads in both directions"),):
-    with pytest.raises(UserError, match=message):
-      RunLM(run_of(variant))
-  with pytest.raises(UserError, match="the likelihood of whole texts, which an encoder-decoder does not have"):
-    RunLM(run_of("t5")).loglikelihood_rolling(ask("loglikelihood_rolling", ("a",)))
+  with pytest.raises(UserError, match="family=bert reads in both directions"):
+    RunLM(run_of("bert"))
 
 
 def test_the_command_names_its_flags_and_refuses_wrong_values():
@@ -245,6 +245,7 @@ def test_the_command_names_its_flags_and_refuses_wrong_values():
       main(parse(arguments, FLAGS, switches=SWITCHES))
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_answers_too():
   run = run_of("t5")
   model = RunLM(run)
@@ -252,3 +253,5 @@ def test_an_encoder_decoder_answers_too():
   assert value == pytest.approx(run.score([("the cat", " sat")])[0].logprob, rel=1e-5)
   (text,) = model.generate_until(ask("generate_until", ("the cat", {"until": ["\n"], "max_gen_toks": 5})))
   assert text == run.generate("the cat", max_new_tokens=5)[0].text
+  with pytest.raises(UserError, match="the likelihood of whole texts, which an encoder-decoder does not have"):
+    model.loglikelihood_rolling(ask("loglikelihood_rolling", ("a",)))
