@@ -184,7 +184,10 @@ def test_tasks_are_scored_and_written(manager, tmp_path):
   written = [row["resps"][0][0] for row in results["samples"]["write"]]
   assert written == [one.text.split("\n")[0] for one in run.generate([doc["text"] for doc in DOCS], max_new_tokens=4)]
   table, *paths = report(results, str(tmp_path / "out"))
-  assert "|choose" in table and "bits_per_byte" in table
+  rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()}
+  assert rows["choose"][3:5] == ["acc", f"{scores['choose']['acc,none']:.4f}"] and set(rows) == {"task", *TASKS}
+  error = f"{scores['lastword']['perplexity_stderr,none']:.4f}"
+  assert rows["lastword"] == ["Yaml", "0", "none", "perplexity", f"{scores['lastword']['perplexity,none']:.4f}", error]
   stored = json.loads((tmp_path / "out" / "results.json").read_text())
   assert stored["results"]["choose"]["acc,none"] == scores["choose"]["acc,none"]
   assert (

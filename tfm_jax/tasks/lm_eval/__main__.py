@@ -1,7 +1,7 @@
 """Evaluates a run on tasks of lm-eval: python -m tfm_jax.tasks.lm_eval --workdir=RUN --tasks=hellaswag,piqa
 
 The model answers in this process, on its devices, without torch. Needs the extra lm-eval: pip install -e '.[lm-eval]'.
-Writes results.json and samples_TASK.jsonl in the form of lm-eval, and prints its table.
+Writes results.json and samples_TASK.jsonl in the form of lm-eval, and prints the scores.
 
 --workdir=DIR                the run: a decoder or an encoder-decoder that predicts tokens, trained here or imported
 --tasks=NAME,NAME            tasks, groups, tags or patterns of lm-eval, and YAML files; most download their data

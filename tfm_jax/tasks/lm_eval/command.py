@@ -10,7 +10,7 @@ from typing import Any
 
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import handle_non_serializable, make_table
+from lm_eval.utils import handle_non_serializable
 
 from tfm_jax.errors import UserError, nearest
 from tfm_jax.tasks.evaluate import write_files
@@ -102,10 +102,24 @@ def evaluate(
 
 
 def report(results: dict[str, Any], out: str) -> list[str]:
-  """Writes results.json and samples_TASK.jsonl; returns the tables and the paths. Raises UserError."""
+  """Writes results.json and samples_TASK.jsonl; returns the table and the paths. Raises UserError."""
   text = lambda value, **form: json.dumps(value, default=handle_non_serializable, ensure_ascii=False, **form) + "\n"
   samples = results.pop("samples", {})
   files = {"results.json": text(results, indent=2)}
   files |= {f"samples_{name}.jsonl": "".join(map(text, rows)) for name, rows in samples.items()}
-  tables = [make_table(results), *([make_table(results, "groups")] if results.get("groups") else [])]
-  return [*tables, *(f"written: {path}" for path in write_files(out, files))]
+  return [table(results), *(f"written: {path}" for path in write_files(out, files))]
+
+
+def table(results: Mapping[str, Any]) -> str:
+  """The scores of tasks and groups as text. lm-eval's own function forks, which JAX's threads do not allow."""
+  rows = [("task", "version", "shots", "filter", "metric", "value", "standard error")]
+  for name, scores in results["results"].items():
+    of_task = (name, str(results["versions"].get(name, "")), str(results["n-shot"].get(name, "")))
+    for key, value in scores.items():
+      metric, comma, chosen = key.partition(",")
+      if comma and not metric.endswith("_stderr"):
+        error = scores.get(f"{metric}_stderr,{chosen}")
+        numbers = (f"{x:.4f}" if isinstance(x, float) else "" for x in (value, error))
+        rows.append((*of_task, chosen, metric, *numbers))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
