@@ -1,7 +1,9 @@
 """`python -m tfm_jax.decode` on real runs: a prompt, a file of prompts, going on after a kill, and mistakes."""
 
 import dataclasses
+import io
 import json
+import signal
 import subprocess
 import sys
 
@@ -177,6 +179,35 @@ def test_gaps_are_filled(runs, capsys):
   assert row["text"] == filled.text and row["guesses"] == [[list(one) for one in guesses] for guesses in filled]
 
 
+def test_lines_of_a_pipe_are_answered(runs, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n/reset\nthe cat"))
+  wide = lambda *arguments: dataclasses.replace(load_run(*arguments), imported=True)  # all positions
+  decode({"workdir": str(runs / "gpt"), "chat": "true", "max_new_tokens": "4"}, wide)
+  first, second, end = capsys.readouterr().out.split("\n")
+  assert first == second and end == ""
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_a_conversation(experiment, tmp_path):
+  """The first one ends an answer or a wait for a line, and the program goes on; the second ends it."""
+  quick_fit(tiny(experiment, "gpt", train__steps=1, data__seq_len=64, model__max_positions=64), tmp_path / "gpt")
+  command = [sys.executable, "-m", "tfm_jax.decode", f"--workdir={tmp_path / 'gpt'}", "--chat"]
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+  with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, bufsize=1, **pipes) as process:
+    remark = lambda: next(line for line in process.stderr if "mesh" not in line)
+    process.stdin.write("the cat\n")
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again ends the program" in remark()
+    process.stdin.write("a dog\n")
+    assert process.stdout.readline() and process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again ends the program" in remark()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert process.stderr.read() == "SIGINT: stopped\n"
+
+
 def test_choices_and_scores(runs, tmp_path, capsys):
   call(
     workdir=runs / "gpt",
@@ -232,6 +263,7 @@ def test_the_flags_are_the_options():
   for name in (*FLAGS, *SWITCHES):
     assert f"--{name}" in usage, name
   assert options_of({"stop": "a|b", "temperature": "0.5"}) == Options(stop=("a", "b"), temperature=0.5)
+  assert options_of({"stop": "<|im_end|>|a||<b>"}).stop == ("<|im_end|>", "a", "<b>")
 
 
 def test_mistakes_are_named(runs, tmp_path):
@@ -244,6 +276,9 @@ def test_mistakes_are_named(runs, tmp_path):
     ({"prompt": "a", "temperature": "hot"}, "--temperature=hot: a number is expected"),
     ({"prompt": "a", "fill": "true", "score": "true"}, "--fill and --score do not go together"),
     ({"prompt": "a", "draft": runs / "t5"}, "the draft has another tokenizer"),
+    ({"chat": "true", "out": tmp_path / "out"}, "--chat and --out do not go together"),
+    ({"chat": "true", "beams": 2}, "a text is streamed as its tokens are chosen"),
+    ({"prompt": "a", "system": "Be brief."}, "--system=Be brief. is said before a conversation: add --chat"),
     ({"prompt": "no gap", "fill": "true"}, "fill_mask needs a masked language model"),
   ):
     with pytest.raises(UserError, match=message):

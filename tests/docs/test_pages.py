@@ -25,6 +25,7 @@ from tfm_jax.tasks import __main__ as tasks_command
 from tfm_jax.tasks import attention as attention_command
 from tfm_jax.tasks import distillation as distillation_command
 from tfm_jax.tasks import sweep as sweep_command
+from tfm_jax.tasks.lm_eval import __main__ as lm_eval_command
 from tfm_jax.tasks.table import TASKS
 from tfm_jax.text.tokenizers.table import KINDS
 from tfm_jax.training.config import Config, all_keys, load, resolve, sections, to_dict
@@ -46,8 +47,11 @@ COMMANDS = {
   "-m tfm_jax.tasks": tasks_command.FLAGS,
   "-m tfm_jax.tasks.attention": attention_command.FLAGS,
   "-m tfm_jax.tasks.distillation": distillation_command.FLAGS,
+  "-m tfm_jax.tasks.lm_eval": lm_eval_command.FLAGS,
   "-m tfm_jax.tasks.sweep": sweep_command.FLAGS,
 }
+# Those that may stand without a value.
+SWITCHES = {"-m tfm_jax.decode": decode_command.SWITCHES, "-m tfm_jax.tasks.lm_eval": lm_eval_command.SWITCHES}
 
 
 def shell_lines(text: str) -> list[str]:
@@ -177,7 +181,7 @@ def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
   for name, arguments in ours(page):
     if name not in COMMANDS or not arguments or any(argument.startswith("--help") for argument in arguments):
       continue
-    flags = parse(arguments, COMMANDS[name], switches=decode_command.SWITCHES if "decode" in name else ())
+    flags = parse(arguments, COMMANDS[name], switches=SWITCHES.get(name, ()))
     if "config" not in COMMANDS[name]:
       continue
     path = flags.require("config")
@@ -204,7 +208,7 @@ def test_modules_scripts_and_make_targets_that_commands_name_exist(page):
       assert (ROOT / name).exists(), line
     for name in re.findall(r"^make (\w+)", line):
       assert name in targets, line
-    for extra in re.findall(r"-e '\.\[([\w,]+)\]'", line):
+    for extra in re.findall(r"-e '\.\[([\w,-]+)\]'", line):
       for one in extra.split(","):
         assert re.search(rf"^{one} =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE), line
 

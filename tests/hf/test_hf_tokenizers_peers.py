@@ -1,5 +1,6 @@
 """Tokenizers against transformers itself: equal ids on real text, and files that it loads without a warning."""
 
+import copy
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import tokenizers as library
 from etils import epath
 
+from tests.support.chat_templates import CONVERSATION, WRITTEN
 from tests.support.hf_tokenizer_cases import (
   CORPORA,
   LICENSE,
@@ -27,6 +29,7 @@ from tests.support.peers import peer_python
 from tests.support.plain_tokenizers import data_folder, put, real_lines
 from tests.text.test_tokenizer_json import MADE, SAID, TEXTS
 from tfm_jax.hf.tokenizer import read_tokenizer, write_tokenizer
+from tfm_jax.text.tokenizers.chat import Form
 from tfm_jax.text.tokenizers.pretrained import from_files
 from tfm_jax.text.tokenizers.subwords import SentencePieceTokenizer
 from tfm_jax.text.tokenizers.table import TokenizerConfig, from_path
@@ -44,6 +47,9 @@ for name, (folder, kind) in question["folders"].items():
   answers[name] = {"ids": ids, "one": t("a")["input_ids"], "size": len(t)}
   answers[name] |= {"keys": sorted(t("a")), "most": t.model_max_length, "special": t.special_tokens_map}
   answers[name] |= {"decoded": [t.decode(row) for row in ids[:20]], "sentinels": t.convert_tokens_to_ids(SENTINELS)}
+  if t.chat_template:
+    write = lambda **form: t.apply_chat_template(question["chat"], add_generation_prompt=True, **form)
+    answers[name]["chat"] = [write(tokenize=False), write(tokenize=True, return_dict=False)]
   if question["save"]:
     t.save_pretrained(question["save"] + "/" + name)
 with open(sys.argv[2], "w") as file:
@@ -57,7 +63,7 @@ def ask(folders: dict[str, tuple[Path, str]], texts: list[str], tmp_path: Path, 
   assert python
   named = {name: (str(folder), kind) for name, (folder, kind) in folders.items()}
   question, answer = tmp_path / "question.json", tmp_path / "answer.json"
-  question.write_text(json.dumps({"folders": named, "texts": texts, "save": str(save or "")}))
+  question.write_text(json.dumps({"folders": named, "texts": texts, "save": str(save or ""), "chat": CONVERSATION}))
   (tmp_path / "ask.py").write_text(ASK)
   environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
   result = subprocess.run(
@@ -269,3 +275,20 @@ def test_a_tokenizer_json_of_any_kind_as_in_transformers(peer, tmp_path):
     assert (answer["ids"], answer["size"]) == (answers[name]["ids"], answers[name]["size"]), name
     if name.endswith("False"):
       assert answer["one"] == answers[name]["one"]
+
+
+@pytest.mark.peers
+def test_conversations_as_in_transformers(peer, tmp_path):
+  """As text and as ids, of templates that were exported, and of those that transformers saves."""
+  pytest.importorskip("jinja2", reason="pip install -e '.[chat]'")
+  folders, ours = {}, {}
+  for number, template in enumerate(WRITTEN):
+    tokenizer = copy.copy(TOKENIZERS["gpt2"])
+    tokenizer.chat_template = template
+    write_tokenizer(tokenizer, tmp_path / str(number), "llama", 10**9)
+    folders[str(number)] = tmp_path / str(number), "AutoTokenizer"
+    ours[str(number)] = Form(tokenizer)
+  for name, answer in ask(folders, ["a"], tmp_path, save=tmp_path / "saved").items():
+    text = ours[name].text(CONVERSATION)
+    assert answer["chat"] == [text, ours[name].encode(text).tolist()], name
+    assert read_tokenizer(tmp_path / "saved" / name).chat_template == ours[name].template

@@ -1,31 +1,39 @@
-"""The command `python -m tfm_jax.decode`: one prompt to the terminal, or a file of prompts to JSON lines."""
+"""The command `python -m tfm_jax.decode`: a prompt or a conversation in the terminal, or prompts to JSON lines."""
 
 import dataclasses
 import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from tqdm import tqdm
 
+from tfm_jax.decode.chat import MAX_NEW_TOKENS, chat
 from tfm_jax.decode.options import Options
 from tfm_jax.decode.prompts import read_prompts
 from tfm_jax.decode.speculative import Draft, checked_draft
 from tfm_jax.decode.surprisal_page import surprisal_page
 from tfm_jax.errors import UserError
-from tfm_jax.runtime.agreement import process_index
+from tfm_jax.runtime.agreement import process_count, process_index
 
 log = logging.getLogger(__name__)
 
 Values = Mapping[str, str]
+_BAR = re.compile(r"(?<!<)\|(?!>)")  # between strings; not those of <|im_end|>
 _WINDOW = 16  # batches of prompts that are generated together, the longest first, and written in order
 
 
 def decode(values: Values, load_run: Callable[..., Any]) -> None:
   """Runs the command with these flags; `load_run` is `training.load.load_run`. Raises UserError."""
+  if "chat" in values:
+    _chat(values, load_run)
+    return
+  if "system" in values:
+    raise UserError(f"--system={values['system']} is said before a conversation: add --chat")
   options = options_of(values)
   texts = [values["prompt"]] if "prompt" in values else read_lines(values["file"])
   if "out" in values:
@@ -33,12 +41,11 @@ def decode(values: Values, load_run: Callable[..., Any]) -> None:
   kinds = [name for name in ("fill", "score", "choices") if name in values]
   if len(kinds) > 1:
     raise UserError(f"--{kinds[0]} and --{kinds[1]} do not go together")
-  placed = {"strategy": values.get("strategy") or None, "dtype": values.get("dtype") or None}
-  run = load_run(values["workdir"], _whole(values, "step"), **placed)
+  run = _load(values, load_run, "workdir", _whole(values, "step"))
   setting = {"run": os.path.abspath(values["workdir"]), "step": run.step, "dtype": run.model.config.dtype}
   draft = None
   if "draft" in values:
-    theirs = load_run(values["draft"], **placed)
+    theirs = _load(values, load_run, "draft")
     draft = Draft(theirs.model, theirs.params, _whole(values, "draft_tokens") or Draft._field_defaults["tokens"])
     setting |= {"draft": os.path.abspath(values["draft"]), "draft_step": theirs.step, "draft_tokens": draft.tokens}
     draft = checked_draft(run.model, draft, run.its_tokenizer(), theirs.tokenizer)
@@ -66,6 +73,23 @@ def decode(values: Values, load_run: Callable[..., Any]) -> None:
   resumable(values["out"], texts, setting, lambda rest: _generated(run, rest, options, draft), options.samples)
 
 
+def _load(values: Values, load_run: Callable[..., Any], name: str, step: int | None = None) -> Any:
+  """The run that a flag names."""
+  return load_run(values[name], step, values.get("strategy") or None, values.get("dtype") or None)
+
+
+def _chat(values: Values, load_run: Callable[..., Any]) -> None:
+  """A conversation with the run."""
+  for name in ("out", "fill", "score", "choices", "draft", "draft_tokens"):
+    if name in values:
+      raise UserError(f"--chat and --{name} do not go together")
+  if process_count() > 1:
+    raise UserError("--chat reads lines in one process: start it without others")
+  options = options_of({"max_new_tokens": str(MAX_NEW_TOKENS), **values})
+  run = _load(values, load_run, "workdir", _whole(values, "step"))
+  chat(run, options, values.get("system", "").replace("\\n", "\n"))
+
+
 def options_of(values: Values) -> Options:
   """The options that flags name. Raises UserError for a value of the wrong type."""
   found: dict[str, Any] = {}
@@ -73,7 +97,7 @@ def options_of(values: Values) -> Options:
     if field.name in values:
       text, kind = values[field.name], cast(Any, type(field.default))
       try:
-        found[field.name] = tuple(part for part in text.split("|") if part) if kind is tuple else kind(text)
+        found[field.name] = tuple(filter(None, _BAR.split(text))) if kind is tuple else kind(text)
       except ValueError as error:
         expected = "a whole number" if kind is int else "a number"
         raise UserError(f"--{field.name}={text}: {expected} is expected") from error

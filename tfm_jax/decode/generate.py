@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tfm_jax.decode import beams, choosing, prompts, speculative
+from tfm_jax.decode import beams, choosing, contrastive, prompts, speculative
 from tfm_jax.decode.options import Numbers, Options, Plan, numbers, plan
 from tfm_jax.decode.prompts import Batch, Prompt, Symbols
 from tfm_jax.decode.speculative import Draft
@@ -113,8 +113,8 @@ def continued(
 
 def _check_draft(draft: Draft, model: Model, read: Sequence[Prompt], options: Options) -> None:
   """Raises UserError if a draft cannot serve for these prompts."""
-  if options.beams > 1:
-    raise UserError("a draft is for greedy decoding and sampling: set beams=1")
+  if options.beams > 1 or options.penalty_alpha:
+    raise UserError("a draft is for greedy decoding and sampling: set beams=1, and no penalty_alpha")
   room = prompts.position_limit(draft.model)
   for prompt in read if room else ():
     needed = max(len(prompt.source), len(prompt.ids) + new_tokens(model, prompt, options))
@@ -130,11 +130,21 @@ def stream(
 ) -> Iterator[str]:
   """The text that follows a prompt, piece by piece as it is generated. Arguments and errors: see `generate`."""
   options = options or Options()
+  check_streams(tokenizer, options)
+  (prompt,) = prompts.read_prompts(model, tokenizer, symbols, [text], options)
+  yield from streamed(model, prepared(model, params), tokenizer, prompt, options)
+
+
+def check_streams(tokenizer: Tokenizer, options: Options) -> None:
+  """Raises UserError for options by which no text can be streamed."""
   options.check(tokenizer.vocab_size)
   if options.beams > 1 or options.samples > 1:
     raise UserError("a text is streamed as its tokens are chosen: set beams=1 and samples=1")
-  (prompt,) = prompts.read_prompts(model, tokenizer, symbols, [text], options)
-  params, model = prepared(model, params), any_rows(model)
+
+
+def streamed(model: Model, params: Any, tokenizer: Tokenizer, prompt: Prompt, options: Options) -> Iterator[str]:
+  """`stream` of a prompt that is already read, by parameters as they are."""
+  model = any_rows(model)
   (batch,) = prompts.batches(model, [prompt], 1, 1)
   printed = ""
   for ids, _, ended in _steps(model, params, tokenizer, batch, options, chunk=1):
@@ -163,7 +173,7 @@ def _finished(
       stopped = np.array([_text(tokenizer, batch.prompts[i], ids[i], options.stop)[1] for i in rows])
       if (stopped | ended[: len(rows)]).all():
         break
-  ends = _ends(tokenizer)
+  ends = _ends(tokenizer, options.stop)
   for i in rows:
     prompt = batch.prompts[i]
     count = _length(ids[i], ends)
@@ -201,15 +211,23 @@ def _steps(
   if draft is not None:
     yield from speculative.steps(model, params, draft, batch, of_plan, options, keys, new)
     return
-  state, logits_BV = start(model, params, batch, width + columns, options.cache_dtype)
-  state, done = first(model, of_plan, values, keys, state, logits_BV, width), 1
+  state: Any
+  if of_plan.candidates:
+    state = contrastive.start(model, params, batch, width + columns, of_plan.candidates, options.cache_dtype)
+    advance = lambda state, steps: contrastive.advance(model, of_plan, params, values, state, np.int32(steps), width)
+    state = advance(state, 1)
+  else:
+    state, logits_BV = start(model, params, batch, width + columns, options.cache_dtype)
+    advance = lambda state, steps: _advance(model, of_plan, params, values, keys, state, np.int32(steps), width)
+    state = first(model, of_plan, values, keys, state, logits_BV, width)
+  done = 1
   while True:
     ids, logprobs, ended = jax.device_get((state.ids_BS, state.logprobs_BS, state.ended_B))
     yield ids[:, width : width + done], logprobs[:, width : width + done], ended
     if done == new or ended[: len(batch.prompts)].all():
       return
     steps = min(chunk, new - done)
-    state = _advance(model, of_plan, params, values, keys, state, np.int32(steps), width)
+    state = advance(state, steps)
     done += steps
 
 
@@ -227,11 +245,19 @@ def step_plan(tokenizer: Tokenizer, options: Options) -> Plan:
     forms = {tuple(tokenizer.encode(form).tolist()) for form in (word, f" {word}", word.strip())}
     words += sorted(form for form in forms if form)
   pad = max(tokenizer.pad_id, 0)
-  return plan(options, tokenizer.vocab_size, _ends(tokenizer), pad, tuple(dict.fromkeys(words)))
+  return plan(options, tokenizer.vocab_size, _ends(tokenizer, options.stop), pad, tuple(dict.fromkeys(words)))
 
 
-def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:
-  return (tokenizer.eos_id,) if tokenizer.eos_id >= 0 else ()
+def _ends(tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> tuple[int, ...]:
+  """The ids that end a text: the end symbol, and special tokens that `stop` names, which no text shows."""
+  end = (tokenizer.eos_id,) if tokenizer.eos_id >= 0 else ()
+  return tuple(dict.fromkeys(end + _named(tokenizer, stop))) if stop else end
+
+
+@functools.lru_cache(maxsize=16)
+def _named(tokenizer: Tokenizer, words: tuple[str, ...]) -> tuple[int, ...]:
+  """The special ids whose names are among the words."""
+  return tuple(id for id in tokenizer.special_ids.tolist() if tokenizer.token(id) in words)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 7), donate_argnums=5)
@@ -299,7 +325,7 @@ def _length(ids: np.ndarray, ends: tuple[int, ...]) -> int:
 
 def _text(tokenizer: Tokenizer, prompt: Prompt, ids: np.ndarray, stop: Sequence[str]) -> tuple[str, bool]:
   """(the generated text, cut before a stop string; whether there is one)."""
-  count = _length(ids, _ends(tokenizer))
+  count = _length(ids, _ends(tokenizer, tuple(stop)))
   text = continuation(tokenizer, prompt, ids[:count])
   places = [at for word in stop if (at := text.find(word)) >= 0]
   return (text[: min(places)], True) if places else (text, False)

@@ -37,13 +37,15 @@ class Likelihood(NamedTuple):
 
 
 class Row(NamedTuple):
-  """Tokens of the decoder, of which those from `first` on are scored, and of the encoder."""
+  """Tokens of the decoder, of which those from `first` on are scored, and of the encoder.
 
-  number: int
+  `cut`: see `Likelihood`.
+  """
+
   ids: np.ndarray
   first: int
   source: np.ndarray
-  cut: int
+  cut: int = 0
 
 
 def likelihoods(
@@ -70,19 +72,33 @@ def likelihoods(
     UserError: the model has no such likelihood, a continuation is empty or too long, or a prompt is empty.
   """
   check_generates(model)
-  model = any_rows(model)
   rows = [read_row(model, tokenizer, symbols, *pair, number, len(pairs)) for number, pair in enumerate(pairs)]
+  return likelihoods_of(model, params, tokenizer, rows, batch_size, advance)
+
+
+def likelihoods_of(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  rows: Sequence[Row],
+  batch_size: int = 16,
+  advance: Callable[[int], object] = lambda rows: None,
+) -> list[Likelihood]:
+  """`likelihoods` of rows that are already read, in their order."""
+  model = any_rows(model)
   found: dict[int, Likelihood] = {}
-  rows.sort(key=lambda row: (-_length(model, row), row.number))
-  while rows:
-    length = _length(model, rows[0])
-    batch = [row for row in rows[:batch_size] if _length(model, row) == length]
-    rows = rows[len(batch) :]
-    logprobs, greedy = jax.device_get(_score(model, tokenizer.vocab_size, params, _arrays(model, batch, length)))
-    for row, values, best in zip(batch, logprobs, greedy, strict=False):
+  rest = sorted(range(len(rows)), key=lambda number: -_length(model, rows[number]))
+  while rest:
+    length = _length(model, rows[rest[0]])
+    batch = [number for number in rest[:batch_size] if _length(model, rows[number]) == length]
+    rest = rest[len(batch) :]
+    arrays = _arrays(model, [rows[number] for number in batch], length)
+    logprobs, greedy = jax.device_get(_score(model, tokenizer.vocab_size, params, arrays))
+    for number, values, best in zip(batch, logprobs, greedy, strict=False):
+      row = rows[number]
       scored = slice(row.first - 1, len(row.ids) - 1)
       ids = row.ids[row.first :]
-      found[row.number] = Likelihood(
+      found[number] = Likelihood(
         float(values[scored].sum(dtype=np.float64)),
         tuple(ids.tolist()),
         tuple(values[scored].tolist()),
@@ -90,7 +106,7 @@ def likelihoods(
         row.cut,
       )
     advance(len(batch))
-  return [found[number] for number in range(len(pairs))]
+  return [found[number] for number in range(len(rows))]
 
 
 def choose(
@@ -124,8 +140,7 @@ def read_row(
   `number` of `count` pairs is this one, for errors. Raises UserError.
   """
   names = ("the prompt", "the text") if count == 1 else (f"prompt {number + 1}", f"text {number + 1}")
-  read = _two_sides if model.encoder_decoder else _one_side
-  return read(model, tokenizer, symbols, prompt, text, *names)._replace(number=number)
+  return (_two_sides if model.encoder_decoder else _one_side)(model, tokenizer, symbols, prompt, text, *names)
 
 
 def joined(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +170,7 @@ def _one_side(
   cut = max(len(ids) - 1 - room, 0) if room else 0
   if cut >= first:
     raise UserError(f"{the_text} has {count:,} tokens, but the model has {room:,} positions: shorten it")
-  return Row(0, ids[cut:], first - cut, ids[:0], cut)
+  return Row(ids[cut:], first - cut, ids[:0], cut)
 
 
 def _two_sides(
@@ -172,7 +187,7 @@ def _two_sides(
   for name, ids in ((the_prompt, source), (the_text, target)):
     if room and len(ids) > room:
       raise UserError(f"{name} has {len(ids):,} tokens, but the model has {room:,} positions: shorten it")
-  return Row(0, np.concatenate([[symbols.start], target]).astype(np.int32), 1, source, 0)
+  return Row(np.concatenate([[symbols.start], target]).astype(np.int32), 1, source, 0)
 
 
 def _length(model: Model, row: Row) -> int:

@@ -58,39 +58,43 @@ def read_prompts(
   """
   check_generates(model)
   prefix = tokenizer.encode(options.prefix) if options.prefix else np.zeros(0, np.int32)
+  names = ["the prompt"] if len(texts) == 1 else [f"prompt {number + 1}" for number in range(len(texts))]
+  return [
+    prompt_of(model, tokenizer, symbols, ids, number, text, prefix, names[number])
+    for number, (text, ids) in enumerate(zip(texts, encoded(model, tokenizer, texts), strict=True))
+  ]
+
+
+def prompt_of(
+  model: Model,
+  tokenizer: Tokenizer,
+  symbols: Symbols,
+  ids: np.ndarray,
+  number: int = 0,
+  text: str = "",
+  prefix: Sequence[int] | np.ndarray = (),
+  name: str = "the prompt",
+) -> Prompt:
+  """The prompt of ids, with the symbols around it and the ids that are forced after it. Raises UserError."""
   end = np.array([tokenizer.eos_id] if tokenizer.eos_id >= 0 else [], np.int32)
   room = position_limit(model)
-  prompts = []
-  for number, (text, ids) in enumerate(zip(texts, encoded(model, tokenizer, texts), strict=True)):
-    name = "the prompt" if len(texts) == 1 else f"prompt {number + 1}"
-    if model.encoder_decoder:
-      if not len(ids):
-        raise UserError(f"{name} is empty: the encoder needs at least one token to read")
-      if room and len(ids) + len(end) > room:
-        raise UserError(f"{name} has {len(ids):,} tokens, but the encoder has {room:,} positions: shorten it")
-      prompts.append(
-        Prompt(
-          number,
-          text,
-          np.concatenate([[symbols.start], prefix]).astype(np.int32),
-          np.concatenate([ids, end]),
-          len(prefix),
-        )
-      )
-    else:
-      begin = [symbols.begin] if symbols.begin >= 0 else []
-      whole = np.concatenate([begin, ids, prefix]).astype(np.int32)
-      if not len(whole):
-        raise UserError(
-          f"{name} is empty, and the texts of this model begin with no symbol: give it at least one token"
-        )
-      prompts.append(Prompt(number, text, whole, ids[:0], len(prefix)))
-    if room and len(prompts[-1].ids) >= room:
-      raise UserError(
-        f"{name} has {len(prompts[-1].ids):,} tokens, but the model has {room:,} positions, so that nothing can "
-        f"follow: shorten it"
-      )
-  return prompts
+  if model.encoder_decoder:
+    if not len(ids):
+      raise UserError(f"{name} is empty: the encoder needs at least one token to read")
+    if room and len(ids) + len(end) > room:
+      raise UserError(f"{name} has {len(ids):,} tokens, but the encoder has {room:,} positions: shorten it")
+    begin, source = [symbols.start], np.concatenate([ids, end])
+    whole = np.concatenate([begin, prefix])
+  else:
+    begin, source = [symbols.begin] if symbols.begin >= 0 else [], ids[:0]
+    whole = np.concatenate([begin, ids, prefix])
+    if not len(whole):
+      raise UserError(f"{name} is empty, and the texts of this model begin with no symbol: give it at least one token")
+  if room and len(whole) >= room:
+    raise UserError(
+      f"{name} has {len(whole):,} tokens, but the model has {room:,} positions, so that nothing can follow: shorten it"
+    )
+  return Prompt(number, text, whole.astype(np.int32), source, len(prefix))
 
 
 def encoded(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:

@@ -71,11 +71,31 @@ def start(
 
   `rolling`: the cache of a model with a window has no more columns than it needs; see `Cache`.
   """
+  return _start(model, columns, cache_dtype, rolling, params, arrays_of(batch))
+
+
+def arrays_of(batch: Batch) -> dict[str, Any]:
+  """What `opened` reads of a batch."""
   arrays = {"ids": batch.ids_BT, "segments": batch.segments_BT}
   if batch.source_BS is not None:
     assert batch.source_segments_BS is not None
     arrays |= {"source": batch.source_BS, "source_segments": batch.source_segments_BS}
-  return _start(model, columns, cache_dtype, rolling, params, arrays)
+  return arrays
+
+
+def opened(
+  model: Model, columns: int, cache_dtype: str, params: Any, arrays: dict[str, Array]
+) -> tuple[Cache, dict[str, Array], Array]:
+  """(an empty cache, the prompts as a batch for it, the padding in front of each [B])."""
+  ids_BT, segments_BT = arrays["ids"], arrays["segments"]
+  B, T = ids_BT.shape
+  memory = None
+  if "source" in arrays:
+    memory = model.encode(params, {"inputs": arrays["source"], "segment_ids": arrays["source_segments"]})
+  cache = model.init_cache(params, B, columns, memory, cache_dtype)
+  padding_B = T - segments_BT.sum(1)
+  positions_BT = jnp.maximum(jnp.arange(T)[None] - padding_B[:, None], 0)
+  return cache, {"inputs": ids_BT, "positions": positions_BT, "segment_ids": segments_BT}, padding_B
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -84,14 +104,8 @@ def _start(
 ) -> tuple[State, Array]:
   ids_BT, segments_BT = arrays["ids"], arrays["segments"]
   B, T = ids_BT.shape
-  memory = None
-  if "source" in arrays:
-    memory = model.encode(params, {"inputs": arrays["source"], "segment_ids": arrays["source_segments"]})
   part, kept = _cache_shape(model, T, columns) if rolling else (T, columns)
-  cache = model.init_cache(params, B, kept, memory, cache_dtype)
-  padding_B = T - segments_BT.sum(1)
-  positions_BT = jnp.maximum(jnp.arange(T)[None] - padding_B[:, None], 0)
-  tokens = {"inputs": ids_BT, "positions": positions_BT, "segment_ids": segments_BT}
+  cache, tokens, padding_B = opened(model, kept, cache_dtype, params, arrays)
 
   def read(cache: Cache, tokens: dict[str, Array]) -> tuple[Cache, Array]:
     # The head is needed at the last token alone.

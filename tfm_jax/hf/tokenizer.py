@@ -11,6 +11,7 @@ from tfm_jax.text.tokenizers.conversion import as_library
 from tfm_jax.text.tokenizers.library import ByteLevelTokenizer, WordPieceTokenizer
 from tfm_jax.text.tokenizers.subwords import SentencePieceTokenizer
 from tfm_jax.text.tokenizers.table import Tokenizer, read
+from tfm_jax.text.tokenizers.tokenizer import CHAT_FILE
 
 _BERT_LIKE = ("bert", "distilbert", "electra", "esm", "modernbert", "roberta")
 _TOKEN_TYPES = ("bert", "electra")  # models that take token_type_ids; GPT-2 would read them as token ids
@@ -65,6 +66,8 @@ def write_tokenizer(tokenizer: Tokenizer, out: epath.PathLike, model_type: str, 
       files["vocab.json"] = json.dumps(content["model"]["vocab"], ensure_ascii=False).encode()
       files["merges.txt"] = "\n".join(["#version: 0.2", *map(" ".join, content["model"]["merges"]), ""]).encode()
     files["tokenizer.json"] = tokenizer.source or json.dumps(content, ensure_ascii=False, indent=1).encode()
+  if tokenizer.chat_template:
+    files[CHAT_FILE] = tokenizer.chat_template.encode()
   files["tokenizer_config.json"] = (json.dumps(settings, ensure_ascii=False, indent=2) + "\n").encode()
   for name, data in files.items():
     (folder / name).write_bytes(data)

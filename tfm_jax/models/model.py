@@ -218,6 +218,11 @@ class Model:
         outside `jax.jit`. Of a model with a `window` it may, where the T tokens take columns in a row and leave
         `window` others.
     """
+    outputs, cache = self.apply_cached(params, batch, cache)
+    return self._results(outputs), cache
+
+  def apply_cached(self, params: Params, batch: Mapping[str, Array], cache: Cache) -> tuple[Outputs, Cache]:
+    """`decode` with the outputs before the last linear (see `Output`), as `apply` gives them."""
     check_batch(self.config, self.vocab_size, ("",), batch)
     tokens, columns = batch["inputs"].shape[1], cache.columns
     rolls = self.window and tokens + self.window <= columns
@@ -226,8 +231,7 @@ class Model:
         f"a cache of {columns} columns, {int(cache.length)} of them filled, has no room for {tokens} tokens: give "
         f"init_cache more columns"
       )
-    outputs, cache = self._decode(params, batch, cache)
-    return self._results(outputs), cache
+    return self._decode(params, batch, cache)
 
   def _decode(self, params: Params, batch: Mapping[str, Array], cache: Cache, **others: Any) -> tuple[Outputs, Cache]:
     outputs_and_cache: Any = self.module.apply({"params": params}, dict(batch), cache, **others, method="decode")

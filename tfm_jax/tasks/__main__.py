@@ -23,7 +23,7 @@ errors.html. A file without labels is predicted, and not scored.
 --strategy=NAME              shard the parameters over all devices by this strategy; default: one device
 --batch_size=N               rows per batch; default: as in training
 
-python -m tfm_jax.tasks.sweep, tasks.attention and tasks.distillation have help of their own.
+python -m tfm_jax.tasks.sweep, .attention, .distillation and .lm_eval (the tasks of lm-eval) have help of their own.
 """
 
 import sys

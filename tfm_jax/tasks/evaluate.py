@@ -165,10 +165,10 @@ def write(out: str, evaluation: Evaluation, against: str = "") -> list[str]:
       files["comparison.html"] = comparison_page(e.form, e.predictions, other, names, e.facts)
     except UserError as error:
       raise UserError(f"--against={against}: {error}") from error
-  return _write_files(out, files)
+  return write_files(out, files)
 
 
-def _write_files(out: str, files: Mapping[str, str]) -> list[str]:
+def write_files(out: str, files: Mapping[str, str]) -> list[str]:
   """Writes files into a folder, each atomically; process 0 does. Raises UserError."""
   folder = Path(out)
   try:
@@ -232,4 +232,4 @@ def _by_likelihood(run: Run, task: str, data: str, out: str, settings: Mapping[s
     "scores.json": json.dumps(scores, indent=2, allow_nan=False) + "\n",
     "predictions.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
   }
-  return [*score_lines(scores), *(f"written: {path}" for path in _write_files(out, files))]
+  return [*score_lines(scores), *(f"written: {path}" for path in write_files(out, files))]

@@ -14,7 +14,7 @@ from tfm_jax.decode import filling, scoring
 from tfm_jax.decode import generate as decoding
 from tfm_jax.decode.likelihood import Likelihood, choose, likelihoods
 from tfm_jax.decode.options import Options, changed
-from tfm_jax.decode.prompts import Symbols
+from tfm_jax.decode.prompts import Symbols, position_limit
 from tfm_jax.decode.speculative import Draft
 from tfm_jax.decode.surprisal import Surprisal, surprisal
 from tfm_jax.errors import UserError
@@ -49,6 +49,7 @@ class Run:
     step: the step of the checkpoint.
     begin_id: the id of the symbol that the model has learned to begin its texts with; -1: none.
     start_id: of an encoder-decoder, the id of the symbol that its targets begin with.
+    imported: whether the model descends from an import.
   """
 
   config: Config
@@ -58,6 +59,7 @@ class Run:
   step: int
   begin_id: int = -1
   start_id: int = -1
+  imported: bool = False
 
   def __repr__(self) -> str:
     """The run in one line."""
@@ -137,6 +139,14 @@ class Run:
     return choose(self.model, self.params, self.its_tokenizer(), self.symbols, prompt, choices, normalised)
 
   @property
+  def window(self) -> int:
+    """The most tokens that the model has learned to read at once: `data.seq_len`, of an import all its positions."""
+    c = self.model.config
+    positions = c.max_positions - c.position_offset if c.positions in ("learned", "rotary") else 0
+    length = self.config.data.seq_len
+    return positions if self.imported and positions else min(length, position_limit(self.model) or length)
+
+  @property
   def symbols(self) -> Symbols:
     """How the model's texts begin."""
     return Symbols(self.begin_id, self.start_id)
@@ -173,8 +183,9 @@ def load_run(
   config = dataclasses.replace(config, sharding=sharding)
   model = build_model(config, tokenizer.vocab_size if tokenizer else 0, devices)
   step, params = load_params(run, model, step)
-  symbols = symbols_of(config, tokenizer, bool(run.origin()))
-  return Run(config, model, params, tokenizer, step, symbols.begin, symbols.start)
+  imported = bool(run.origin())
+  symbols = symbols_of(config, tokenizer, imported)
+  return Run(config, model, params, tokenizer, step, symbols.begin, symbols.start, imported)
 
 
 def symbols_of(config: Config, tokenizer: Tokenizer | None, imported: bool) -> Symbols:

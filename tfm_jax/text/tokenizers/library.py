@@ -91,7 +91,7 @@ class LibraryTokenizer(Tokenizer):
     return {"special_tokens": self.roles}, self.model.encode()
 
   def __reduce__(self) -> tuple[Any, ...]:  # for worker processes
-    return type(self), (self.model, self.roles), {"reads_names": self.reads_names, "source": self.source}
+    return type(self), (self.model, self.roles), self._settings()
 
 
 class WordPieceTokenizer(LibraryTokenizer):

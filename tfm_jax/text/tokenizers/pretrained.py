@@ -37,7 +37,7 @@ from tfm_jax.text.tokenizers.library import (
 )
 from tfm_jax.text.tokenizers.sentencepiece_files import model_file, read_model, sentinel_count
 from tfm_jax.text.tokenizers.subwords import SentencePieceTokenizer
-from tfm_jax.text.tokenizers.tokenizer import Tokenizer
+from tfm_jax.text.tokenizers.tokenizer import CHAT_FILE, Tokenizer
 
 # Role of a token -> its keys in Hugging Face's files, and its usual names for files without these keys.
 _ROLES = {
@@ -72,8 +72,8 @@ _LARGEST_ID = 1 << 22  # a file with larger ids is damaged
 def from_files(path: epath.Path, lowercase: bool = True, sentinels: int = 0) -> Tokenizer | None:
   """The tokenizer of a folder with Hugging Face's files, or of one such file; None if the folder has none.
 
-  A tokenizer_config.json and a special_tokens_map.json beside the files are read too, except if `path` names a
-  sentencepiece model itself instead of its folder.
+  A tokenizer_config.json, a special_tokens_map.json and a chat_template.jinja beside the files are read too, except if
+  `path` names a sentencepiece model itself instead of its folder.
 
   Args:
     path: a folder or a file.
@@ -108,7 +108,21 @@ def from_files(path: epath.Path, lowercase: bool = True, sentinels: int = 0) -> 
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
     raise UserError(f"{named} is damaged: {kind}{' '.join(str(error).split())}") from error
   tokenizer.reads_names = True
+  tokenizer.chat_template = _chat_template(folder, settings)
   return tokenizer
+
+
+def _chat_template(folder: epath.Path, settings: dict[str, Any]) -> str:
+  """The chat template of a folder, of several that with the name "default"; empty: it has none."""
+  if (folder / CHAT_FILE).exists():
+    return _text(folder / CHAT_FILE)
+  found = settings.get("chat_template") or ""
+  if isinstance(found, list):
+    found = {row.get("name"): row.get("template") for row in found if isinstance(row, dict)}
+  found = found.get("default", "") if isinstance(found, dict) else found
+  if not isinstance(found, str):
+    raise UserError(f"{folder / 'tokenizer_config.json'} is damaged: its chat_template is no text")
+  return found
 
 
 def _is_vocabulary(path: epath.Path) -> bool:

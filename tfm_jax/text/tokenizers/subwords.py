@@ -131,7 +131,7 @@ class SentencePieceTokenizer(Tokenizer):
     return {"sentinels": self.appended}, self.model
 
   def __reduce__(self) -> tuple[Any, ...]:  # for worker processes
-    return SentencePieceTokenizer, (self.model, self.appended), {"reads_names": self.reads_names}
+    return SentencePieceTokenizer, (self.model, self.appended), self._settings()
 
 
 # Words from which pieces are learned: no piece spans two words. sentencepiece reserves U+2581 and U+2585; control

@@ -11,7 +11,7 @@ from tfm_jax.text.tokenizers.characters import ByteTokenizer, CharTokenizer
 from tfm_jax.text.tokenizers.library import ByteLevelTokenizer, LibraryTokenizer, WordPieceTokenizer
 from tfm_jax.text.tokenizers.pretrained import from_files
 from tfm_jax.text.tokenizers.subwords import ALGORITHMS, SentencePieceTokenizer
-from tfm_jax.text.tokenizers.tokenizer import JSON_FILE, SOURCE_FILE, Tokenizer, TokenizerConfig
+from tfm_jax.text.tokenizers.tokenizer import CHAT_FILE, JSON_FILE, SOURCE_FILE, Tokenizer, TokenizerConfig
 
 __all__ = [
   "OWN_SIZE",
@@ -75,6 +75,8 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
       tokenizer.source = (path / SOURCE_FILE).read_bytes()
       if hashlib.sha256(tokenizer.source).hexdigest() != digest:
         raise ValueError(f"{SOURCE_FILE} is not what was saved")
+    if (path / CHAT_FILE).exists():
+      tokenizer.chat_template = (path / CHAT_FILE).read_bytes().decode()
   except FileNotFoundError as error:
     raise UserError(f"no tokenizer at {path}: {JSON_FILE} or its model file is missing") from error
   except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

@@ -48,6 +48,7 @@ class Tokenizer(abc.ABC):
       for tokenizers read from Hugging Face files and for WordPiece trained here, as in transformers; elsewhere such a
       name is text like any other.
     source: the tokenizer.json that it was read from, if that file alone decides the ids: an export writes it unchanged.
+    chat_template: how conversations are written, in Jinja, as in transformers; empty: there is none.
     training_version: part of the key of trained tokenizers in the cache.
   """
 
@@ -64,6 +65,7 @@ class Tokenizer(abc.ABC):
   special_ids: np.ndarray
   reads_names: bool = False
   source: bytes = b""
+  chat_template: str = ""
 
   def encode(self, text: str, reads_names: bool | None = None) -> np.ndarray:
     """The ids of `text`, int32 [n], with no special id added.
@@ -132,7 +134,13 @@ class Tokenizer(abc.ABC):
     if self.source:
       (path / SOURCE_FILE).write_bytes(self.source)
       content["source_sha256"] = hashlib.sha256(self.source).hexdigest()
+    if self.chat_template:
+      (path / CHAT_FILE).write_bytes(self.chat_template.encode())
     (path / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+  def _settings(self) -> dict[str, Any]:
+    """The attributes beside `_state`, for copies in other processes."""
+    return {"reads_names": self.reads_names, "source": self.source, "chat_template": self.chat_template}
 
   def with_sentinels(self, count: int) -> Self:
     """The same vocabulary with `count` sentinels on top. Only for kinds that store the number of sentinels."""
@@ -172,6 +180,7 @@ class Tokenizer(abc.ABC):
 
 JSON_FILE = "tokenizer.json"
 SOURCE_FILE = "source.json"
+CHAT_FILE = "chat_template.jinja"
 
 
 def sentinel_number(token: str) -> int | None:
