@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, and one cache of compiled programs for all of them and their subprocesses."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -36,6 +37,19 @@ settings.load_profile("no deadline")
 
 # Layers are scanned here, as on accelerators; processes that tests start unroll them, as users' do.
 layers.UNROLLED_ON_CPU = 0
+
+# A compiled program is some memory maps of its process. Linux allows 65,530, and mmap fails beyond: the compiler dies.
+_MAPS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+  """Lets go of the compiled programs of a process that has many."""
+  yield
+  maps = Path("/proc/self/maps")
+  if maps.exists() and len(maps.read_bytes().splitlines()) > _MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not select

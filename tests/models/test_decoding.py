@@ -101,8 +101,8 @@ def test_decoding_on_a_mesh_equals_the_full_forward(case):
   cache = compare(case, (7, 3), True, placement("fsdp_tp", 8, model=2, data=4), rows=4)
   for kept in (cache.own, cache.across):
     if kept is not None:  # really cut: rows and heads
-      N, B, S, G, K = kept.k.shape
-      assert kept.k.sharding.shard_shape(kept.k.shape) == (N, B // 4, S, G // 2, K)
+      N, B, G, S, K = kept.k.shape
+      assert kept.k.sharding.shard_shape(kept.k.shape) == (N, B // 4, G // 2, S, K)
 
 
 @pytest.mark.parametrize("case", ["learned", "grouped", "relative", "sinusoidal"])
@@ -170,7 +170,7 @@ def test_an_encoder_decoder_encodes_once():
 def test_the_cache_is_in_the_compute_dtype_and_keeps_its_shape():
   model = make_model("gpt", dtype="bfloat16", num_kv_heads=2)
   cache = model.init_cache(model.shapes(), 3, 9)
-  assert cache.own.k.shape == cache.own.v.shape == (2, 3, 9, 2, 8) and cache.own.k.dtype == jnp.bfloat16
+  assert cache.own.k.shape == cache.own.v.shape == (2, 3, 2, 9, 8) and cache.own.k.dtype == jnp.bfloat16
   _, after = jax.eval_shape(model.decode, model.shapes(), {"inputs": np.zeros((3, 1), np.int32)}, cache)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), cache)
 

@@ -134,12 +134,12 @@ def _agreed(cache: Cache, pick_B1: Array, column: Array) -> Cache:
   """The cache in which all candidates of a row have the chosen one's keys and values in a column."""
   B = pick_B1.shape[0]
 
-  def agree(x: Array) -> Array:  # [N, B * K, S, ...]
-    last = jax.lax.dynamic_slice_in_dim(x, column, 1, axis=2)
+  def agree(x: Array) -> Array:  # [N, B * K, G, S, ...]
+    last = jax.lax.dynamic_slice_in_dim(x, column, 1, axis=3)
     grouped = last.reshape(x.shape[0], B, -1, *last.shape[2:])
     chosen = jnp.take_along_axis(grouped, pick_B1.reshape(1, B, *(1,) * (grouped.ndim - 2)), axis=2)
     return jax.lax.dynamic_update_slice_in_dim(
-      x, jnp.repeat(chosen, grouped.shape[2], 2).reshape(last.shape), column, 2
+      x, jnp.repeat(chosen, grouped.shape[2], 2).reshape(last.shape), column, 3
     )
 
   return cache._replace(own=jax.tree.map(agree, cache.own))

@@ -9,15 +9,18 @@ from jax import Array
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.sharding.placement import Placement
 
-AXES = ("batch", "seq", "act_heads", None)  # of the keys and values of a layer
+AXES = ("batch", "act_heads", "seq", None)  # of the keys and values of a layer in a cache
 
 
 class KeysValues(NamedTuple):
-  """Keys and values, [B, S, G, K] of one layer or [N, B, S, G, K] of all.
+  """Keys and values of one layer, or of all with a leading axis N.
+
+  Computed ones are [B, S, G, K]. A cache has them as [B, G, S, K]: all that a head reads stands together, where XLA:CPU
+  would otherwise move the whole cache at every token.
 
   Attributes:
     k, v: in the compute dtype; in a cache perhaps in another, such as int8.
-    k_scale, v_scale: factors of int8 keys and values, one for each token and head: float32 [..., B, S, G].
+    k_scale, v_scale: factors of int8 keys and values, one for each token and head: float32 [..., B, G, S].
   """
 
   k: Array
@@ -26,27 +29,30 @@ class KeysValues(NamedTuple):
   v_scale: Array | None = None
 
   def with_new(self, new: "KeysValues", start: Array, st: Placement) -> "KeysValues":
-    """The keys and values with new ones written from column `start` on."""
+    """These, of a cache, with new ones as computed written from column `start` on."""
     layers = ("layers",) * (self.k.ndim - 4)
 
     def put(old: Array, x: Array) -> Array:
       axes = layers + AXES[: old.ndim - len(layers)]
-      return st.constrain(jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=len(layers) + 1), axes)
+      return st.constrain(jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=len(layers) + 2), axes)
 
     return jax.tree.map(put, self, new.stored(self.k.dtype))
 
   def stored(self, dtype: jnp.dtype) -> "KeysValues":
-    """These keys and values in the dtype of a cache; int8 with the scale of each token and head."""
+    """These, as computed, in the form and dtype of a cache; int8 with the scale of each token and head."""
+    k, v = (x.swapaxes(-3, -2) for x in (self.k, self.v))
     if dtype != jnp.int8:
-      return KeysValues(self.k.astype(dtype), self.v.astype(dtype))
-    (k, k_scale), (v, v_scale) = map(_quantized, (self.k, self.v))
+      return KeysValues(k.astype(dtype), v.astype(dtype))
+    (k, k_scale), (v, v_scale) = map(_quantized, (k, v))
     return KeysValues(k, v, k_scale, v_scale)
 
   def read(self, dtype: jnp.dtype) -> "KeysValues":
-    """These keys and values in the compute dtype."""
-    if self.k_scale is None or self.v_scale is None:
-      return KeysValues(self.k.astype(dtype), self.v.astype(dtype))
-    wide = lambda x, scale: (x.astype(jnp.float32) * scale[..., None]).astype(dtype)
+    """These, of a cache, as computed ones in the compute dtype."""
+
+    def wide(x: Array, scale: Array | None) -> Array:
+      whole = x if scale is None else x.astype(jnp.float32) * scale[..., None]
+      return whole.astype(dtype).swapaxes(-3, -2)  # no bytes are moved: a dot takes the axes in any order
+
     return KeysValues(wide(self.k, self.k_scale), wide(self.v, self.v_scale))
 
 
@@ -73,7 +79,7 @@ class Cache(NamedTuple):
   Attributes:
     length: number of tokens of a row so far, with padding, int32 scalar.
     segments_BS: segment ids of the tokens, int32 [B, S]; 0 for padding and unfilled columns, which are masked.
-    own: keys and values of the tokens, [N, B, S, G, K].
+    own: keys and values of the tokens, [N, B, G, S, K].
     across: keys and values of the encoder's output, computed once; None without an encoder.
     memory_segments_BS: segments of the encoder's tokens; None: a single segment.
   """
@@ -131,7 +137,7 @@ class Cache(NamedTuple):
 
 def empty_cache(c: ModelConfig, st: Placement, layers: int, rows: int, columns: int, dtype: str = "") -> Cache:
   """An empty cache with `columns` columns. `dtype`: float32, bfloat16 or int8; empty: the compute dtype."""
-  shape = (layers, rows, columns, c.kv_heads, c.head_features)
+  shape = (layers, rows, columns, c.kv_heads, c.head_features)  # as computed
   zeros = KeysValues(*(jnp.zeros(shape, c.compute_dtype),) * 2).stored(jnp.dtype(dtype or c.compute_dtype))
   own = jax.tree.map(lambda x: st.constrain(x, ("layers", *AXES)[: x.ndim]), zeros)
   segments = st.constrain(jnp.zeros((rows, columns), jnp.int32), ("batch", "seq"))

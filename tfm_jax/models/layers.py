@@ -177,8 +177,9 @@ class Attention(Layer):
       (q_BTHK,) = projections(x_BTD, "q")
       if kept is None:
         assert ctx.memory_BSD is not None
-        kept = KeysValues(*projections(ctx.memory_BSD, "kv"))
-      new, keys_values = kept, kept.read(c.compute_dtype)
+        new = keys_values = KeysValues(*projections(ctx.memory_BSD, "kv"))
+      else:
+        new, keys_values = kept, kept.read(c.compute_dtype)
     else:
       q_BTHK, k_BTGK, v_BTGK = projections(x_BTD, "qkv")
       if c.positions == "rotary":

@@ -77,7 +77,7 @@ def tower(
     cache = cache.with_segments(segments_BT)
     start, kept = cache.start, cache.kept
     S, key_segments, memory_segments = cache.columns, cache.segments_BS, cache.memory_segments_BS
-    memory_length = cache.across.k.shape[2] if cache.across else memory_length
+    memory_length = cache.across.k.shape[3] if cache.across else memory_length
   offset = 0 if cache is None else cache.length
   keys_offset = 0 if cache is None else (cache.places(T) - jnp.arange(S))[None]
   bias_HTS = None
