@@ -124,3 +124,16 @@ def test_options_that_the_user_has_set_stay(monkeypatch):
   flags = os.environ["XLA_FLAGS"].split()
   assert flags[0] == "--xla_cpu_prefer_vector_width=128" and flags[-1] == "--xla_other=1"
   assert len(flags) == len(devices._CPU_FLAGS)
+
+
+@pytest.mark.parametrize(("flags", "count"), [("", 1), ("--xla_force_host_platform_device_count=8", 8)])
+def test_emulated_devices_have_threads_and_time_to_wait_for_each_other(flags, count, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", flags)
+  monkeypatch.delenv("PJRT_NPROC", raising=False)
+  devices._prepare_emulated_devices()
+  assert os.environ.get("PJRT_NPROC") == (None if count == 1 else "32")
+  timeout = "xla_cpu_collective_call_terminate_timeout_seconds"
+  assert (timeout in os.environ["XLA_FLAGS"]) == (count > 1)
+  monkeypatch.setenv("XLA_FLAGS", chosen := f"{flags} --{timeout}=5")
+  devices._prepare_emulated_devices()
+  assert os.environ["XLA_FLAGS"] == chosen

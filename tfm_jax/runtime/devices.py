@@ -16,7 +16,7 @@ def prepare_backends() -> None:
   """Configures JAX's backends. Has no effect once they have started."""
   allocator.prepare()
   _tune_cpu_programs()
-  _give_emulated_devices_threads()
+  _prepare_emulated_devices()
   _leave_the_tpu_library_alone()
 
 
@@ -63,16 +63,20 @@ def _tune_cpu_programs() -> None:
     os.environ["XLA_FLAGS"] = " ".join(filter(None, [flags, *new]))
 
 
-def _give_emulated_devices_threads() -> None:
-  """Gives emulated CPU devices more threads, which prevents deadlocks.
+def _prepare_emulated_devices() -> None:
+  """Gives emulated CPU devices more threads, which prevents deadlocks, and more time to wait for each other.
 
   A collective blocks its thread until all devices have joined it, and XLA's pool has one thread per device. If two
-  collectives are ready at once, devices that start them in different orders would wait for each other forever.
+  collectives are ready at once, devices that start them in different orders would wait for each other forever. And XLA
+  ends the process if a device comes 40 seconds after the first one, as may happen where all of them share a few cores.
   """
-  flag = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+  flags = os.environ.get("XLA_FLAGS", "")
+  flag = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
   devices = max(int(flag[1]) if flag else 1, jax.config.jax_num_cpu_devices)  # type: ignore[attr-defined]
   if devices > 1:
     os.environ.setdefault("PJRT_NPROC", str(4 * devices))
+    if "collective_call_terminate_timeout" not in flags:
+      os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_collective_call_terminate_timeout_seconds=600".strip()
 
 
 def _leave_the_tpu_library_alone() -> None:
