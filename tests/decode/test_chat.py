@@ -70,7 +70,7 @@ def test_the_oldest_turns_are_dropped_whole_and_the_system_message_stays(run, as
   assert f"the window of {run.window} tokens is full: the oldest 1 turns were dropped" in caplog.text
   assert [len(prompt.ids) + options.max_new_tokens <= run.window for _, prompt, options in asked] == [True] * 4
   # A longer message takes the place of more turns.
-  long = "sat on the mat and saw the bird and all of the town"
+  long = "sat on the mat and saw the bird and all of the small grey town and a dog and the bird"
   prompts = [f"be\n\n{TURN * n}User: {long}\nAssistant:" for n in range(3)]
   fits = [len(run.tokenizer.encode(prompt)) + 8 < run.window for prompt in prompts]
   assert fits == [True, False, False]

@@ -73,9 +73,9 @@ def decode(values: Values, load_run: Callable[..., Any]) -> None:
   resumable(values["out"], texts, setting, lambda rest: _generated(run, rest, options, draft), options.samples)
 
 
-def _load(values: Values, load_run: Callable[..., Any], name: str, step: int | None = None) -> Any:
+def _load(values: Values, load_run: Callable[..., Any], name: str, *step: int | None) -> Any:
   """The run that a flag names."""
-  return load_run(values[name], step, values.get("strategy") or None, values.get("dtype") or None)
+  return load_run(values[name], *step, strategy=values.get("strategy") or None, dtype=values.get("dtype") or None)
 
 
 def _chat(values: Values, load_run: Callable[..., Any]) -> None:
@@ -204,7 +204,7 @@ def resumable(path: str, texts: Sequence[str], setting: Mapping[str, Any], gener
   if done:
     log.info("%s: going on after %d of %d prompts", partial, len(done) // samples, len(texts))
   rows = generated(texts[len(done) // samples :])
-  first = list(itertools.islice(rows, 1))  # what cannot be generated is refused before the file is opened
+  first = [] if done else list(itertools.islice(rows, 1))  # what cannot be generated leaves no file
   if process_index():
     for _ in rows:
       pass
