@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from tests.support.generating import PROMPTS, logits_after, run_of
 from tests.support.tiny import placement
 from tfm_jax.decode import generate as decoding
 from tfm_jax.decode.options import Options
+from tfm_jax.decode.start import prepared
 from tfm_jax.errors import UserError
+from tfm_jax.models import layers
+from tfm_jax.models.per_layer import PerLayer
 
 
 def check_greedy(run, found, count):
@@ -43,6 +47,29 @@ def test_greedy_texts_of_unequal_prompts_follow_the_full_forward(case):
   variant, changes = CASES[case]
   run = run_of(variant, **changes)
   check_greedy(run, run.generate(PROMPTS, max_new_tokens=6), 6)
+
+
+@pytest.mark.parametrize(
+  ("variant", "changes"),
+  [("gpt", {}), ("llama", {"num_kv_heads": 2}), pytest.param("t5", {}, marks=pytest.mark.slow)],
+)
+def test_a_cpu_reads_the_weights_of_each_layer_from_an_array_of_its_own(variant, changes, monkeypatch):
+  run = run_of(variant, **changes)
+  options = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
+  stacked = run.generate(PROMPTS, **options)
+  monkeypatch.setattr(layers, "UNROLLED_ON_CPU", 12)
+  params = prepared(run.model, run.params)
+  cut = [x for x in jax.tree.leaves(params, is_leaf=is_cut) if is_cut(x)]
+  assert cut and all(len(x.layers) == run.model.config.num_layers for x in cut)
+  restored = jax.tree.map(lambda x: x.whole() if is_cut(x) else x, params, is_leaf=is_cut)
+  jax.tree.map(np.testing.assert_array_equal, restored, run.params)
+  apart = run.generate(PROMPTS, **options)
+  assert [one.ids for one in apart] == [one.ids for one in stacked]
+  np.testing.assert_allclose([one.logprob for one in apart], [one.logprob for one in stacked], rtol=1e-5)
+
+
+def is_cut(x):
+  return isinstance(x, PerLayer)
 
 
 def test_a_model_whose_layers_all_have_a_window_keeps_no_more_than_it():

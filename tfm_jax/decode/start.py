@@ -11,8 +11,10 @@ from jax import Array
 from tfm_jax.decode import choosing
 from tfm_jax.decode.options import History, Numbers, Plan
 from tfm_jax.decode.prompts import Batch
+from tfm_jax.models import layers
 from tfm_jax.models.cache import Cache
 from tfm_jax.models.model import Model
+from tfm_jax.models.per_layer import per_layer
 
 _PART = 256  # tokens of a prompt that a model with a window reads at once
 
@@ -38,12 +40,24 @@ class State(NamedTuple):
 
 def any_rows(model: Model) -> Model:
   """The model for rows of any number and length: the attention kernel of training may need more."""
-  return dataclasses.replace(model, config=dataclasses.replace(model.config, attention="auto", remat="none"))
+  scan = model.config.scan and not _unrolled(model)
+  return dataclasses.replace(model, config=dataclasses.replace(model.config, attention="auto", remat="none", scan=scan))
 
 
 def prepared(model: Model, params: Any) -> Any:
-  """Parameters for many steps: those that each step multiplies with in the compute dtype, so that it casts none."""
-  return _cast(model, params)
+  """Parameters for many steps.
+
+  Those that each step multiplies with are in the compute dtype, so that it casts none, and on a single CPU in the form
+  that is read fastest.
+  """
+  params = _cast(model, params)
+  return per_layer(params) if _unrolled(model) else params
+
+
+def _unrolled(model: Model) -> bool:
+  """Whether steps read each layer's weights from an array of its own."""
+  c = model.config
+  return model.placement.lone_cpu and max(c.num_layers, c.decoder_depth) <= layers.UNROLLED_ON_CPU
 
 
 def shown(model: Model, state: Any) -> Any:

@@ -245,17 +245,19 @@ class Mlp(Layer):
     c, st = self.cfg, self.st
     D, F = c.embed_dim, c.mlp_features
     names = "ig" if c.gated else "i"
-    w_DCF = jnp.stack([self.stored(f"w{n}", (D, F)) for n in names], axis=1)
+    ws = [self.stored(f"w{n}", (D, F)) for n in names]
+    biases = [self.bias(f"b{n}", (F,), c.has_bias("mlp")) for n in names]
     embed_axis, mlp_axis = self.axes("wi").names
-    biases = [b for n in names if (b := self.bias(f"b{n}", (F,), c.has_bias("mlp"))) is not None]
-    b_CF = jnp.stack(biases) if biases else None
-    h_CBTF = linear("BTD,DCF->CBTF", x_BTD, w_DCF, b_CF, (embed_axis, None, mlp_axis), st)
-    h_CBTF = st.constrain(h_CBTF, (None, "batch", "seq", "act_mlp"))
+    if ctx.start is None:
+      w_DCF, bs = jnp.stack(ws, axis=1), [b for b in biases if b is not None]
+      b_CF = jnp.stack(bs) if bs else None
+      h_CBTF = linear("BTD,DCF->CBTF", x_BTD, w_DCF, b_CF, (embed_axis, None, mlp_axis), st)
+      each = list(st.constrain(h_CBTF, (None, "batch", "seq", "act_mlp")))
+    else:  # with a cache: few tokens, as for the projections of attention
+      each = [linear("BTD,DF->BTF", x_BTD, w, b, (embed_axis, mlp_axis), st) for w, b in zip(ws, biases, strict=True)]
+      each = [st.constrain(h_BTF, ("batch", "seq", "act_mlp")) for h_BTF in each]
     # The activation is applied to the output of wi; wg is the linear gate.
-    if c.gated:
-      h_BTF = GATED[c.activation](h_CBTF[0], h_CBTF[1])
-    else:
-      h_BTF = ACTIVATIONS[c.activation](h_CBTF[0])
+    h_BTF = GATED[c.activation](*each) if c.gated else ACTIVATIONS[c.activation](*each)
     if c.inner_dropout:
       h_BTF = dropout(h_BTF, c.dropout, ctx.noise, layer, INNER)
     wo_FD = self.stored("wo", (F, D))
@@ -356,7 +358,7 @@ def stack(
   """`depth` blocks as one scan over stacked parameters `blocks/...` [N, ...].
 
   `model.scan=false` unrolls the scan, and so does a single CPU device if there are at most `UNROLLED_ON_CPU` blocks. It
-  stays a scan where that only takes longer to compile: to create parameters, and to decode.
+  stays a scan where that only takes longer to compile: to create parameters, and to decode unless model.scan=false.
 
   Args:
     cfg, st: see `Layer`.
@@ -380,7 +382,7 @@ def stack(
     variable_axes={"params": 0},
     split_rngs={"params": True},
     length=depth,
-    unroll=1 if scan or kept is not None or blocks.is_initializing() else depth,
+    unroll=1 if scan or (kept is not None and cfg.scan) or blocks.is_initializing() else depth,
   )
   layers = jnp.arange(first, first + depth, dtype=jnp.int32)
   x_BTD, emitted = run(blocks, x_BTD, layers, kept)

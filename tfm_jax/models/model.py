@@ -21,6 +21,7 @@ from tfm_jax.models.heads.head import Outputs
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
 from tfm_jax.models.layers import ATTN, CROSS_ATTN, HIDDEN, Sublayers
+from tfm_jax.models.per_layer import whole
 from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.objectives.objective import ROWS, Fields
 from tfm_jax.ops.dropout import Noise
@@ -174,7 +175,7 @@ class Model:
     if not self.encoder_decoder:
       raise UserError(f"family={self.family} has no encoder and decoder: only encoder-decoders encode")
     check_batch(self.config, self.vocab_size, ("",), batch)
-    memory: Any = self.module.apply({"params": params}, dict(batch), method="encode")
+    memory: Any = self.module.apply({"params": whole(params)}, dict(batch), method="encode")
     return memory
 
   @property
@@ -234,7 +235,8 @@ class Model:
     return self._decode(params, batch, cache)
 
   def _decode(self, params: Params, batch: Mapping[str, Array], cache: Cache, **others: Any) -> tuple[Outputs, Cache]:
-    outputs_and_cache: Any = self.module.apply({"params": params}, dict(batch), cache, **others, method="decode")
+    variables = {"params": whole(params)}
+    outputs_and_cache: Any = self.module.apply(variables, dict(batch), cache, **others, method="decode")
     return outputs_and_cache
 
   def shapes(self) -> Params:
