@@ -60,6 +60,16 @@ def get_config(family="gpt"):
 WORDS = "the cat sat on a mat and saw that all the dogs of the town ran after one small grey bird".split()  # noqa: SIM905
 
 
+# Overrides of `tiny` for a run of one layer that is evaluated and saved every two steps.
+SHORT_RUN = {
+  "model__num_layers": 1,
+  "optimizer__schedule": "constant",
+  "eval__every": 2,
+  "eval__batches": 1,
+  "checkpoint__every": 2,
+}
+
+
 def write_text(path: Path, lines: int = 400, seed: int = 0) -> Path:
   """A text file of random sentences."""
   draw = np.random.default_rng(seed)

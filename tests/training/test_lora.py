@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.support.launching import exact_rows, quick_fit, tiny, write_experiment
+from tests.support.launching import SHORT_RUN, exact_rows, quick_fit, tiny, write_experiment
 from tests.support.tiny import make_batch, make_model, make_program, placement
 from tfm_jax.errors import UserError
 from tfm_jax.ops.losses import total
@@ -156,14 +156,6 @@ def test_targets_that_cannot_be(changes, message):
 
 # Runs.
 
-SETTINGS = {
-  "model__num_layers": 1,
-  "optimizer__schedule": "constant",
-  "eval__every": 2,
-  "eval__batches": 1,
-  "checkpoint__every": 2,
-}
-
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
@@ -173,12 +165,12 @@ def experiment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(experiment, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("base") / "run"
-  quick_fit(tiny(experiment, train__steps=2, **SETTINGS), workdir)
+  quick_fit(tiny(experiment, train__steps=2, **SHORT_RUN), workdir)
   return workdir
 
 
 def lora(experiment, base, **overrides):
-  return tiny(experiment, **(SETTINGS | {"init_from": str(base), "adapter__rank": 2, "train__steps": 4} | overrides))
+  return tiny(experiment, **(SHORT_RUN | {"init_from": str(base), "adapter__rank": 2, "train__steps": 4} | overrides))
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +217,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_although_its_base_went_on(fin
 
   shutil.copytree(base, tmp_path / "base")
   quick_fit(lora(experiment, tmp_path / "base", train__steps=2), tmp_path / "run")
-  quick_fit(tiny(experiment, train__steps=4, **SETTINGS), tmp_path / "base")
+  quick_fit(tiny(experiment, train__steps=4, **SHORT_RUN), tmp_path / "base")
   quick_fit(lora(experiment, tmp_path / "base"), tmp_path / "run")
   assert exact_rows(tmp_path / "run") == exact_rows(finished[1])
   jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path / "run").params, load_run(finished[1]).params)

@@ -25,13 +25,7 @@ from tfm_jax.runtime.command import Flags, run_command
 
 FLAGS = ("teacher", "students", "out")
 _ROUNDS = 9  # timed batches of each model, whose median counts; the models take turns
-_LOWER = (
-  "loss",
-  "perplexity",
-  "bits_per_byte",
-  "error",
-  "faults",
-)  # words of scores that are better the lower they are
+_LOWER = ("loss", "perplexity", "bits_per_byte", "error", "faults")  # words of scores that are better when lower
 _OF_DATA = ("unigram_entropy",)  # says nothing about the model
 
 
