@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
@@ -76,11 +77,17 @@ class _Stop(KeyboardInterrupt):
   """Raised by a signal where it arrives; like Python's own, it is no `Exception` that a library could catch."""
 
 
+_AGAIN = 0.05  # seconds until a signal whose exception was lost is sent again
+
+
 @contextlib.contextmanager
 def ended_at_once(last_checkpoint: Callable[[], int | None]) -> Iterator[None]:
   """Until `Interruption` takes over, SIGINT and SIGTERM end the block at once, as Interrupted.
 
   Several processes leave both signals to JAX, and other threads than the main one receive none.
+
+  Python ignores what is raised in a destructor or in a callback of its garbage collector, and JAX has such a callback:
+  a signal that arrives there would be lost. It is sent again a little later.
 
   Args:
     last_checkpoint: the step of the last checkpoint, for the message.
@@ -92,6 +99,13 @@ def ended_at_once(last_checkpoint: Callable[[], int | None]) -> Iterator[None]:
   def stop(number: int, frame: FrameType | None) -> None:
     raise _Stop(number)
 
+  def unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    if isinstance(lost.exc_value, _Stop):
+      threading.Timer(_AGAIN, os.kill, (os.getpid(), lost.exc_value.args[0])).start()
+    else:
+      report(lost)
+
+  report, sys.unraisablehook = sys.unraisablehook, unraisable
   previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
   try:
     yield
@@ -100,3 +114,4 @@ def ended_at_once(last_checkpoint: Callable[[], int | None]) -> Iterator[None]:
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
+    sys.unraisablehook = report
