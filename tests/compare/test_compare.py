@@ -135,6 +135,7 @@ def test_batches_are_the_same_on_every_mesh(experiment):
   assert not np.array_equal(batches[0]["inputs"], random_batch(programs(experiment, "dp").fields, 8, 2)["inputs"])
 
 
+@pytest.mark.slow
 def test_the_reference_is_one_device_whatever_mesh_the_config_has(experiment):
   reference = measure_reference(tiny(experiment, sharding__strategy="dp", sharding__data=8, train__batch_size=8))
   assert all(len(reference[name]) == COMPARED for name in ("losses", "grad_norms"))
@@ -216,6 +217,7 @@ def test_the_shard_map_is_of_the_largest_parameter_of_the_blocks_unless_one_is_n
     shard_map_of(program, "blocks/attn/w")
 
 
+@pytest.mark.slow
 def test_the_parts_of_memory_add_up_to_the_peak(experiment):
   program = programs(experiment, "fsdp")
   result = result_of(program, "fsdp", program.compile(1), 1, 0.5, "")

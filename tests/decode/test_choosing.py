@@ -40,6 +40,7 @@ def kept(logits, **options):
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=12, unique=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(LOGITS, st.integers(1, 14), st.floats(0.05, 0.99), st.floats(0.01, 0.9))
 def test_what_may_be_drawn_is_what_sorting_gives(logits, k, p, share):

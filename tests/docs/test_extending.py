@@ -71,6 +71,7 @@ def write_database(path, documents=300):
   return {text for (text,) in texts}
 
 
+@pytest.mark.slow
 def test_objective_source_tokenizer_and_optimizer_train_together(extended, tmp_path):
   write_database(tmp_path / "texts.db")
   changes = {"objective__name": "suffix", "data__source": "sqlite", "data__path": str(tmp_path / "texts.db")}

@@ -252,7 +252,7 @@ VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] paris is the of france .".split()  
 PYTHON_PAGES = [name for name, page in EVERY.items() if pages.blocks(page, "python") and page.name != "extending.md"]
 
 
-@pytest.mark.slow_but("docs/attention.md")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PYTHON_PAGES)
 def test_python_runs(name, folder, monkeypatch):
   """All blocks of a page, one after the other, on tiny models; what `load` reads is checked, and made small."""

@@ -44,7 +44,7 @@ def some_ids(run: Run) -> np.ndarray:
   return np.random.default_rng(0).integers(0, run.model.vocab_size, (3, 16)).astype(np.int32)
 
 
-@pytest.mark.slow_but("quickstart")
+@pytest.mark.slow
 def test_the_export_read_back_gives_the_same_logits_and_ids(exported, tmp_path):
   name, run, out = exported
   assert json.loads((out / "config.json").read_text())["architectures"] == [RECIPES[name]]

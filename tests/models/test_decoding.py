@@ -89,7 +89,7 @@ def test_token_by_token_equals_the_full_forward_of_packed_rows(case):
   assert int(compare(case, (), packed=True).length) == LENGTH
 
 
-@pytest.mark.slow_but("learned", "rotary", "grouped", "t5", "transformer")
+@pytest.mark.slow_but("learned", "t5")
 @pytest.mark.parametrize("case", CASES)
 def test_prompts_in_two_uneven_parts_and_then_tokens_equal_the_full_forward(case):
   compare(case, (7, 3), packed=False)
@@ -105,6 +105,7 @@ def test_decoding_on_a_mesh_equals_the_full_forward(case):
       assert kept.k.sharding.shard_shape(kept.k.shape) == (N, B // 4, G // 2, S, K)
 
 
+@pytest.mark.slow_but("learned", "relative")
 @pytest.mark.parametrize("case", ["learned", "grouped", "relative", "sinusoidal"])
 def test_prompts_of_unequal_length_stand_at_the_right_behind_padding(case):
   model, params = model_and_params(case)
@@ -185,6 +186,7 @@ def test_what_has_no_cache_is_refused():
     gpt.encode({}, {"inputs": np.zeros((1, 4), np.int32)})
 
 
+@pytest.mark.slow
 def test_a_full_cache_is_refused():
   model, params = make_model("gpt"), params_of("gpt")
   ids = np.full((1, 3), 7, np.int32)

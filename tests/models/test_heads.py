@@ -96,7 +96,7 @@ def test_every_dot_is_counted(case):
   assert dots(program.jaxpr) - unused == flops.count(loss, model.shapes(), batch).full
 
 
-@pytest.mark.slow_but("bert rows", "vit")
+@pytest.mark.slow_but("bert rows")
 @pytest.mark.parametrize("case", SELECTED)
 def test_every_parameter_has_a_gradient(case):
   _, gradient = loss_and_gradient(make(case), params_of(case), batch_of(case))
@@ -104,7 +104,7 @@ def test_every_parameter_has_a_gradient(case):
     assert np.isfinite(x).all() and np.abs(x).max() > 0, path
 
 
-@pytest.mark.slow_but("roberta answers", "vit")
+@pytest.mark.slow_but("vit")
 @pytest.mark.parametrize("case", SELECTED)
 def test_a_mesh_changes_nothing(case):
   loss, gradient = loss_and_gradient(make(case), params_of(case), batch_of(case))
@@ -153,6 +153,7 @@ def test_windows_reach_as_far_as_they_say():
   np.testing.assert_array_equal(moved, np.abs(np.arange(LENGTH) - 6) <= 2)
 
 
+@pytest.mark.slow
 def test_global_layers_see_everything():
   config = make("modernbert tokens").config
   for layers, everywhere in ((1, True), (2, True)):

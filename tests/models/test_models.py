@@ -74,7 +74,7 @@ def test_a_parameter_without_axes_is_an_error():
     param_axes("blocks/attn/other")
 
 
-@pytest.mark.slow_but("gpt", "t5")
+@pytest.mark.slow_but("gpt")
 @pytest.mark.parametrize("variant", ["gpt", "llama", "t5", "transformer"])
 def test_decoders_see_nothing_that_comes_later(variant):
   batch = {k: v for k, v in make_batch(variant, rows=2).items() if "segment" not in k}
@@ -88,6 +88,7 @@ def test_decoders_see_nothing_that_comes_later(variant):
   assert (np.abs(before[:, at:] - after[:, at:]).max(-1) > 1e-6).all()
 
 
+@pytest.mark.slow_but("bert")
 @pytest.mark.parametrize("variant", ["bert", "rotary", "t5_encoder"])
 def test_encoders_see_everything(variant):
   batch = {k: v for k, v in everywhere(make_batch(variant, rows=2)).items() if "segment" not in k}
@@ -182,14 +183,8 @@ def test_bfloat16_stays_close_to_float32(variant):
 
 
 # The families themselves: test_step.py.
-@pytest.mark.parametrize(
-  "variant",
-  [
-    pytest.param(variant, marks=() if variant == "rotary" else pytest.mark.slow)
-    for variant in VARIANTS
-    if variant not in TRAINED
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in TRAINED])
 def test_fresh_parameters_are_the_same_bits_under_every_strategy(variant):
   alone = jax.tree.map(np.asarray, jax.jit(make_model(variant).init)(jax.random.key(3)))
   for strategy in STRATEGIES:

@@ -135,7 +135,7 @@ def params_of(**changes):
   return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
 
 
-@pytest.mark.slow_but("0-dp-1")
+@pytest.mark.slow
 @pytest.mark.parametrize(("kv_heads", "strategy", "devices"), [(0, "dp", 1), (2, "fsdp_tp", 8)])
 def test_a_model_with_splash_attention_equals_one_without(kv_heads, strategy, devices):
   sizes = {"num_layers": 1, "max_positions": 128, "num_kv_heads": kv_heads, "positions": "rotary"}
@@ -168,7 +168,7 @@ def repeated(params, groups):
   return jax.tree.map_with_path(full, params)
 
 
-@pytest.mark.slow_but("rotary-fsdp_tp-8")
+@pytest.mark.slow
 @pytest.mark.parametrize(("positions", "strategy", "devices"), [("learned", "dp", 1), ("rotary", "fsdp_tp", 8)])
 def test_grouped_heads_equal_full_heads_that_are_alike(positions, strategy, devices):
   params, batch = params_of(num_kv_heads=2, positions=positions), make_batch("gpt", rows=8)

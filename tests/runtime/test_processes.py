@@ -278,6 +278,7 @@ def test_a_run_may_change_its_processes(experiment, tmp_path):
 # Ends.
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_after_the_same_step(experiment, tmp_path):
   flags = [f"--config={experiment}", f"--workdir={tmp_path / 'run'}", "--config.data.prefetch=0"]
   flags += ["--config.train.steps=1000000", "--config.eval.every=0", "--config.checkpoint.every=0"]
@@ -313,6 +314,7 @@ def test_an_error_during_training_ends_both(experiment, tmp_path):
   assert errors(second) == ["error: the disk is gone"]
 
 
+@pytest.mark.slow_but("--config.seed=1-not as on process 0: seed;")
 @pytest.mark.parametrize(
   ("flag", "named"),
   [

@@ -54,7 +54,7 @@ def values_of(example, params, prediction, shifts=None):
   return np.array([numbers[t.place, t.choice] for t in prediction.targets]), numbers
 
 
-@pytest.mark.slow_but("masks")
+@pytest.mark.slow
 @cases("masks", "next token", "target", "tags")
 def test_saliency_is_the_derivative_along_the_embedding_of_each_token(case):
   run, example, prediction = looked(case)

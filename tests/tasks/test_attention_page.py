@@ -67,7 +67,7 @@ class Page(HTMLParser):
       self.text += data
 
 
-@pytest.mark.slow_but("masks")
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["masks", "target", "answer"])
 def test_the_page_shows_every_head_of_every_layer(case):
   run, texts = run_of(case)

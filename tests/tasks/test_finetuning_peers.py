@@ -116,7 +116,7 @@ def theirs(
   return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow_but("bert_sequence", "bert_tokens")
+@pytest.mark.slow_but("bert_sequence")
 @pytest.mark.parametrize("name", CASES)
 def test_ten_steps_have_the_losses_of_transformers(name, tmp_path):
   losses, _, _ = ours(name, tmp_path / "run")

@@ -55,7 +55,7 @@ def causal_oracle(run, text, window, stride):
   return total, len(ids) - 1
 
 
-@pytest.mark.slow_but("llama-True-8-8")
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("variant", "begins", "window", "stride"), [("gpt", False, 8, 3), ("llama", True, 8, 8), ("gpt", True, 12, 12)]
 )

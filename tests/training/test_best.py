@@ -61,6 +61,7 @@ def stopped(experiment, tmp_path_factory):
   return run(experiment, workdir, eval__patience=3), workdir
 
 
+@pytest.mark.slow
 def test_training_ends_after_evaluations_without_improvement_and_the_best_is_reported(stopped):
   (result, (params, reported)), workdir = stopped
   assert [row["step"] for row in rows(workdir) if row["split"] == "eval"] == [0, 2, 4, 6, 8, 10]

@@ -38,6 +38,7 @@ def disturbed(params, seed=0):
   return nested({path: noise(path, x) for path, x in flat(params).items()})
 
 
+@pytest.mark.slow_but("bert", "gpt")
 @pytest.mark.parametrize("variant", ["bert", "gpt", "t5", "llama"])
 def test_merging_adds_the_product_of_each_layer(variant):
   """The oracle multiplies matrices in numpy, layer by layer."""
@@ -183,6 +184,7 @@ def finished(experiment, base, tmp_path_factory):
   return result, workdir, lines
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_adapters_alone(finished):
   _, workdir, lines = finished
   with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -195,6 +197,7 @@ def test_a_checkpoint_holds_the_adapters_alone(finished):
   assert any(f"trained: {numbers:,} of " in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_run_loads_as_a_model_of_the_same_loss(finished, experiment, base):
   result, workdir, _ = finished
   records = exact_rows(workdir)

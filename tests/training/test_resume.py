@@ -298,6 +298,7 @@ def test_resumes_under_another_strategy_and_device_count(experiment, variant, tm
     assert starts[-1]["mesh"]["model"] == (devices if strategy == "tp" else 1)
 
 
+@pytest.mark.slow
 def test_rows_are_on_disk_before_a_checkpoint_is_saved(experiment, tmp_path, monkeypatch):
   synced = {}
   sync = os.fsync

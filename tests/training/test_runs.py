@@ -133,6 +133,7 @@ def test_the_learning_rate_of_a_row_is_that_of_its_update(finished):
   assert max(row.get("learning_rate", 0) for row in rows(finished[2])) == pytest.approx(config.optimizer.learning_rate)
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_the_first_batch(experiment, tmp_path):
   """Without dropout, the record of step 1 has the loss of the initial model on batch 0, by a plain forward pass."""
   from tfm_jax.data.prepare import prepare
@@ -244,6 +245,7 @@ def test_a_trace_that_begins_at_the_last_step_is_ended(experiment, tmp_path):
   assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_run_whose_loss_is_not_finite_stops_and_saves_nothing(experiment, tmp_path):
   config = tiny(experiment, optimizer__learning_rate=1e30, optimizer__grad_clip=0.0, train__steps=40)
   with pytest.raises(UserError, match=r"not finite in 10 steps in a row.*optimizer\.learning_rate"):
@@ -256,6 +258,7 @@ def test_a_run_whose_loss_is_not_finite_stops_and_saves_nothing(experiment, tmp_
 # Reading a run.
 
 
+@pytest.mark.slow_but("None", "fsdp_tp")
 @pytest.mark.parametrize("strategy", [None, "dp", "fsdp", "tp", "fsdp_tp"])
 def test_load_run(finished, strategy):
   run = load_run(finished[2], strategy=strategy)
@@ -302,6 +305,7 @@ def test_a_run_without_its_tokenizer(experiment, finished, copy, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_init_from_takes_the_parameters_alone(experiment, finished, tmp_path):
   other = write_text(tmp_path / "other.txt", seed=3)
   config = tiny(

@@ -111,6 +111,7 @@ def test_the_pseudo_perplexity_masks_one_token_at_a_time():
   assert run.perplexity(text) == pytest.approx(math.exp(np.mean(nll)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sharded_model_says_the_same():
   run = make_run("bert")
   sharded = dataclasses.replace(run, model=dataclasses.replace(run.model, placement=tiny_models.placement("fsdp", 8)))

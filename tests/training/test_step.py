@@ -55,7 +55,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.slow_but("gpt-fsdp_tp", "bert-fsdp", "bert-tp")
+@pytest.mark.slow_but("gpt-fsdp_tp")
 @pytest.mark.parametrize(("variant", "strategy"), PAIRS)
 def test_every_strategy_trains_like_one_device(variant, strategy):
   first, losses, norms, _ = alone(variant)
@@ -105,9 +105,9 @@ def test_dropout_is_on_in_these_runs():
   assert abs(losses[0] - without[0]) > 1e-3
 
 
-@pytest.mark.slow_but("bert-full")
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["dots", "full"])
-@pytest.mark.parametrize("variant", ["bert", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variant", ["bert", "t5"])
 def test_remat_changes_no_result(variant, remat):
   _, losses, norms, _ = alone(variant)
   _, losses_r, norms_r, _ = train(variant, remat=remat)
@@ -127,11 +127,8 @@ def test_remat_saves_memory_in_the_order_of_its_names():
   assert sizes[0] > 1.2 * sizes[1] > 1.2 * sizes[2], sizes
 
 
-@pytest.mark.slow_but("bert")
-@pytest.mark.parametrize(
-  "variant",
-  [pytest.param(name, marks=() if name in ("bert", "llama", "t5_1_1") else pytest.mark.slow) for name in VARIANTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_steps_run_on_cpu(variant):
   """XLA:CPU lacks some bfloat16 dots; every one that is used must exist."""
   _, losses, norms, _ = train(variant, dtype="bfloat16")
@@ -166,6 +163,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
   assert not np.array_equal(state.params["embed"]["token"], kept[0]["embed"]["token"])
 
 
+@pytest.mark.slow_but("nan")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_update_that_is_not_finite_changes_no_parameter_and_is_counted(value, monkeypatch):
   """The gradients are finite, the update is not: it is checked as well."""
@@ -185,6 +183,7 @@ def test_an_update_that_is_not_finite_changes_no_parameter_and_is_counted(value,
     jax.tree.map(np.testing.assert_array_equal, kept, jax.tree.map(np.asarray, state.params))
 
 
+@pytest.mark.slow
 def test_single_values_of_an_update_that_are_not_finite_stay_as_they_are():
   """With epsilon=0, Adam divides 0 by 0 at the parameters of positions that no row reaches."""
   batch = make_batch("gpt")
@@ -230,6 +229,7 @@ def test_evaluation_is_without_dropout_and_extras_and_the_same_in_parts():
   assert float(whole.loss["labels"][1]) == batch["weights"].sum()
 
 
+@pytest.mark.slow
 def test_loss_and_predictions_share_the_forward_pass():
   """One program has as many matrix products as that of the loss alone, and the rows keep their order in parts."""
   model = make_model("bert", **{"head.name": "sequence_classification", "head.num_labels": 3})

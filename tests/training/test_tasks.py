@@ -62,6 +62,7 @@ def finished(experiment, tables, tmp_path_factory):
   return result, workdir
 
 
+@pytest.mark.slow
 def test_a_class_is_learned_and_every_held_out_row_is_predicted_in_order(finished, tables):
   result, workdir = finished
   assert result["accuracy"] > 0.9
@@ -113,6 +114,7 @@ def test_a_head_on_a_frozen_encoder_under_fsdp_resumes_bit_for_bit(experiment, t
   assert not any("blocks" in path or "embed" in path for path in stored)
 
 
+@pytest.mark.slow
 def test_what_is_frozen_must_come_from_somewhere(experiment, tables, tmp_path):
   pretrained = tmp_path / "pretrained"
   quick_fit(tiny(experiment, "bert", train__steps=1, data__seq_len=48), pretrained)

@@ -58,14 +58,9 @@ def stepped(case, microbatches, strategy, devices):
   return jax.device_get(metrics), flat(moved)
 
 
-# The head with two terms in its loss, and one other, are in the default suite.
 @pytest.mark.slow_but("bert rows-(2, 'dp', 1)")
-@pytest.mark.parametrize(
-  "cut", [pytest.param(cut, marks=pytest.mark.slow if cut[0] == 4 else ()) for cut in CUTS], ids=str
-)
-@pytest.mark.parametrize(
-  "case", [PRETRAINING, *(pytest.param(c, marks=() if c == "bert rows" else pytest.mark.slow) for c in CASES)]
-)
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("case", [PRETRAINING, *CASES])
 def test_every_head_learns_the_same_however_its_batch_is_cut(case, cut):
   metrics, gradient = stepped(case, 1, "dp", 1)
   other_metrics, other = stepped(case, *cut)

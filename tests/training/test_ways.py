@@ -71,6 +71,7 @@ def _dense(far):
   return {path for path in far if path.startswith(("dense", "head_norm", "head/", "transform"))}
 
 
+@pytest.mark.slow
 def test_layer_decay_is_optax_with_a_rate_for_each_layer():
   """Parameters of each layer by themselves, one optax.adamw for each distance."""
   program = program_of(layer_decay=0.5, weight_decay=0.1, grad_clip=0.0)
@@ -123,6 +124,7 @@ def _only(mask, labels, far):
   return lambda tree: {name: x if isinstance(x, optax.MaskedNode) else mask[name] for name, x in tree.items()}
 
 
+@pytest.mark.slow
 def test_gradual_unfreezing_goes_from_the_head_down():
   program = program_of(unfreeze_every=2, warmup_steps=0)
   for step, (before, after) in enumerate(itertools.pairwise(states(program, 8))):
