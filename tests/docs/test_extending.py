@@ -78,7 +78,7 @@ def test_objective_source_tokenizer_and_optimizer_train_together(extended, tmp_p
   changes |= {
     "tokenizer__kind": "words",
     "tokenizer__vocab_size": 100,
-    "optimizer__name": "lion",
+    "optimizer__name": "nadamw",
     "optimizer__learning_rate": 1e-3,
   }
   config = tiny(write_experiment(tmp_path / "tiny"), "gpt", train__steps=4, eval__every=0, **changes)
@@ -136,13 +136,13 @@ def test_the_tokenizer_is_saved_and_keeps_to_its_size(extended, tmp_path):
   assert ids.tolist() == [6, 5, 1] and tokenizer.decode(ids) == "b a <unk>"
 
 
-def test_the_optimizer_is_optax_lion(extended):
+def test_the_optimizer_is_that_of_optax(extended):
   batch = make_batch("gpt")
-  program = make_program(make_model("gpt"), batch, name="lion", weight_decay=0.1, beta2=0.99, grad_clip=0.0)
+  program = make_program(make_model("gpt"), batch, name="nadamw", weight_decay=0.1, beta2=0.99, grad_clip=0.0)
   params = jax.jit(program.model.init)(jax.random.key(0))
   grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), params)
   is_matrix = jax.tree.map_with_path(lambda path, _: program.model.axes(path).is_matrix, params)
-  theirs = optax.lion(1.0, b1=0.9, b2=0.99, weight_decay=0.1, mask=is_matrix)
+  theirs = optax.nadamw(1.0, b1=0.9, b2=0.99, weight_decay=0.1, mask=is_matrix)
   mine = program.tx
   ours, _ = jax.jit(mine.update)(grads, mine.init(params), params)
   expected, _ = jax.jit(theirs.update)(grads, theirs.init(params), params)

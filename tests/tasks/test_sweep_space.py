@@ -87,7 +87,7 @@ def test_a_small_space_gives_each_point_once():
     ({"model.dropout": 0.1}, r"model\.dropout needs a list of values, not 0\.1: write \[0\.1\]"),
     ({"model.dropout": "ab"}, "needs a list of values"),
     ({"model.dropout": [0.1, "a"]}, r"config\.model\.dropout='a' is of type str"),
-    ({"optimizer.name": ["adamw", "lion"]}, "'lion' is not one of adamw"),
+    ({"optimizer.name": ["adamw", "lamb"]}, "'lamb' is not one of adamw"),
     ({"train.batch_size": [-8]}, "must be a number of at least 0"),
     ({"model.dropout": [0.1, 0.1]}, r"model\.dropout has 0\.1 twice"),
     ({"model.dropout": ("uniform", 0.0, 0.1)}, 'needs "random": N'),

@@ -219,7 +219,7 @@ def test_wrong_values_of_flags(key, text, expected):
     ({"model": {"decoder_layers": -1}}, "model.decoder_layers=-1"),
     ({"model": {"dropout": 1.0}}, "model.dropout=1.0"),
     ({"model": {"attention_dropout": -0.1}}, "model.attention_dropout=-0.1"),
-    ({"optimizer": {"name": "lion"}}, "optimizer.name='lion' is not one of adamw"),
+    ({"optimizer": {"name": "lamb"}}, "optimizer.name='lamb' is not one of adamw"),
     ({"optimizer": {"schedule": "step"}}, "optimizer.schedule='step' is not one of linear"),
     ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate=nan"),
     ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate=inf"),

@@ -15,6 +15,7 @@ from tfm_jax.training.optimizer import (
   OptimizerConfig,
   make_optimizer,
   matrix_shape,
+  orthogonalized,
   per_matrix,
   schedule,
   state_shardings,
@@ -34,6 +35,15 @@ def tree(seed):
   return {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, SHAPES.items(), strict=True)}
 
 
+def unstacked(x):
+  """The matrix of each layer by itself."""
+  separate = {}
+  for name, value in x.items():
+    matrices = value.reshape(matrix_shape(value.shape, AXES[name]))
+    separate |= {f"{name}{i}": matrices[i] for i in range(3)} if AXES[name].layers else {name: matrices}
+  return separate
+
+
 def test_matrix_shapes():
   assert {name: matrix_shape(SHAPES[name], AXES[name]) for name in SHAPES} == {
     "wq": (3, 128, 160),
@@ -47,14 +57,6 @@ def test_adafactor_acts_on_the_matrix_of_each_layer():
   """On stacked parameters it computes what Optax does on separate matrices, each with its own moment and scale."""
   chain = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
   stacked = per_matrix(chain, AXES)
-
-  def unstacked(x):
-    separate = {}
-    for name, value in x.items():
-      matrices = value.reshape(matrix_shape(value.shape, AXES[name]))
-      separate |= {f"{name}{i}": matrices[i] for i in range(3)} if AXES[name].layers else {name: matrices}
-    return separate
-
   params = tree(0)
   state, plain_state = stacked.init(params), chain.init(unstacked(params))
   for step in range(3):
@@ -65,6 +67,69 @@ def test_adafactor_acts_on_the_matrix_of_each_layer():
     assert jax.tree.map(jnp.shape, updates) == SHAPES
   factored = state["wq"][0]
   assert factored.v_row.shape == (3, 128) and factored.v_col.shape == (3, 160)
+
+
+def test_muon_acts_on_the_matrix_of_each_layer_with_its_heads_merged():
+  """On stacked parameters it is the Muon of Optax on separate matrices of the blocks; the rest is its Adam."""
+  labels = {name: "muon" if name[0] == "w" else "adam" for name in unstacked(tree(0))}
+  # Optax corrects the bias of the momentum, unlike the authors: it is given theirs.
+  whole = lambda tree: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree)
+  muon = optax.chain(
+    optax.trace(0.9, nesterov=True),
+    optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=whole),
+    optax.stateless(lambda tree, _: jax.tree.map(lambda x: 0.2 * max(x.shape) ** 0.5 * x, tree)),
+  )
+  theirs = optax.partition({"muon": muon, "adam": optax.scale_by_adam(0.8, 0.99)}, labels)
+  ours = make_optimizer(OptimizerConfig("muon", momentum=0.9, beta1=0.8, beta2=0.99, grad_clip=0.0), AXES)
+  params = tree(0)
+  state, their_state = ours.init(params), theirs.init(unstacked(params))
+  for step in range(3):
+    grads = jax.tree.map(lambda x, i=step: x * (i + 1), tree(step + 1))
+    updates, state = ours.update(grads, state, params)
+    expected, their_state = theirs.update(unstacked(grads), their_state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), unstacked(updates), expected)
+    assert jax.tree.map(jnp.shape, updates) == SHAPES
+  moments = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(state)}
+  assert {name for name in moments if "trace" in name} == {
+    "[1][0].inner_state[0].trace['wq']",
+    "[1][0].inner_state[0].trace['wo']",
+  }
+
+
+def test_the_first_update_of_muon_is_that_of_optax_with_decay():
+  params, grads = tree(0), tree(1)
+  ours = make_optimizer(OptimizerConfig("muon", weight_decay=0.1, grad_clip=0.0), AXES)
+  updates, _ = ours.update(grads, ours.init(params), params)
+  matrices = {name: x for name, x in unstacked(params).items() if name[0] == "w"}
+  theirs = optax.contrib.muon(1.0, weight_decay=0.1, consistent_rms=0.2)
+  expected, _ = theirs.update({name: unstacked(grads)[name] for name in matrices}, theirs.init(matrices), matrices)
+  for name, update in expected.items():
+    np.testing.assert_allclose(unstacked(updates)[name], -update, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 40), (40, 16), (24, 32)])
+def test_orthogonalized_matrices_keep_their_singular_vectors_and_lose_their_singular_values(shape):
+  x = np.random.default_rng(0).normal(size=shape).astype(np.float32) * 1e-3
+  s = np.linalg.svd(np.asarray(orthogonalized(x)), compute_uv=False)
+  assert (s > 0.6).all() and (s < 1.3).all()
+  u, _, v = np.linalg.svd(x, full_matrices=False)
+  inside = u.swapaxes(-2, -1) @ np.asarray(orthogonalized(x)) @ v.swapaxes(-2, -1)
+  np.testing.assert_allclose(inside * (1 - np.eye(s.shape[-1])), 0.0, atol=1e-3)
+  assert not np.asarray(orthogonalized(jnp.zeros(shape))).any()
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt", "t5"])
+def test_muon_takes_the_matrices_of_the_blocks_alone(family):
+  model = make_model(family)
+  axes = jax.tree.map_with_path(lambda path, _: model.axes(path), model.shapes())
+  state = jax.eval_shape(make_optimizer(OptimizerConfig("muon"), axes).init, model.shapes())
+  names = {
+    part: [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state) if part in str(path)]
+    for part in ("trace", "mu")
+  }
+  assert names["trace"] and all("blocks" in name and "'w" in name for name in names["trace"])
+  assert any("embed" in name for name in names["mu"]) and not any("'wq'" in name for name in names["mu"])
+  assert len(names["trace"]) + len(names["mu"]) == len(jax.tree.leaves(model.shapes()))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -106,6 +171,27 @@ def test_the_peak_is_reached_at_the_end_of_the_warm_up(name, warmup):
   assert rates[-1] == pytest.approx(last, rel=1e-5)
 
 
+def rates_of(steps, **settings):
+  rate = schedule(OptimizerConfig(learning_rate=2.0, schedule="wsd", warmup_steps=10, **settings), steps)
+  return np.array([float(rate(jnp.int32(step))) for step in range(steps)])
+
+
+def test_wsd_warms_up_is_stable_and_decays_at_the_end():
+  rates = rates_of(100, decay_steps=20, final_fraction=0.1)
+  np.testing.assert_allclose(rates[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
+  np.testing.assert_array_equal(rates[9:80], 2.0)
+  assert (np.diff(rates[79:]) < 0).all() and rates[-1] == pytest.approx(0.2)
+  np.testing.assert_allclose(rates[80:], 0.2 + 1.8 * (1 - np.sqrt(np.arange(1, 21) / 20)), rtol=1e-5)
+
+
+def test_the_stable_part_of_wsd_does_not_depend_on_the_length():
+  """So that a cooldown goes on from any checkpoint of a run that was meant to be longer."""
+  stable = rates_of(200)
+  for steps in (60, 150):
+    np.testing.assert_array_equal(rates_of(steps, decay_steps=20)[: steps - 20], stable[: steps - 20])
+  assert (rates_of(15, decay_steps=50)[:10] == stable[:10]).all()  # the decay begins after the warm-up
+
+
 def test_the_flat_schedule_and_the_recipes_of_t5_are_at_the_peak_from_the_first_step():
   rate = schedule(OptimizerConfig(learning_rate=2.0, schedule="rsqrt_flat", warmup_steps=10), 100)
   rates = np.array([float(rate(jnp.int32(step))) for step in range(100)])
@@ -129,7 +215,7 @@ def test_weight_decay_acts_on_matrices_only():
     np.testing.assert_array_equal(update, 0.0 if vector else 0.5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "muon"])
 def test_decay_is_decoupled_from_momentum(name):
   """At every step, decay adds decay times the parameter to the update."""
   params, grads = tree(0), tree(1)

@@ -70,11 +70,17 @@ def test_every_strategy_trains_like_one_device(variant, strategy):
       assert not side["blocks"]["mlp"]["wi"].sharding.is_fully_replicated
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", [pytest.param("fsdp", marks=pytest.mark.slow), "fsdp_tp"])
-def test_adafactor_trains_alike_with_sharded_moments(strategy):
-  _, losses, norms, _ = alone("t5", "adafactor")
-  _, losses_8, norms_8, _ = train("t5", strategy, devices=8, name="adafactor")
+@pytest.mark.slow_but("gpt-muon-fsdp_tp")
+@pytest.mark.parametrize(
+  ("variant", "name", "strategy"),
+  [("t5", "adafactor", "fsdp"), ("t5", "adafactor", "fsdp_tp"), ("gpt", "lion", "fsdp_tp")]
+  + [("gpt", "muon", strategy) for strategy in STRATEGIES]
+  + [("t5", "muon", "fsdp_tp")],
+)
+def test_other_optimizers_train_alike_with_sharded_state(variant, name, strategy):
+  """Those that see matrices too, whose rows, columns and heads lie on different devices."""
+  _, losses, norms, _ = alone(variant, name)
+  _, losses_8, norms_8, _ = train(variant, strategy, devices=8, name=name)
   np.testing.assert_allclose(losses_8, losses, rtol=1e-5)
   np.testing.assert_allclose(norms_8, norms, rtol=1e-4)
 

@@ -52,4 +52,4 @@ FRACTIONS = (  # from 0 to 1
   "objective.keep_rate",
   "objective.noise_density",
 )
-DECAYS = ("optimizer.beta1", "optimizer.beta2", "train.ema")
+DECAYS = ("optimizer.beta1", "optimizer.beta2", "optimizer.momentum", "train.ema")

@@ -313,7 +313,7 @@ def resolve(config: Config) -> Config:
       f"data.seq_len={config.data.seq_len} is longer than the table of {rows - offset} learned positions: "
       f"set model.max_positions={config.data.seq_len + offset}"
     )
-  if config.optimizer.name in ("adam", "adamw") and config.optimizer.epsilon < np.finfo(np.float32).tiny:
+  if config.optimizer.name in ("adam", "adamw", "muon") and config.optimizer.epsilon < np.finfo(np.float32).tiny:
     raise UserError(
       f"optimizer.epsilon={config.optimizer.epsilon} is 0 in float32: where gradients are 0, {config.optimizer.name} "
       f"would divide 0 by 0; set 1e-8"

@@ -25,28 +25,47 @@ class OptimizerConfig:
   name: str = "adamw"  # update rule
   learning_rate: float = 1e-4  # peak learning rate, reached at warmup_steps
   schedule: str = "linear"  # learning rate after the warm-up; rsqrt_flat is at its peak during the warm-up too
+  decay_steps: int = 0  # wsd: the last steps, in which the learning rate falls; before, it is at its peak
   warmup_steps: int = 0  # steps in which the learning rate rises linearly to its peak (rsqrt_flat: stays there)
   warmup_fraction: float = 0.0  # share of train.steps that warmup_steps is, if that is 0
-  final_fraction: float = 0.0  # learning rate at the last step of linear and cosine, as a fraction of the peak
-  weight_decay: float = 0.0  # decoupled decay, multiplied by the learning rate; only of matrices (adamw, sgd)
-  beta1: float = 0.9  # momentum (adamw, adam, sgd)
-  beta2: float = 0.999  # decay rate of the average of squared gradients (adamw, adam)
-  epsilon: float = 1e-8  # added to the root of that average (adamw, adam)
+  final_fraction: float = 0.0  # learning rate at the last step of linear, cosine and wsd, as a fraction of the peak
+  weight_decay: float = 0.0  # decoupled decay, times the learning rate; of matrices (all but adam and adafactor)
+  beta1: float = 0.9  # momentum (all but adafactor; of muon: where it is AdamW)
+  beta2: float = 0.999  # decay of the average of squared gradients (adamw, adam, muon), or of the momentum (lion)
+  epsilon: float = 1e-8  # added to the root of that average (adamw, adam, muon)
+  momentum: float = 0.95  # Nesterov momentum of the matrices that are made orthogonal (muon)
   grad_clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
   frozen: str = ""  # regular expression; parameters whose path starts with a match are not trained; empty: none
   trained: str = ""  # regular expression; only parameters whose path starts with a match are trained; empty: all are
   layer_decay: float = 1.0  # factor of the learning rate per layer below the head; 1: all layers have the same rate
 
 
+def _done(n: Array, first: int, last: int) -> Array:
+  """How far update n is from update `first` to update `last`, from 0 to 1."""
+  return jnp.clip((n - first) / max(last - first, 1), 0.0, 1.0)
+
+
+def _falling(config: OptimizerConfig, fraction: Array) -> Array:
+  """From the peak to `final_fraction`, as the fraction falls from 1 to 0."""
+  return config.final_fraction + (1 - config.final_fraction) * fraction
+
+
 # Name -> learning rate after the warm-up, as a fraction of the peak. Arguments: the config; the update n, from 1; and
-# how much of the training after the warm-up is done, from 0 to 1.
-SCHEDULES: dict[str, Callable[[OptimizerConfig, Array, Array], Array]] = {
-  "linear": lambda c, n, done: 1 - (1 - c.final_fraction) * done,
-  "cosine": lambda c, n, done: c.final_fraction + (1 - c.final_fraction) * 0.5 * (1 + jnp.cos(math.pi * done)),
-  "rsqrt": lambda c, n, done: jnp.sqrt(max(c.warmup_steps, 1) / n),
+# the number of updates of the whole training.
+SCHEDULES: dict[str, Callable[[OptimizerConfig, Array, int], Array]] = {
+  "linear": lambda c, n, steps: _falling(c, 1 - _done(n, c.warmup_steps, steps)),
+  "cosine": lambda c, n, steps: _falling(c, 0.5 * (1 + jnp.cos(math.pi * _done(n, c.warmup_steps, steps)))),
+  "rsqrt": lambda c, n, steps: jnp.sqrt(max(c.warmup_steps, 1) / n),
   # 1 / sqrt(max(n, warmup_steps)), as in T5 (Raffel et al. 2020, 3.1.2).
-  "rsqrt_flat": lambda c, n, done: jnp.sqrt(max(c.warmup_steps, 1) / n),
-  "constant": lambda c, n, done: jnp.ones_like(n),
+  "rsqrt_flat": lambda c, n, steps: jnp.sqrt(max(c.warmup_steps, 1) / n),
+  "constant": lambda c, n, steps: jnp.ones_like(n),
+  # Warm-up, stable, decay (Hu et al. 2024), with the decay of Hägele et al. 2024. Its stable part does not depend on
+  # `steps`, so that a run can be made longer, and be cooled down from any of its checkpoints (`branch_from`).
+  "wsd": lambda c, n, steps: (
+    _falling(c, 1 - jnp.sqrt(_done(n, max(steps - c.decay_steps, c.warmup_steps), steps)))
+    if c.decay_steps
+    else jnp.ones_like(n)
+  ),
 }
 
 
@@ -68,15 +87,19 @@ def schedule(config: OptimizerConfig, steps: int) -> Callable[[Array], Array]:
 
   def rate(step: Array) -> Array:
     n = jnp.asarray(step, jnp.float32) + 1
-    done = jnp.clip((n - warmup) / max(steps - warmup, 1), 0.0, 1.0)
     before = jnp.ones_like(n) if config.schedule == "rsqrt_flat" else n / max(warmup, 1)
-    return config.learning_rate * jnp.where(n < warmup, before, SCHEDULES[config.schedule](config, n, done))
+    return config.learning_rate * jnp.where(n < warmup, before, SCHEDULES[config.schedule](config, n, steps))
 
   return rate
 
 
+def _map_axes(function: Callable[[Axes], Any], axes: Any) -> Any:
+  """A tree of function(axes of a parameter)."""
+  return jax.tree.map(function, axes, is_leaf=lambda a: isinstance(a, Axes))
+
+
 def _decay(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
-  mask = jax.tree.map(lambda a: a.is_matrix, axes, is_leaf=lambda a: isinstance(a, Axes))
+  mask = _map_axes(lambda a: a.is_matrix, axes)
   return optax.add_decayed_weights(config.weight_decay, mask) if config.weight_decay else optax.identity()
 
 
@@ -102,10 +125,56 @@ def _adafactor(config: OptimizerConfig, axes: Any) -> optax.GradientTransformati
   )
 
 
+def _lion(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+  """Chen et al. 2023: the sign of a momentum. Rates are 3 to 10 times smaller than AdamW's, decays as much larger."""
+  return optax.chain(optax.scale_by_lion(config.beta1, config.beta2), _decay(config, axes))
+
+
+def _muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+  """Jordan et al. 2024: an orthogonal matrix for the momentum of each matrix of the blocks. The rest is AdamW.
+
+  Embeddings, the head, biases and norms are not matrices of the blocks. Each direction has the size that AdamW's would
+  have, so that both take the same learning rate and weight decay (Liu et al. 2025, 2.2).
+  """
+  of_blocks = lambda a: a.is_matrix and a.layers > 0
+  theirs = _map_axes(lambda a: a if of_blocks(a) else optax.MaskedNode(), axes)
+  orthogonal = optax.stateless(lambda momentum, _: jax.tree.map(_orthogonal_direction, momentum, theirs))
+  return optax.chain(
+    optax.masked(optax.chain(optax.trace(config.momentum, nesterov=True), orthogonal), _map_axes(of_blocks, axes)),
+    optax.masked(_adam(config, axes), _map_axes(lambda a: not of_blocks(a), axes)),
+    _decay(config, axes),
+  )
+
+
+def _orthogonal_direction(x: Array, axes: Axes) -> Array:
+  """The orthogonal matrix for each matrix of a stacked parameter, with a root mean square of about 0.2, as AdamW's."""
+  matrices = x.reshape(matrix_shape(x.shape, axes))
+  return (0.2 * math.sqrt(max(matrices.shape[-2:])) * orthogonalized(matrices)).reshape(x.shape)
+
+
+def orthogonalized(x: Array) -> Array:
+  """The orthogonal matrix that is nearest to each matrix, nearly: five Newton-Schulz iterations (Jordan et al. 2024).
+
+  The singular values of the result are about 0.7 to 1.2, except for those that were below 0.1 % of the norm.
+
+  Args:
+    x: matrices [..., I, O]; their size has no influence.
+  """
+  x = x / (jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True)) + 1e-8)
+  tall = x.shape[-2] > x.shape[-1]
+  x = x.mT if tall else x
+  for _ in range(5):
+    gram = x @ x.mT
+    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+  return x.mT if tall else x
+
+
 OPTIMIZERS = {
   "adamw": _adamw,
   "adam": _adam,
   "adafactor": _adafactor,
+  "lion": _lion,
+  "muon": _muon,
   "sgd": _sgd,
 }
 
