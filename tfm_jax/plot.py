@@ -1,7 +1,7 @@
-"""The curves of several runs in one page: python -m tfm_jax.plot RUN... --out=FILE.
+"""The curves of several runs over one another: python -m tfm_jax.plot RUN... --out=FILE.
 
 RUN...        run directories, local or gs://
---out=FILE    the HTML page, which needs no other file
+--out=FILE    FILE.html: a page that needs no other file; FILE.png: the same as a picture, which takes a browser
 """
 
 import sys
@@ -12,7 +12,7 @@ from tfm_jax.runtime.command import check_installation
 
 
 def main(arguments: list[str]) -> int:
-  """Writes the page; 2 and one line on stderr for a mistake of the user."""
+  """Writes the page or the picture; 2 and one line on stderr for a mistake of the user."""
   if "--help" in arguments or "-h" in arguments:
     print(__doc__)
     return 0
@@ -20,15 +20,21 @@ def main(arguments: list[str]) -> int:
   paths = [argument for argument in arguments if not argument.startswith("--")]
   try:
     check_installation()
-    from tfm_jax.runtime.reporting.curves import curves_page
-    from tfm_jax.runtime.run_directory import RunDirectory
+    from tfm_jax.runtime.reporting.overlay import overlay_page, read_run
+    from tfm_jax.runtime.reporting.picture import write_picture
 
     if not out or not paths or len(paths) + 1 != len(arguments):
       raise UserError("usage: python -m tfm_jax.plot RUN... --out=FILE")
-    runs = {path: RunDirectory(path).read_metrics() for path in paths}
-    if empty := [path for path, records in runs.items() if not records]:
+    if Path(out).suffix not in (".html", ".png"):
+      raise UserError(f"--out={out}: write a page, as FILE.html, or a picture, as FILE.png")
+    runs = {path: read_run(path) for path in paths}
+    if empty := [path for path, run in runs.items() if not run.records]:
       raise UserError(f"{', '.join(empty)}: no metrics.jsonl there, or nothing in it")
-    Path(out).write_text(curves_page(runs), encoding="utf-8")
+    page = overlay_page(runs)
+    if Path(out).suffix == ".png":
+      write_picture(page, Path(out))
+    else:
+      Path(out).write_text(page, encoding="utf-8")
   except (UserError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

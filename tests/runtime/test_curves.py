@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from tfm_jax.plot import main as plot
 from tfm_jax.runtime.reporting.chart import Line, line_chart
 from tfm_jax.runtime.reporting.curves import curves_page, where_curves_are, write_curves
 from tfm_jax.runtime.run_directory import RunDirectory
@@ -34,18 +33,18 @@ RECORDS = [
 
 
 def test_the_page_has_a_plot_for_each_metric():
-  page = curves_page({"quick": RECORDS})
+  page = curves_page("quick", RECORDS)
   titles = re.findall(r"<h2>(.*?)</h2>", page)
   assert titles == ["Loss", "Perplexity", "Accuracy", "Learning rate", "Gradient norm", "Tokens per second"]
   assert page.count('class="curve"') == len(titles)
   for shown in ("held-out, step 4: 5.25", "train, step 3: 5.5", "unigram entropy"):
     assert shown in page
   assert "objective" not in page  # it is the loss here
-  assert "objective" in curves_page({"quick": [*RECORDS, record(5, loss=1.0, objective=1.5)]})
+  assert "objective" in curves_page("quick", [*RECORDS, record(5, loss=1.0, objective=1.5)])
 
 
 def test_it_needs_no_other_file_and_no_script():
-  page = curves_page({"<run>": RECORDS})
+  page = curves_page("<run>", RECORDS)
   assert not re.search(r"<script|https?:|<link|<img|@import|url\(", page)
   assert "<run>" not in page and "&lt;run&gt;" in page
   assert "prefers-color-scheme: dark" in page
@@ -53,7 +52,7 @@ def test_it_needs_no_other_file_and_no_script():
 
 def test_a_short_run_is_drawn_whole_and_a_long_one_from_where_it_has_settled():
   def losses(steps):
-    return curves_page({"run": [record(n, loss=1000.0 if n == 1 else 2.0 + 1 / n) for n in range(1, steps + 1)]})
+    return curves_page("run", [record(n, loss=1000.0 if n == 1 else 2.0 + 1 / n) for n in range(1, steps + 1)])
 
   short, long = losses(20), losses(200)
   assert ">1k<" in short and "moving average" not in short
@@ -61,32 +60,26 @@ def test_a_short_run_is_drawn_whole_and_a_long_one_from_where_it_has_settled():
 
 
 def test_gradient_norms_of_one_size_are_drawn_from_zero():
-  page = curves_page({"run": [record(n, grad_norm=2.0 + n / 10) for n in range(1, 6)]})
+  page = curves_page("run", [record(n, grad_norm=2.0 + n / 10) for n in range(1, 6)])
   assert ">0<" in page.split("<h2>Gradient norm</h2>")[1]
 
 
 def test_values_that_are_not_finite_and_other_metrics_and_streams():
   records = [record(1, loss=None), record(2, loss=float("nan")), record(3, loss=2.0), record(3, "other", f1=0.5)]
-  page = curves_page({"run": records})
+  page = curves_page("run", records)
   assert "train, step 3: 2<" in page and "step 2:" not in page and "nan" not in page
   assert "<h2>f1</h2>" in page and "other, step 3: 0.5" not in page.split("<h2>f1</h2>")[0]
-  assert "<h2>" not in curves_page({"empty": []})
+  assert "<h2>" not in curves_page("empty", [])
 
 
 def test_a_long_run_is_thinned_but_keeps_its_extremes_and_its_ends():
   records = [record(n, grad_norm=100.0 if n == 7777 else 1.0, loss=3.0 + 1 / n) for n in range(1, 20_001)]
-  page = curves_page({"long": records})
+  page = curves_page("long", records)
   assert len(page) < 400_000
   assert "step 20,000: 3" in page
   faint = re.findall(r'class="faint" points="(.*?)"', page)
   heights = [float(point.split(",")[1]) for point in faint[1].split()]
   assert min(heights) < 20 < max(heights)  # the single spike
-
-
-def test_several_runs_are_drawn_into_one_plot():
-  page = curves_page({"a": RECORDS, "b": RECORDS})
-  assert page.count('class="curve"') == 6
-  assert "a, step 4: 5.25" in page and "b, step 4: 5.25" in page
 
 
 def test_the_page_of_a_run_refreshes_itself_until_the_run_is_finished(tmp_path):
@@ -120,18 +113,6 @@ def test_where_the_curves_are(tmp_path, monkeypatch):
   assert where_curves_are(run) == "curves: runs/x/curves.html"
   run.tensorboard.mkdir(parents=True)
   assert where_curves_are(run) == "curves: runs/x/curves.html (or: tensorboard --logdir runs/x/tensorboard)"
-
-
-def test_the_plot_command(tmp_path, capsys):
-  for name in "ab":
-    run_with(tmp_path / name, RECORDS)
-  out = tmp_path / "page.html"
-  assert plot([str(tmp_path / "a"), str(tmp_path / "b"), f"--out={out}"]) == 0
-  assert f"{tmp_path}/b, step 4: 5.25" in out.read_text()
-  assert plot([str(tmp_path / "c"), f"--out={out}"]) == 2
-  assert "no metrics.jsonl" in capsys.readouterr().err
-  assert plot([str(tmp_path / "a")]) == 2 and plot(["--out=x", "--what=1", "a"]) == 2
-  assert "usage: python -m tfm_jax.plot RUN... --out=FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ class Config:
   seed: int = 0  # random seed of initialisation, data order, masking and dropout
   init_from: str = ""  # a run directory whose parameters this run starts from (continued pre-training, fine-tuning)
   init_layers: str = ""  # layers of init_from that a shallower model starts from, such as 0,2,4; empty: all
+  branch_from: str = ""  # a run directory whose whole state this run goes on from, in a directory of its own
+  branch_step: int = 0  # the step of its checkpoint; 0: the last
   model: ModelConfig = resolve_model("bert")  # the family's preset, with changes
   tokenizer: TokenizerConfig = TokenizerConfig()
   data: DataConfig = DataConfig()
@@ -322,6 +324,8 @@ def resolve(config: Config) -> Config:
     raise UserError(
       f"train.microbatches={config.train.microbatches} does not divide train.batch_size={config.train.batch_size}"
     )
+  if config.branch_step and not config.branch_from:
+    raise UserError(f"branch_step={config.branch_step} is a step of which run? Set branch_from")
   if config.eval.patience and not config.eval.metric:
     raise UserError(f"eval.patience={config.eval.patience} needs a metric to improve: set eval.metric, such as loss")
   objectives = find_family(config.family).objectives

@@ -36,6 +36,7 @@ from tfm_jax.training.memory import choose_microbatches
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.program import build_program
 from tfm_jax.training.start import (
+  branch_point,
   check_batches,
   check_fingerprints,
   check_resumable,
@@ -119,7 +120,11 @@ class _Start:
     self.rows = rows_here(self.model.placement.sharding(("batch",)), config.train.batch_size)
     self.eval_step: Any = None  # set once the number of microbatches is known
     self.result: dict[str, float] = {}
-    self.base: tuple[RunDirectory, int] | None = None  # the run and the step that this one starts from
+    self.base: tuple[RunDirectory, int] | None = None  # the run and the step whose parameters this one starts from
+    self.restored: tuple[RunDirectory, int] | None = (
+      None  # the run and the step whose whole state this start goes on from
+    )
+    self.begin = 0  # the step that this start begins at
     self.teacher = teacher_entry(run, config) if config.distill.teacher else None
     self.best = Best(config.eval.metric, config.eval.patience)
     self.split = next(iter(task.eval_streams), "")  # the held-out data that decides
@@ -134,10 +139,16 @@ class _Start:
     """Compiles, then trains. `starts`: the entries of run.json of the earlier starts."""
     config = self.config
     latest = self.checkpoints.latest()
+    if latest is None and config.branch_from:
+      with together():
+        self.restored = branch_point(config)
+        starts = self.restored[0].starts()
     if latest is not None:
+      self.restored = self.run, latest
       records = [r for r in self.run.read_metrics() if r["step"] <= latest and self._has_metric(r)]
       with together():
         self.best.replay(records, self.split, self.checkpoints.steps())
+    self.begin = self.restored[1] if self.restored else 0
     log.info("\n%s", parameter_lines(self.model, self.abstract.params))
     if self.program.frozen:
       log.info("%s", trained_line(self.program))
@@ -145,7 +156,7 @@ class _Start:
     if latest is None or (latest < config.train.steps and not self.best.exhausted()):
       earlier = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
       with together():
-        check_batches(config, self.task, latest or 0, self.rows)
+        check_batches(config, self.task, self.begin, self.rows)
       with together():
         microbatches, train_step = self._compile(earlier)
       culprit = culprit_of(config, self.task)
@@ -159,14 +170,18 @@ class _Start:
   def _run(self, latest: int | None, train_steps: TrainSteps | None, microbatches: int) -> None:
     """Restores or initialises the state, trains, and reports; `train_steps` None: the run is finished already."""
     run = self.run
-    state = self._state(latest)
+    state = self._state()
     if not run.exists:
       if run.writes and self.task.tokenizer is not None:
         self.task.tokenizer.save(run.tokenizer)
       run.write_config(to_dict(self.config))
     run.write_best(self.best.describe(self.split))
-    source = run if latest is not None or not self.config.init_from else RunDirectory(self.config.init_from)
-    entry = start_entry(self.model, self.task, latest or 0, microbatches) | {"origin": source.origin()}
+    source = (
+      self.restored[0] if self.restored else RunDirectory(self.config.init_from) if self.config.init_from else run
+    )
+    entry = start_entry(self.program, self.task, self.begin, microbatches) | {"origin": source.origin()}
+    if source is not run and self.restored:
+      entry["branch"] = {"path": str(source.path), "step": self.begin}
     if self.base is not None:
       entry["base"] = {"path": str(self.base[0].path), "step": self.base[1]}
     if self.teacher is not None:
@@ -178,6 +193,8 @@ class _Start:
       self.result = {name: value for name, value in records[-1].items() if name != "step"} if records else {}
     else:
       with Tracker(run, self.config.train.steps, latest) as tracker:
+        if not latest:
+          self._evaluate(state, tracker, self.begin)
         state = self._train(state, train_steps, tracker)
       self.checkpoints.wait()
     write_curves(run, finished=True)
@@ -218,21 +235,23 @@ class _Start:
     log.info("train step: compiled in %.1f s, microbatches %d", time.monotonic() - begin, microbatches)
     return microbatches, step
 
-  def _state(self, latest: int | None) -> TrainState:
-    """The state of the checkpoint of step `latest`; None: a state of step 0."""
-    config, program, teacher = self.config, self.program, self._teacher()
-    if latest is None and not config.init_from:
+  def _state(self) -> TrainState:
+    """The state of the checkpoint that this start goes on from, or one of step 0."""
+    config, program, teacher, restored = self.config, self.program, self._teacher(), self.restored
+    if restored is None and not config.init_from:
       return program.init(None, teacher)
     base = None
-    if latest is None or config.adapter.rank:  # the checkpoints of adapters lack what is frozen
+    if restored is None or config.adapter.rank:  # the checkpoints of adapters lack what is frozen
       self.base = base_of(self.run, config)
       base = initial_params(
         self.base[0], self.model, config.seed, program.named_frozen, self.base[1], config.init_layers
       )
-    if latest is None:
+    if restored is None:
       return program.init(base, teacher)
-    log.info("resuming from the checkpoint of step %d", latest)
-    state = TrainState(**self.checkpoints.restore(latest, program.stored(self.abstract)))._replace(teacher=teacher)
+    source, step = restored
+    log.info("resuming from the checkpoint of step %d%s", step, "" if source is self.run else f" of {source.path}")
+    with Checkpoints(source.checkpoints) as checkpoints:
+      state = TrainState(**checkpoints.restore(step, program.stored(self.abstract)))._replace(teacher=teacher)
     return state if base is None else state._replace(params=nested(flat(base) | flat(state.params)))
 
   def _teacher(self) -> Any:
@@ -261,8 +280,6 @@ class _Start:
     meter = self._meter(tracker)
     profiler = Profiler(self.run.path / "profile", config.train.profile_at if self.run.writes else 0)
     step = int(state.step)
-    if step == 0:
-      self._evaluate(state, tracker, 0)
     batches = self.task.train_batches(step, config.train.steps, self.rows)
     with Interruption() as interruption, contextlib.ExitStack() as stack:
       stack.callback(profiler.stop)
@@ -325,7 +342,7 @@ class _Start:
         self.result = metrics
       tracker.log(split, step, metrics)
       if number == 0 and (step == 0 or self._has_metric(metrics)):
-        improved = self.best.add(step, metrics)
+        improved = self.best.add(step, metrics, saved=step > self.begin)
     tracker.sync()
     write_curves(self.run, finished=False)
     if improved:

@@ -192,13 +192,34 @@ def stored_tokenizer(run: RunDirectory, config: Config) -> epath.Path | None:
   train a new one."""
   if run.exists:
     return run.stored_tokenizer()
-  key, path = ("init_from", config.init_from) if config.init_from else ("distill.teacher", config.distill.teacher)
-  if path and not config.tokenizer.path:
+  sources = {
+    "branch_from": config.branch_from,
+    "init_from": config.init_from,
+    "distill.teacher": config.distill.teacher,
+  }
+  key, path = next((entry for entry in sources.items() if entry[1]), ("", ""))
+  if path and (config.branch_from or not config.tokenizer.path):
     source = RunDirectory(path)
     if not source.exists:
       raise UserError(f"{key}={path} is not a run directory: it has no config.json")
     return source.stored_tokenizer()
   return None
+
+
+def branch_point(config: Config) -> tuple[RunDirectory, int]:
+  """The run and the step of `branch_from` that a new run goes on from. Raises UserError if there is no such checkpoint,
+  or nothing to train after it."""
+  source = RunDirectory(config.branch_from)
+  if not source.exists:
+    raise UserError(f"branch_from={config.branch_from} is not a run directory: it has no config.json")
+  with Checkpoints(source.checkpoints) as checkpoints:
+    step = config.branch_step or checkpoints.latest()
+    if step is None or step not in checkpoints.steps():
+      stored = ", ".join(map(str, checkpoints.steps())) or "none"
+      raise UserError(f"branch_from={config.branch_from} has no checkpoint of branch_step={step} (it has {stored})")
+  if step >= config.train.steps:
+    raise UserError(f"train.steps={config.train.steps} counts from the start of branch_from: set more than {step}")
+  return source, step
 
 
 def rows_here(sharding: Sharding, batch_size: int) -> np.ndarray | None:
@@ -257,10 +278,13 @@ def trained_line(program: Program) -> str:
   return f"trained: {share}; the optimizer state has {moments:,} numbers"
 
 
-def start_entry(model: Model, task: Task, step: int, microbatches: int) -> dict[str, Any]:
-  """The entry of run.json that describes this start."""
+def start_entry(program: Program, task: Task, step: int, microbatches: int) -> dict[str, Any]:
+  """The entry of run.json that describes this start, which trains if `microbatches` is not 0."""
+  model = program.model
   packages = ("tfm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   mesh = model.placement.mesh
+  tokens = program.config.train.batch_size * program.row_tokens
+  work = {"step_tokens": tokens, "step_flop": program.flops.full} if microbatches else {}
   return {
     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     "step": step,
@@ -269,6 +293,7 @@ def start_entry(model: Model, task: Task, step: int, microbatches: int) -> dict[
     "mesh": dict(mesh.shape),
     "parameters": model.parameter_count(),
     "microbatches": microbatches,
+    **work,
     "git": _git_revision(),
     "fingerprints": dict(task.fingerprints),
   }

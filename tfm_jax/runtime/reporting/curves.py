@@ -1,9 +1,9 @@
-"""The curves of runs as one HTML page, drawn from the records of metrics.jsonl."""
+"""The curves of a run as one HTML page, drawn from the records of metrics.jsonl, and plots for other pages."""
 
 import importlib.util
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ TITLES = {
   "mfu": "Model FLOPs utilization (mfu)",
 }
 # Not drawn: timings, which tokens_per_second shows as well, and a constant, which is a line in the plot of the loss.
-HIDDEN = ("step", "split", "step_seconds", "data_wait_seconds", "unigram_entropy")
+# Those of overlaid runs are axes.
+HIDDEN = ("step", "split", "step_seconds", "data_wait_seconds", "unigram_entropy", "tokens", "FLOP", "seconds")
 LOGARITHMIC = ("perplexity", "grad_norm")
 FROM_ZERO = ("tokens_per_second", "mfu")
 FALLING = ("loss", "objective", "perplexity", "bits_per_byte")  # their first values are far above the rest
@@ -56,7 +57,7 @@ def write_curves(run: RunDirectory, finished: bool) -> None:
   if not run.writes:
     return
   try:
-    run.write_curves(curves_page({run.path.name: run.read_metrics()}, head="" if finished else REFRESH))
+    run.write_curves(curves_page(run.path.name, run.read_metrics(), "" if finished else REFRESH))
   except (OSError, UserError) as error:
     log.warning("cannot write %s: %s", run.curves, error)
 
@@ -71,46 +72,69 @@ def where_curves_are(run: RunDirectory) -> str:
   return f"curves: {folder}/{run.curves.name}{hint}"
 
 
-def curves_page(runs: Mapping[str, Records], head: str = "") -> str:
-  """An HTML page with one plot per metric, of one run or of several in one plot.
+def curves_page(name: str, records: Records, head: str = "") -> str:
+  """An HTML page with one plot per metric of a run.
 
   Args:
-    runs: the name of each run, and its records in the order of metrics.jsonl.
+    name: of the run.
+    records: in the order of metrics.jsonl.
     head: HTML for the page's head.
   """
+  runs = {name: records}
+  drawn, title = drawn_metrics(runs), f"Curves of {name}"
+  sections = [page.header(title, about_lines(runs), _facts(records))]
+  if "loss" in drawn:
+    wide = plot(runs, "loss", wide=True)
+    sections.append(page.section("Loss", "", f'<div class="scroll"><div class="wide">{wide}</div></div>'))
+  others = [f'<div class="card"><h2>{escape(TITLES.get(n, n))}</h2>{plot(runs, n)}</div>' for n in drawn if n != "loss"]
+  if others:
+    sections.append(f'<section><div class="cards">{"".join(others)}</div></section>')
+  return page.page(title, "\n".join([*sections, evaluations("", records)]), head)
+
+
+def drawn_metrics(runs: Mapping[str, Records]) -> list[str]:
+  """The metrics that there is something to draw of: those of `TITLES` first, then others in their order."""
   metrics = [*TITLES]
   for records in runs.values():
     metrics += [name for record in records for name in record if name not in metrics and name not in HIDDEN]
   drawn = [name for name in dict.fromkeys(metrics) if any(_values(r, name) for r in runs.values())]
   if all(record.get("objective", record.get("loss")) == record.get("loss") for r in runs.values() for record in r):
     drawn = [name for name in drawn if name != "objective"]  # what is minimised is the loss
-  title = f"Curves of {', '.join(runs)}"
+  return drawn
+
+
+def about_lines(runs: Mapping[str, Records]) -> str:
+  """What the lines with and without points are."""
   evaluated = any(record["split"] != "train" for records in runs.values() for record in records)
   held_out = "With points: held-out, one per evaluation. Without: training"
   intro = held_out if evaluated else "Nothing is held out. The lines: training"
   averaged = any(sum(r["split"] == "train" for r in records) >= AVERAGED_FROM for records in runs.values())
-  intro += ", the moving average of single steps (pale)." if averaged else ", single steps."
-  sections = [page.header(title, intro, _facts(next(iter(runs.values()))) if len(runs) == 1 else {})]
-  if "loss" in drawn:
-    sections.append(
-      page.section("Loss", "", f'<div class="scroll"><div class="wide">{_plot(runs, "loss")}</div></div>')
-    )
-  others = [
-    f'<div class="card"><h2>{escape(TITLES.get(n, n))}</h2>{_plot(runs, n)}</div>' for n in drawn if n != "loss"
-  ]
-  if others:
-    sections.append(f'<section><div class="cards">{"".join(others)}</div></section>')
-  sections += [_evaluations(name if len(runs) > 1 else "", records) for name, records in runs.items()]
-  return page.page(title, "\n".join(sections), head)
+  single = "" if len(runs) > 1 else " (pale)"
+  return intro + (f", the moving average of single steps{single}." if averaged else ", single steps.")
 
 
-def _plot(runs: Mapping[str, Records], name: str) -> str:
-  """The plot of one metric: of one run its splits in different colours, of several runs each in one colour."""
+def plot(
+  runs: Mapping[str, Records],
+  name: str,
+  axis: str = "step",
+  axis_text: Callable[[float], str] = human_count,
+  wide: bool = False,
+) -> str:
+  """The plot of one metric: of one run its splits in different colours, of several runs each in one colour.
+
+  Args:
+    runs: the name of each run, and its records in the order of metrics.jsonl.
+    name: the metric.
+    axis: what it is drawn against; records that lack it are left out.
+    axis_text: how its values are written.
+    wide: whether the plot has a page's width.
+  """
   several = len(runs) > 1
   lines: list[Line] = []
   for number, (run, records) in enumerate(runs.items(), 1):
     for order, split in enumerate(dict.fromkeys(["train", *(record["split"] for record in records)])):
-      points = [(record["step"], record[name]) for record in records if record["split"] == split and _has(record, name)]
+      of_split = [r for r in records if r["split"] == split and _has(r, name) and _has(r, axis)]
+      points = [(record[axis], record[name]) for record in of_split]
       if split == "train":
         training = _training(run if several else "train", points, number, averaged=name not in EXACT)
         lines += training[-1:] if several else training
@@ -131,8 +155,10 @@ def _plot(runs: Mapping[str, Records], name: str) -> str:
     y_log=y_log,
     y_low=None if y_log else low,
     y_high=high,
-    size=(1100, 400) if name == "loss" else (540, 250),
-    text=_number,
+    x_name=axis,
+    x_text=axis_text,
+    size=(1100, 400) if wide else (540, 250),
+    text=short_number,
   )
 
 
@@ -191,18 +217,20 @@ def _facts(records: Records) -> dict[str, str]:
   for split in dict.fromkeys(record["split"] for record in reversed(records)):
     last = next(record for record in reversed(records) if record["split"] == split)
     label = {"train": "training", "eval": "held-out"}.get(split, split)
-    facts |= {f"{label} {name}": _number(last[name]) for name in ("loss", "accuracy", "perplexity") if _has(last, name)}
+    facts |= {
+      f"{label} {name}": short_number(last[name]) for name in ("loss", "accuracy", "perplexity") if _has(last, name)
+    }
   return {"step": f"{max((record['step'] for record in records), default=0):,}"} | facts
 
 
-def _evaluations(run: str, records: Records) -> str:
+def evaluations(run: str, records: Records) -> str:
   """All evaluations of a run as a table, closed at first."""
   rows = [record for record in records if record["split"] != "train"]
   if not rows:
     return ""
   names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("step", "split")]
   columns = ["step", "split", *(name.replace("_", " ") for name in names)]
-  cells = [[f"{row['step']:,}", row["split"], *(_number(row.get(name)) for name in names)] for row in rows]
+  cells = [[f"{row['step']:,}", row["split"], *(short_number(row.get(name)) for name in names)] for row in rows]
   summary = f"All evaluations{f' of {run}' if run else ''} as numbers"
   table = page.table(columns, cells, text_columns=2)
   return f"<section><details><summary>{escape(summary)}</summary>{table}</details></section>"
@@ -219,7 +247,7 @@ def _values(records: Records, name: str) -> list[float]:
   return [record[name] for record in records if _has(record, name)]
 
 
-def _number(value: Any) -> str:
+def short_number(value: Any) -> str:
   """A value in a few digits."""
   if not isinstance(value, (int, float)):
     return "-"
