@@ -20,14 +20,14 @@ def main(arguments: list[str]) -> int:
   paths = [argument for argument in arguments if not argument.startswith("--")]
   try:
     check_installation()
-    from tfm_jax.runtime.reporting.overlay import overlay_page, read_run
+    from tfm_jax.runtime.reporting.overlay import overlay_page, read_run, short_names
     from tfm_jax.runtime.reporting.picture import write_picture
 
     if not out or not paths or len(paths) + 1 != len(arguments):
       raise UserError("usage: python -m tfm_jax.plot RUN... --out=FILE")
     if Path(out).suffix not in (".html", ".png"):
       raise UserError(f"--out={out}: write a page, as FILE.html, or a picture, as FILE.png")
-    runs = {path: read_run(path) for path in paths}
+    runs = {name: read_run(path) for name, path in zip(short_names(paths), paths, strict=True)}
     if empty := [path for path, run in runs.items() if not run.records]:
       raise UserError(f"{', '.join(empty)}: no metrics.jsonl there, or nothing in it")
     page = overlay_page(runs)

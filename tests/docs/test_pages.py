@@ -49,6 +49,7 @@ COMMANDS = {
   "-m tfm_jax.tasks.distillation": distillation_command.FLAGS,
   "-m tfm_jax.tasks.lm_eval": lm_eval_command.FLAGS,
   "-m tfm_jax.tasks.sweep": sweep_command.FLAGS,
+  "-m tfm_jax.training.reference": ("workdir", "out"),
 }
 # Those that may stand without a value.
 SWITCHES = {"-m tfm_jax.decode": decode_command.SWITCHES, "-m tfm_jax.tasks.lm_eval": lm_eval_command.SWITCHES}

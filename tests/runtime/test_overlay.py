@@ -11,7 +11,7 @@ from tests.runtime.test_curves import RECORDS, record, run_with
 from tests.support.browser import headless
 from tfm_jax.plot import main as plot
 from tfm_jax.runtime.reporting import picture
-from tfm_jax.runtime.reporting.overlay import LoggedRun, overlay_page, with_progress
+from tfm_jax.runtime.reporting.overlay import LoggedRun, overlay_page, short_names, with_progress
 
 
 def logged(steps, tokens=1000, seconds=0.5, every=10):
@@ -68,6 +68,12 @@ def test_runs_of_earlier_releases_and_of_other_kinds_are_drawn_too():
   assert "Loss against tokens" in page
 
 
+def test_names_are_as_short_as_they_can_be():
+  assert short_names(["runs/a", "runs/b/"]) == ["a", "b"]
+  assert short_names(["x/run", "y/run", "gs://bucket/run"]) == ["x/run", "y/run", "bucket/run"]
+  assert short_names(["a", "a"]) == ["a", "a"]
+
+
 def test_the_command(tmp_path, capsys):
   for name in "ab":
     run = run_with(tmp_path / name, logged(20))
@@ -78,7 +84,7 @@ def test_the_command(tmp_path, capsys):
   a, b = str(tmp_path / "a"), str(tmp_path / "b")
   assert plot([a, b, f"--out={out}"]) == 0
   page = out.read_text()
-  assert f"{b}, step 25: 4" in page and f"{b}, FLOP 1.5e+11: 4" in page and ">123,456<" in page
+  assert "b, step 25: 4" in page and "b, FLOP 1.5e+11: 4" in page and ">123,456<" in page
   assert "<td>train.batch_size</td>" in page and "<td>train.steps</td>" not in page
   assert plot([a, f"--out={out}"]) == 0 and "The run" in out.read_text()
   assert plot([str(tmp_path / "c"), f"--out={out}"]) == 2

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from tfm_jax.errors import UserError
 from tfm_jax.runtime.reporting.tracking import (
   LINE_SECONDS,
   Console,
   Tracker,
+  check_wandb,
 )
 from tfm_jax.runtime.reporting.units import human_bytes, human_count, human_seconds
 from tfm_jax.runtime.run_directory import RunDirectory
@@ -177,3 +179,54 @@ def test_a_count_is_right_to_three_digits(value):
   text = human_count(value)
   unit = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1], 1)
   assert float(text.rstrip("kMBT")) * unit == pytest.approx(value, rel=0.0051, abs=0.0051)
+
+
+class FakeWandb:
+  """What is used of the package wandb."""
+
+  def __init__(self):
+    self.runs, self.logged, self.finished = [], [], 0
+
+  def init(self, **settings):
+    self.runs.append(settings)
+    return self
+
+  def log(self, record, step):
+    self.logged.append((step, record))
+
+  def finish(self):
+    self.finished += 1
+
+
+def test_records_reach_weights_and_biases_and_a_resumed_run_is_the_same_there(tmp_path, monkeypatch):
+  fake = FakeWandb()
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  run = RunDirectory(tmp_path / "mine")
+  run.create()
+  run.write_config({"seed": 3})
+  run.append_start({"time": "now"})
+  with Tracker(run, 3, wandb="project") as tracker:
+    tracker.log("eval", 0, {"loss": 5.0})
+    tracker.log("train", 1, {"loss": np.float32(4.0)})
+  run.append_start({"time": "later"})
+  with Tracker(run, 3, 1, wandb="project") as tracker:
+    tracker.log("train", 2, {"loss": 3.0})
+  assert fake.logged == [(0, {"eval/loss": 5.0}), (1, {"train/loss": 4.0}), (2, {"train/loss": 3.0})]
+  first, second = fake.runs
+  assert first == second and fake.finished == 2
+  assert (first["project"], first["name"], first["config"], first["resume"]) == (
+    "project",
+    "mine",
+    {"seed": 3},
+    "allow",
+  )
+  with Tracker(RunDirectory(tmp_path / "other"), 3):
+    pass
+  assert len(fake.runs) == 2
+
+
+def test_without_the_package_a_run_says_how_to_install_it(monkeypatch):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  check_wandb("")
+  with pytest.raises(UserError, match=r"train\.wandb=project: wandb is not installed: pip install -e '\.\[wandb\]'"):
+    check_wandb("project")

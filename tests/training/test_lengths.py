@@ -11,7 +11,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.objectives.objective import token_fields
 from tfm_jax.training.lengths import at_length, batch_length, check_lengths
 from tfm_jax.training.loop import fit
-from tfm_jax.training.steps import TrainSteps
+from tfm_jax.training.steps import Form, TrainSteps
 
 LENGTHS = (8, 12, 16)
 PLAN = (16, 8, 8, 12, 16, 12, 8, 16)  # the length of each step's batch, in turn
@@ -99,12 +99,13 @@ def test_the_operations_of_a_short_step_are_those_of_a_program_of_its_length():
   fields = token_fields(16, 250)
   program = type(program)(program.config, program.model, {**program.fields, **_declared(fields)}, program.loss)
   steps = TrainSteps(program, 1, None, (8, 16), "x")
-  steps._programs[8] = program.at_length(8, 16), None
+  short_rows, rows = Form(16, 8), Form(16, 16)
+  steps._programs[short_rows] = program.at_length(8, 16), None
   short = make_program(make_model("gpt"), make_batch("gpt", length=8))
-  assert steps.work(8, None).flops == short.flops.full < steps.work(16, None).flops
-  assert (steps.work(8, None).tokens, steps.work(16, None).tokens) == (16 * 8, 16 * 16)
+  assert steps.work(short_rows, None).flops == short.flops.full < steps.work(rows, None).flops
+  assert (steps.work(short_rows, None).tokens, steps.work(rows, None).tokens) == (16 * 8, 16 * 16)
   batch = make_batch("gpt", length=8)
-  assert steps.work(8, batch).useful == (batch["segment_ids"] != 0).sum() < 16 * 8
+  assert steps.work(short_rows, batch).useful == (batch["segment_ids"] != 0).sum() < 16 * 8
 
 
 def _declared(fields):

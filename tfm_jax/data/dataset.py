@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +22,12 @@ Batch = dict[str, np.ndarray]
 _CHUNK = 1 << 18  # approximate number of tokens that a pass over all rows computes at once
 _CHECKED = 8  # rows that are compared with the declared fields
 _HELD_OUT = 0  # the seed of the order of held-out rows, in every run
+
+
+class Batches(Protocol):
+  """What has a batch for every step."""
+
+  def batch(self, step: int, rows: np.ndarray | None = None) -> Batch: ...
 
 
 class Evaluated(NamedTuple):
@@ -130,7 +136,7 @@ class Dataset:
 
 
 def batches(
-  dataset: Dataset, start: int, stop: int, rows: np.ndarray | None = None, prefetch: int = 8
+  dataset: Batches, start: int, stop: int, rows: np.ndarray | None = None, prefetch: int = 8
 ) -> Iterator[tuple[int, Batch]]:
   """(step, batch) for steps start .. stop - 1; a thread prepares up to `prefetch` batches ahead (0: none).
 

@@ -12,7 +12,8 @@ errors.html. A file without labels is predicted, and not scored.
 --out=DIR                    the folder for the results; default: evaluation in the run's directory
 --task=NAME                  the task, for runs that were imported or pre-trained (translation: a run of the objective
                              seq2seq on parallel text); language_modeling: perplexities of a text; choice: the likeliest
-                             of several endings, or the last word (HellaSwag, PIQA, COPA, LAMBADA)
+                             of several endings, or the last word (HellaSwag, PIQA, COPA, LAMBADA); objective: the loss
+                             of pre-training, on all rows that the run held out or on those of --data
 --shots=5 --examples=FILE    choice: solved examples before each prompt, from the training set
 --prefix="summarize: "       tasks that generate: stands before each text; default: the run's task.prefix;
                              a model that was only pre-trained for several tasks, such as T5, needs one (or --prefix=)

@@ -14,12 +14,13 @@ from tfm_jax.errors import UserError
 from tfm_jax.runtime.agreement import process_index
 from tfm_jax.tasks.generation import Generation
 from tfm_jax.tasks.glue import GLUE
+from tfm_jax.tasks.held_out import evaluate_objective
 from tfm_jax.tasks.labelled import LabelledTask, Prediction, score_lines
 from tfm_jax.tasks.report.comparison import comparison_page
 from tfm_jax.tasks.report.page import errors_page
 from tfm_jax.tasks.report.terminal import errors_text
 from tfm_jax.tasks.scores import signatures
-from tfm_jax.tasks.table import CHOICE, LANGUAGE_MODELING, TASKS, find_task
+from tfm_jax.tasks.table import CHOICE, LANGUAGE_MODELING, OBJECTIVE, TASKS, find_task
 from tfm_jax.tasks.text_to_text import TextToText
 from tfm_jax.training.load import Run, load_run
 
@@ -156,7 +157,7 @@ def write(out: str, evaluation: Evaluation, against: str = "") -> list[str]:
   lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
   files = {
     "predictions.jsonl": lines,
-    "scores.json": json.dumps(e.scores, indent=2, allow_nan=False) + "\n",
+    "scores.json": _json(e.scores),
     "errors.html": errors_page(e.form, e.predictions, e.scores, e.facts["run"], e.facts),
   }
   if against:
@@ -166,6 +167,11 @@ def write(out: str, evaluation: Evaluation, against: str = "") -> list[str]:
     except UserError as error:
       raise UserError(f"--against={against}: {error}") from error
   return write_files(out, files)
+
+
+def _json(scores: Mapping[str, float]) -> str:
+  """The content of scores.json."""
+  return json.dumps(scores, indent=2, allow_nan=False) + "\n"
 
 
 def write_files(out: str, files: Mapping[str, str]) -> list[str]:
@@ -201,10 +207,14 @@ def evaluate_run(
   of_tasks = {"against": against, "targets": targets, "prefix": prefix, **options}
   of_choices = {"shots": shots, "examples": examples}
   given = {LANGUAGE_MODELING: {**of_tasks, **of_choices, "batch_size": batch_size}, CHOICE: of_tasks}
+  given[OBJECTIVE] = {name: value for name, value in (of_tasks | of_choices).items() if name != "targets"}
   if unused := next((name for name, value in given.get(task, of_choices).items() if value), ""):
     raise UserError(f"--{unused} does not apply to {f'--task={task}' if task else 'the task of a run'}")
-  run = load_run(workdir, step=step, strategy=strategy)
   folder = out or str(Path(workdir) / "evaluation")
+  if task == OBJECTIVE:
+    scores = evaluate_objective(workdir, data, targets, step, strategy, batch_size)
+    return [*score_lines(scores), *(f"written: {path}" for path in write_files(folder, {"scores.json": _json(scores)}))]
+  run = load_run(workdir, step=step, strategy=strategy)
   if task in given:
     return _by_likelihood(run, task, data, folder, {**of_choices, "batch_size": batch_size})
   evaluation = evaluate(run, data, task, batch_size, targets, prefix, **options)
@@ -229,7 +239,7 @@ def _by_likelihood(run: Run, task: str, data: str, out: str, settings: Mapping[s
   scores, rows = evaluate_text(run, data) if task == LANGUAGE_MODELING else evaluate_choices(run, data, **given)
   scores = {name: value for name, value in scores.items() if math.isfinite(value)}
   files = {
-    "scores.json": json.dumps(scores, indent=2, allow_nan=False) + "\n",
+    "scores.json": _json(scores),
     "predictions.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
   }
   return [*score_lines(scores), *(f"written: {path}" for path in write_files(out, files))]

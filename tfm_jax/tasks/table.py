@@ -25,8 +25,8 @@ TASKS: dict[str, type[Task]] = {
   "text_to_text": TextToText,
 }
 
-LANGUAGE_MODELING, CHOICE = "language_modeling", "choice"
-"""Not tasks to train on: `python -m tfm_jax.tasks` evaluates language models by them."""
+LANGUAGE_MODELING, CHOICE, OBJECTIVE = "language_modeling", "choice", "objective"
+"""Not tasks to train on: `python -m tfm_jax.tasks` evaluates language models by them, and by their own objective."""
 
 
 def find_task(name: str) -> type[Task]:

@@ -34,33 +34,7 @@ from tfm_jax.training.distill import DistillConfig
 from tfm_jax.training.lora import AdapterConfig
 from tfm_jax.training.moved import MOVED, translated
 from tfm_jax.training.optimizer import OptimizerConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """The training loop."""
-
-  steps: int = 1000  # number of updates, unless `epochs` says it
-  epochs: float = 0.0  # passes over the training rows, from which train.steps is computed; 0: train.steps counts
-  batch_size: int = 32  # rows of the global batch
-  microbatches: int = 0  # parts of the batch that are computed one after the other; 0: as many as memory requires
-  ema: float = 0.0  # decay of an average of the parameters, which evaluation and load_run use; 0: the last ones
-  unfreeze_every: int = 0  # steps after which one more layer is trained, from the head down; 0: all are from the start
-  log_every: int = 50  # steps between training records in metrics.jsonl
-  profile_at: int = 0  # step at which a profile of three steps is written; 0: none
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-  """Evaluation on held-out data: at step 0, every `eval.every` steps and at the end."""
-
-  every: int = 500  # steps between evaluations; 0: only at the start and the end
-  batches: int = 20  # batches, of the training batch size, always the same ones; 0: all
-  metric: str = ""  # metric by which the best checkpoint is chosen and kept, such as accuracy or loss; empty: the last
-  # tasks that generate: steps between evaluations that also score generated texts; 0: only the last evaluation does
-  generate_every: int = 0
-  generate_examples: int = 200  # held-out examples that these generate for, greedily; 0: all
-  patience: int = 0  # evaluations without an improvement of eval.metric after which training ends; 0: never
+from tfm_jax.training.settings import EvalConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +67,8 @@ MAY_CHANGE = (
   "train.steps",
   "train.epochs",
   "train.log_every",
+  "train.layer_norms",
+  "train.wandb",
   "train.profile_at",
   "eval",
   "checkpoint",
@@ -324,6 +300,9 @@ def resolve(config: Config) -> Config:
     raise UserError(
       f"train.microbatches={config.train.microbatches} does not divide train.batch_size={config.train.batch_size}"
     )
+  if config.train.ramp.first < config.train.batch_size and (config.task.name or config.train.epochs):
+    why = f"task.name={config.task.name} has none" if config.task.name else "train.epochs counts batches of one size"
+    raise UserError(f"train.ramp_from={config.train.ramp_from} is for pre-training by train.steps: {why}")
   if config.branch_step and not config.branch_from:
     raise UserError(f"branch_step={config.branch_step} is a step of which run? Set branch_from")
   if config.eval.patience and not config.eval.metric:

@@ -5,12 +5,14 @@ step itself in `step.py`, what is trained on in `task.py`, and the checks before
 """
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from tfm_jax.cache import cache_dir
@@ -22,7 +24,7 @@ from tfm_jax.runtime.interruption import Interrupted, Interruption
 from tfm_jax.runtime.reporting.curves import where_curves_are, write_curves
 from tfm_jax.runtime.reporting.logs import show_log_lines
 from tfm_jax.runtime.reporting.meter import Meter, Profiler
-from tfm_jax.runtime.reporting.tracking import Tracker
+from tfm_jax.runtime.reporting.tracking import Tracker, check_wandb
 from tfm_jax.runtime.reporting.units import human_count
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.runtime.trees import flat, nested
@@ -35,6 +37,7 @@ from tfm_jax.training.load import base_of, initial_params, load_params, teacher_
 from tfm_jax.training.memory import choose_microbatches
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.program import build_program
+from tfm_jax.training.reference import reference_lines
 from tfm_jax.training.start import (
   branch_point,
   check_batches,
@@ -86,6 +89,7 @@ def fit(config: Config, workdir: epath.PathLike, task: type[Task] = Pretraining)
   run = RunDirectory(workdir)
   with together():
     config = resolve(task.configure(config))
+    check_wandb(config.train.wandb)
     check_same_config(config)
   prepare_backends()  # before anything asks JAX which process this is, which starts them
   use_compilation_cache()
@@ -117,7 +121,10 @@ class _Start:
     self.program = build_program(config, vocab_size, task.fields, loss=task.loss)
     self.model = self.program.model
     self.abstract = self.program.state  # computed here so that mistakes in optimizer.frozen are raised early
-    self.rows = rows_here(self.model.placement.sharding(("batch",)), config.train.batch_size)
+    self.rows = self._rows_of(config.train.batch_size)
+    shards, first = self.model.placement.batch_shards, config.train.ramp.first
+    if first % shards:
+      raise UserError(f"train.ramp_from={first} does not divide into the {shards} parts of replica x data")
     self.eval_step: Any = None  # set once the number of microbatches is known
     self.result: dict[str, float] = {}
     self.base: tuple[RunDirectory, int] | None = None  # the run and the step whose parameters this one starts from
@@ -156,7 +163,8 @@ class _Start:
     if latest is None or (latest < config.train.steps and not self.best.exhausted()):
       earlier = next((entry["microbatches"] for entry in reversed(starts) if entry["microbatches"]), 0)
       with together():
-        check_batches(config, self.task, self.begin, self.rows)
+        rows = config.train.ramp.size(self.begin)
+        check_batches(config, self.task, self.begin, rows, self._rows_of(rows), self.rows)
       with together():
         microbatches, train_step = self._compile(earlier)
       culprit = culprit_of(config, self.task)
@@ -192,14 +200,14 @@ class _Start:
       records = [record for record in run.read_metrics() if record.pop("split") == self.split]
       self.result = {name: value for name, value in records[-1].items() if name != "step"} if records else {}
     else:
-      with Tracker(run, self.config.train.steps, latest) as tracker:
+      with Tracker(run, self.config.train.steps, latest, self.config.train.wandb) as tracker:
         if not latest:
           self._evaluate(state, tracker, self.begin)
         state = self._train(state, train_steps, tracker)
       self.checkpoints.wait()
     write_curves(run, finished=True)
     params = self._best_params(state)
-    for line in self.task.report(self.model, params, self.result, run):
+    for line in [*self.task.report(self.model, params, self.result, run), *reference_lines(run, self.config)]:
       log.info("%s", line)
     log.info("%s", where_curves_are(run))
 
@@ -234,6 +242,10 @@ class _Start:
     microbatches, step = choose_microbatches(program.placement, self.abstract, size, requested, program.compile)
     log.info("train step: compiled in %.1f s, microbatches %d", time.monotonic() - begin, microbatches)
     return microbatches, step
+
+  def _rows_of(self, size: int) -> np.ndarray | None:
+    """See `rows_here`, of a global batch of so many rows."""
+    return rows_here(self.model.placement.sharding(("batch",)), size)
 
   def _state(self) -> TrainState:
     """The state of the checkpoint that this start goes on from, or one of step 0."""
@@ -280,7 +292,9 @@ class _Start:
     meter = self._meter(tracker)
     profiler = Profiler(self.run.path / "profile", config.train.profile_at if self.run.writes else 0)
     step = int(state.step)
-    batches = self.task.train_batches(step, config.train.steps, self.rows)
+    stages = config.train.ramp.stages(step, config.train.steps)
+    parts = (self.task.train_batches(first, stop, self._rows_of(size)) for first, stop, size in stages)
+    batches = itertools.chain.from_iterable(parts)
     with Interruption() as interruption, contextlib.ExitStack() as stack:
       stack.callback(profiler.stop)
       meter.resume()
@@ -289,18 +303,18 @@ class _Start:
         begin = time.perf_counter()
         host_batch = next(batches)[1]
         waited = time.perf_counter() - begin
-        length = train_steps.length(host_batch)
-        if length not in train_steps:
+        form = train_steps.form(config.train.ramp.size(step), host_batch)
+        if form not in train_steps:
           meter.finish()
-          train_steps.compile(length)
+          train_steps.compile(form)
           meter.resume()
-        batch = self.program.put(host_batch, self.rows)
+        batch = train_steps.program(form).put(host_batch, self._rows_of(form.rows))
         profiler.before(step)
         self.program.settle(state)
-        state, metrics = train_steps[length](state, batch)
+        state, metrics = train_steps[form](state, batch)
         profiler.after(step, metrics["loss"])
         step += 1
-        meter.add(step, metrics, waited, train_steps.work(length, host_batch if self.rows is None else None))
+        meter.add(step, metrics, waited, train_steps.work(form, host_batch if self.rows is None else None))
         if time.monotonic() > draw_at:
           write_curves(self.run, finished=False)
           draw_at = time.monotonic() + REDRAW_SECONDS

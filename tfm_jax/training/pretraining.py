@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from tfm_jax.data.dataset import Evaluated
 from tfm_jax.data.prepare import nothing_held_out
 from tfm_jax.decode import samples
 from tfm_jax.errors import UserError
@@ -25,6 +26,9 @@ class Pretraining(TextTask):
     stored_tokenizer: the folder of the tokenizer of this run, or of the run that it starts from; None: train one, or
       read `tokenizer.path`.
 
+  Attributes:
+    evaluated: how much held-out text an evaluation covers.
+
   Raises:
     UserError: the head needs labels, or the data cannot be prepared.
   """
@@ -36,7 +40,7 @@ class Pretraining(TextTask):
       raise UserError(f"head.name={config.model.head.name} has nothing to learn from unlabelled text{remedy}")
     super().__init__(config, stored_tokenizer)
     self._unigram = self._prepared.unigram_entropy(self._eval) if self._eval else math.nan
-    self._evaluated = self._eval.evaluated(config.eval.batches) if self._eval else None
+    self.evaluated = self._eval.evaluated(config.eval.batches) if self._eval else Evaluated(0, 0, 0, 0.0)
 
   @classmethod
   def configure(cls, config: Config) -> Config:
@@ -51,21 +55,21 @@ class Pretraining(TextTask):
     """
     loss = total(totals.loss)
     metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram}
-    if self._evaluated and self._evaluated.text_bytes:
-      metrics["bits_per_byte"] = loss / math.log(2) * self._evaluated.tokens / self._evaluated.text_bytes
+    if self.evaluated.text_bytes:
+      metrics["bits_per_byte"] = loss / math.log(2) * self.evaluated.tokens / self.evaluated.text_bytes
     return metrics
 
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
     """The loss beside the unigram entropy, and samples of what the model does with held-out text."""
     lines = [] if self._eval else [nothing_held_out(self._config.data)]
     batch = None
-    if metrics and self._eval is not None and self._evaluated is not None:
+    if metrics and self._eval is not None:
       loss, entropy = metrics["loss"], metrics["unigram_entropy"]
       side = "below" if loss < entropy else "above"
       lines += [
         f"unigram entropy: {entropy:.3f} nats, of all held-out targets",
         f"held-out loss: {loss:.3f} nats, {abs(entropy - loss):.3f} {side} the unigram entropy; on "
-        f"{self._evaluated.rows:,} of {self._evaluated.of:,} held-out rows (eval.batches)",
+        f"{self.evaluated.rows:,} of {self.evaluated.of:,} held-out rows (eval.batches)",
       ]
       if side == "above":
         lines.append("the model predicts worse than pieces by their frequency: train longer, or see docs/faq.md")

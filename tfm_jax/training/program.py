@@ -147,6 +147,13 @@ class Program:
     shorter.__dict__.update(frozen=self.frozen, tx=self.tx, state=self.state)  # no need to derive them again
     return shorter
 
+  def with_rows(self, rows: int) -> "Program":
+    """The same program for batches of so many rows. State and steps agree."""
+    train = dataclasses.replace(self.config.train, batch_size=rows)
+    other = dataclasses.replace(self, config=dataclasses.replace(self.config, train=train))
+    other.__dict__.update(frozen=self.frozen, tx=self.tx, state=self.state)
+    return other
+
   @functools.cached_property
   def flops(self) -> Flops:
     """The floating-point operations of one step on the global batch, all devices together."""
@@ -279,6 +286,7 @@ class Program:
       rates,
       train.ema,
       self.teacher.teach if self.teacher else None,
+      train.layer_norms,
     )
 
   def compile(self, microbatches: int) -> Any:

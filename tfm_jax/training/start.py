@@ -35,6 +35,8 @@ from tfm_jax.training.task import Task, TextTask
 
 log = logging.getLogger(__name__)
 
+Rows = np.ndarray | None
+
 
 @contextlib.contextmanager
 def cleanup_on_error(run: RunDirectory) -> Iterator[None]:
@@ -237,10 +239,18 @@ def culprit_of(config: Config, task: Task) -> str:
   return f"task.name={config.task.name}" if config.task.name else f"objective.name={config.objective.name}"
 
 
-def check_batches(config: Config, task: Task, step: int, rows: np.ndarray | None) -> None:
-  """Raises UserError if the next batch, or the first of a held-out stream, is not as the task declares it."""
+def check_batches(config: Config, task: Task, step: int, size: int, rows: Rows, eval_rows: Rows) -> None:
+  """Raises UserError if the next batch, or the first of a held-out stream, is not as the task declares it.
+
+  Args:
+    config: the resolved configuration.
+    task: what makes the batches.
+    step: that of the next batch.
+    size: rows of that batch.
+    rows, eval_rows: those of it, and of a held-out batch, that this process has; None: all.
+  """
   culprit = culprit_of(config, task)
-  count = config.train.batch_size if rows is None else len(rows)
+  count = size if rows is None else len(rows)
   check_lengths(task.lengths, task.fields, culprit)
 
   def check(batch: Any, count: int | None, culprit: str) -> None:
@@ -252,7 +262,7 @@ def check_batches(config: Config, task: Task, step: int, rows: np.ndarray | None
   _, batch = next(task.train_batches(step, step + 1, rows))
   check(batch, count, culprit)
   for split, stream in task.eval_streams.items():
-    for batch in itertools.islice(stream(rows), 1):
+    for batch in itertools.islice(stream(eval_rows), 1):
       check(batch, None, f"{culprit}, {split}")
 
 

@@ -16,6 +16,7 @@ from tfm_jax.ops.losses import LossTerms, total
 from tfm_jax.runtime.trees import join, partition
 from tfm_jax.sharding.placement import Placement
 from tfm_jax.training.loss import LossFunction
+from tfm_jax.training.norms import layer_norms
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, Array]
@@ -53,6 +54,7 @@ def make_train_step(
   rates: Callable[[Array], Any] | None = None,
   ema: float = 0.0,
   teach: Callable[[Any, Batch], Batch] | None = None,
+  with_layer_norms: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -74,6 +76,8 @@ def make_train_step(
     ema: decay of the average of the trained parameters, at most (1 + step) / (10 + step), so that it forgets the first
       ones soon; 0: there is none.
     teach: (parameters of the teacher, batch) -> the batch with what the teacher says about it; None: no teacher.
+    with_layer_norms: whether the metrics include `grad_norm`, `param_norm` and `update_norm` of each layer, see
+      `layer_norms`; parameters are those before the update.
 
   Raises:
     UserError: when the function is traced: there is a teacher, and the loss does not learn from it.
@@ -140,7 +144,11 @@ def make_train_step(
       average,
       state.teacher,
     )
-    return new, terms.means() | {"grad_norm": grad_norm, "learning_rate": rate, "skipped": new.skipped}
+    metrics = terms.means() | {"grad_norm": grad_norm, "learning_rate": rate, "skipped": new.skipped}
+    if with_layer_norms:
+      update = jax.tree.map(jnp.subtract, kept, trainable)
+      metrics |= layer_norms({"grad_norm": grads, "param_norm": trainable, "update_norm": update})
+    return new, metrics
 
   return train_step
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from etils import epath
 
-from tfm_jax.data.dataset import batches
+from tfm_jax.data.dataset import Batches, batches
 from tfm_jax.data.prepare import prepare
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Fields
@@ -15,6 +15,7 @@ from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction, make_loss
+from tfm_jax.training.ramp import Ramped
 
 Batch = Mapping[str, np.ndarray]
 Predictions = Sequence[Mapping[str, np.ndarray]]
@@ -128,7 +129,9 @@ class TextTask:
 
   def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
     """See `Task`."""
-    return batches(self._train, start, stop, rows, self._config.data.prefetch)
+    train = self._config.train
+    source: Batches = Ramped(self._train, train.ramp) if train.ramp_from else self._train
+    return batches(source, start, stop, rows, self._config.data.prefetch)
 
   @property
   def eval_streams(self) -> dict[str, EvalStream]:

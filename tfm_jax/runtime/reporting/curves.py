@@ -10,7 +10,7 @@ from typing import Any
 
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.reporting import page
-from tfm_jax.runtime.reporting.chart import Line, Point, line_chart
+from tfm_jax.runtime.reporting.chart import COLOURS, Line, Point, line_chart
 from tfm_jax.runtime.reporting.units import human_count
 from tfm_jax.runtime.run_directory import RunDirectory
 
@@ -30,12 +30,16 @@ TITLES = {
   "rougeL": "ROUGE-L",
   "learning_rate": "Learning rate",
   "grad_norm": "Gradient norm",
+  "param_norm": "Parameter norm",
+  "update_norm": "Update norm",
   "tokens_per_second": "Tokens per second",
+  "useful_tokens_per_second": "Tokens per second, without padding",
   "mfu": "Model FLOPs utilization (mfu)",
 }
 # Not drawn: timings, which tokens_per_second shows as well, and a constant, which is a line in the plot of the loss.
 # Those of overlaid runs are axes.
 HIDDEN = ("step", "split", "step_seconds", "data_wait_seconds", "unigram_entropy", "tokens", "FLOP", "seconds")
+BY_LAYER = ("grad_norm", "param_norm", "update_norm")  # with train.layer_norms
 LOGARITHMIC = ("perplexity", "grad_norm")
 FROM_ZERO = ("tokens_per_second", "mfu")
 FALLING = ("loss", "objective", "perplexity", "bits_per_byte")  # their first values are far above the rest
@@ -87,16 +91,38 @@ def curves_page(name: str, records: Records, head: str = "") -> str:
     wide = plot(runs, "loss", wide=True)
     sections.append(page.section("Loss", "", f'<div class="scroll"><div class="wide">{wide}</div></div>'))
   others = [f'<div class="card"><h2>{escape(TITLES.get(n, n))}</h2>{plot(runs, n)}</div>' for n in drawn if n != "loss"]
+  others += [
+    f'<div class="card"><h2>{escape(TITLES.get(n, n))} by layer</h2>{_by_layer(records, n)}</div>'
+    for n in BY_LAYER
+    if any(name.startswith(f"{n}/") for name in _names(records))
+  ]
   if others:
     sections.append(f'<section><div class="cards">{"".join(others)}</div></section>')
   return page.page(title, "\n".join([*sections, evaluations("", records)]), head)
+
+
+def _names(records: Records) -> dict[str, None]:
+  """The names of all metrics, in their order."""
+  return dict.fromkeys(name for record in records for name in record)
+
+
+def _by_layer(records: Records, metric: str) -> str:
+  """The plot of the norms of each layer, `METRIC/LAYER` in the records, over the steps."""
+  layers = [name.removeprefix(f"{metric}/") for name in _names(records) if name.startswith(f"{metric}/")]
+  lines = []
+  for number, layer in enumerate(layers):
+    name = f"{metric}/{layer}"
+    points = _thinned([(record["step"], record[name]) for record in records if _has(record, name)])
+    lines.append(Line(layer, points, number % COLOURS + 1, "solid" if number < COLOURS else "dashed"))
+  return line_chart(f"{metric} by layer", lines, y_log=True, text=short_number)
 
 
 def drawn_metrics(runs: Mapping[str, Records]) -> list[str]:
   """The metrics that there is something to draw of: those of `TITLES` first, then others in their order."""
   metrics = [*TITLES]
   for records in runs.values():
-    metrics += [name for record in records for name in record if name not in metrics and name not in HIDDEN]
+    named = [name for name in _names(records) if "/" not in name]  # the others are of a layer
+    metrics += [name for name in named if name not in metrics and name not in HIDDEN]
   drawn = [name for name in dict.fromkeys(metrics) if any(_values(r, name) for r in runs.values())]
   if all(record.get("objective", record.get("loss")) == record.get("loss") for r in runs.values() for record in r):
     drawn = [name for name in drawn if name != "objective"]  # what is minimised is the loss

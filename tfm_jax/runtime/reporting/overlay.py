@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,21 +89,33 @@ def overlay_page(runs: Mapping[str, LoggedRun]) -> str:
   if apart := _apart(runs):
     sections.append(page.section("Settings that differ", "", apart))
   for metric in (name for name in FALLING if name in drawn):
-    wide = f'<div class="scroll"><div class="wide">{plot(records, metric, wide=True)}</div></div>'
+    wide = f'<div class="scroll"><div class="wide">{plot(records, metric, wide=True)}</div></div><br>'
     others = [
       _card(f"{TITLES[metric]} against {axis}", plot(records, metric, axis, text))
       for axis, text in AXES.items()
       if any(axis in record for of_run in records.values() for record in of_run)
     ]
-    sections.append(page.section(TITLES[metric], "", wide + _cards(others)))
+    sections.append(page.section(TITLES[metric], "", wide + _cards(others, width=330)))
   names = sorted((name for name in drawn if name not in FALLING), key=lambda name: name not in BESIDE)
   sections.append(f"<section>{_cards([_card(TITLES.get(n, n), plot(records, n)) for n in names])}</section>")
   sections += [evaluations(name if len(runs) > 1 else "", of_run) for name, of_run in records.items()]
   return page.page(title, "\n".join(sections))
 
 
-def _cards(cards: Sequence[str]) -> str:
-  return f'<div class="cards">{"".join(cards)}</div>'
+def short_names(paths: Sequence[str]) -> list[str]:
+  """The last parts of paths, as few of them as tell all paths apart."""
+  parts = [Path(path).parts for path in paths]
+  for count in range(1, max(map(len, parts)) + 1):
+    names = ["/".join(part[-count:]) for part in parts]
+    if len(set(names)) == len(set(paths)):
+      return names
+  return list(paths)
+
+
+def _cards(cards: Sequence[str], width: int = 400) -> str:
+  """Cards side by side, as many as fit if each has at least so many pixels."""
+  columns = f"grid-template-columns: repeat(auto-fill, minmax(min(100%, {width}px), 1fr))"
+  return f'<div class="cards" style="{columns}">{"".join(cards)}</div>'
 
 
 def _card(title: str, body: str) -> str:

@@ -1,6 +1,8 @@
-"""`Tracker`: sends the metrics of a run to metrics.jsonl, TensorBoard and the console."""
+"""`Tracker`: sends the metrics of a run to metrics.jsonl, TensorBoard, the console and, if asked, Weights & Biases."""
 
 import contextlib
+import hashlib
+import importlib.util
 import logging
 import sys
 import time
@@ -13,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import TqdmWarning, tqdm
 
+from tfm_jax.errors import UserError
 from tfm_jax.runtime.reporting.logs import PACKAGE
 from tfm_jax.runtime.reporting.units import human_count, human_seconds
 from tfm_jax.runtime.run_directory import RunDirectory
@@ -61,9 +64,10 @@ class Tracker:
     run: the run directory.
     total_steps: the step at which training ends.
     resume_step: the step of the restored checkpoint, None at the start of a run; later records and events are removed.
+    wandb: a project at Weights & Biases; empty: none. See `check_wandb`.
   """
 
-  def __init__(self, run: RunDirectory, total_steps: int, resume_step: int | None = None) -> None:
+  def __init__(self, run: RunDirectory, total_steps: int, resume_step: int | None = None, wandb: str = "") -> None:
     self._sinks: list[Sink] = []
     self._stack = contextlib.ExitStack()
     if not run.writes:
@@ -73,6 +77,8 @@ class Tracker:
       self._sinks.append(_TensorBoard(run, resume_step))
     else:
       log.info("no TensorBoard events in %s: tensorboardX writes to local directories only", run.path)
+    if wandb:
+      self._sinks.append(_Wandb(run, wandb))
     self._sinks.append(Console(total_steps, resume_step or 0))
 
   def __enter__(self) -> "Tracker":
@@ -142,6 +148,36 @@ class _TensorBoard:
     for name, value in metrics.items():
       summary = scalar(f"{split}/{name}", value)
       self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def check_wandb(project: str) -> None:
+  """Raises UserError if records are to be sent to Weights & Biases, and its package is not installed."""
+  if project and importlib.util.find_spec("wandb") is None:
+    raise UserError(f"train.wandb={project}: wandb is not installed: pip install -e '.[wandb]'")
+
+
+class _Wandb:
+  """Sends records to Weights & Biases, as `split/name`; a resumed run goes on as the same run there.
+
+  Of steps that are repeated after a crash, it keeps what it has: they are the same.
+  """
+
+  def __init__(self, run: RunDirectory, project: str) -> None:
+    import wandb
+
+    first = next((entry["time"] for entry in run.starts() if "time" in entry), "")
+    id = hashlib.sha256(f"{run.path} {first}".encode()).hexdigest()[:16]
+    folder = str(run.path) if run.is_local else None
+    self._run = wandb.init(
+      project=project, id=id, resume="allow", name=run.path.name, config=run.read_config(), dir=folder
+    )
+    self.close = self._run.finish
+
+  def log(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+    self._run.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+
+  def sync(self) -> None:
+    """Does nothing: records are sent in the background."""
 
 
 class Console:

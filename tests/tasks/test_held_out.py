@@ -1,0 +1,74 @@
+"""python -m tfm_jax.tasks --task=objective: the loss of pre-training on held-out rows, or on another text."""
+
+import json
+
+import pytest
+
+from tests.support.launching import SHORT_RUN, quick_fit, rows, tiny, write_experiment, write_text, write_untrained_run
+from tfm_jax.errors import UserError
+from tfm_jax.tasks.evaluate import evaluate_run
+from tfm_jax.tasks.held_out import evaluate_objective
+
+SETTINGS = SHORT_RUN | {"train__steps": 4, "eval__batches": 0}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
+
+
+@pytest.fixture(scope="module")
+def trained(experiment, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  quick_fit(tiny(experiment, **SETTINGS), workdir)
+  return workdir
+
+
+def test_the_held_out_rows_have_the_loss_of_the_run(trained, tmp_path):
+  printed = evaluate_run(str(trained), "", "objective", str(tmp_path / "out"), None, None, "", 0)
+  scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+  records = {row["step"]: row for row in rows(trained) if row["split"] == "eval"}
+  for name in ("loss", "accuracy", "perplexity", "bits_per_byte"):
+    assert scores[name] == pytest.approx(records[4][name], rel=1e-6), name
+  assert scores["step"] == 4 and scores["rows"] > 8 and scores["bytes"] > 100
+  assert any(line.startswith("loss") for line in printed) and printed[-1].endswith("scores.json")
+  assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.json"]
+  earlier = evaluate_objective(str(trained), step=2)
+  assert earlier["loss"] == pytest.approx(records[2]["loss"], rel=1e-6)
+
+
+def test_another_text_is_evaluated_whole(trained, experiment, tmp_path):
+  text = write_text(tmp_path / "other.txt", lines=50, seed=3)
+  scores = evaluate_objective(str(trained), data=str(text), batch_size=16)
+  documents = text.read_text().strip().split("\n\n")
+  assert scores["bytes"] == pytest.approx(sum(len(document.encode()) for document in documents), rel=0.05)
+  same = evaluate_objective(str(trained), data=str(text), batch_size=8, strategy="dp")
+  assert same["loss"] == pytest.approx(scores["loss"], rel=1e-5) and same["rows"] == scores["rows"]
+
+
+def test_mistakes_are_one_line(trained, experiment, tmp_path):
+  def refused(message, **arguments):
+    with pytest.raises(UserError, match=message) as caught:
+      evaluate_objective(**{"workdir": str(trained), **arguments})
+    assert "\n" not in str(caught.value)
+
+  refused("nothing.txt", data=str(tmp_path / "nothing.txt"))
+  refused("no checkpoint of step 3", step=3)
+  refused("--targets=x has the other side of which file", targets="x")
+  write_untrained_run(tiny(experiment, data__eval_fraction=0.0), tmp_path / "nothing")
+  refused("holds nothing out: say --data=FILE", workdir=str(tmp_path / "nothing"))
+  config = json.loads((trained / "config.json").read_text())
+  config["task"]["name"] = "sst2"
+  (tmp_path / "labelled").mkdir()
+  (tmp_path / "labelled" / "config.json").write_text(json.dumps(config))
+  refused("task.name=sst2: leave it out", workdir=str(tmp_path / "labelled"))
+  with pytest.raises(UserError, match="--beams does not apply to --task=objective"):
+    evaluate_run(str(trained), "", "objective", "", None, None, "", 0, beams=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_masks_and_averages_are_those_of_the_run(family, experiment, tmp_path):
+  quick_fit(tiny(experiment, family, **SETTINGS | {"train__ema": 0.5}), tmp_path / "run")
+  last = [row for row in rows(tmp_path / "run") if row["split"] == "eval"][-1]
+  assert evaluate_objective(str(tmp_path / "run"))["loss"] == pytest.approx(last["loss"], rel=1e-6)

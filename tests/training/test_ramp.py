@@ -1,0 +1,108 @@
+"""A batch that grows: the same rows in the same order as full batches have, and the same losses as by hand."""
+
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from tests.support.launching import SHORT_RUN, assert_same_state, exact_rows, quick_fit, rows, state, tiny
+from tests.support.launching import write_experiment as write
+from tfm_jax.errors import UserError
+from tfm_jax.training.config import resolve
+from tfm_jax.training.pretraining import Pretraining
+from tfm_jax.training.ramp import Ramp, Ramped
+
+GROWING = SHORT_RUN | {"train__batch_size": 32, "train__ramp_from": 8, "train__ramp_steps": 4, "train__steps": 10}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+  return write(tmp_path_factory.mktemp("experiment") / "new")
+
+
+class Numbers:
+  """The batch of a step is the numbers of its samples."""
+
+  def __init__(self, size):
+    self.size = size
+
+  def batch(self, step, rows=None):
+    rows = np.arange(self.size) if rows is None else rows
+    assert min(rows) >= 0 and max(rows) < self.size
+    return {"rows": step * self.size + rows}
+
+
+@given(some.integers(1, 6), some.integers(0, 4), some.integers(1, 3), some.integers(0, 40))
+def test_every_sample_comes_once_and_in_order(first, doublings, times, stop):
+  ramp = Ramp(first, times << doublings, first << doublings)
+  ramped = Ramped(Numbers(ramp.full), ramp)
+  batches = [ramped.batch(step)["rows"] for step in range(stop)]
+  assert [len(batch) for batch in batches] == [ramp.size(step) for step in range(stop)]
+  assert np.concatenate([*batches, []]).tolist() == list(range(sum(map(len, batches))))
+  for start in range(stop):
+    stages = list(ramp.stages(start, stop))
+    assert [step for a, b, _ in stages for step in range(a, b)] == list(range(start, stop))
+    assert all(ramp.size(step) == size for a, b, size in stages for step in range(a, b))
+
+
+def test_sizes_are_doubled():
+  ramp = Ramp(8, 4, 32)
+  assert [ramp.size(step) for step in range(10)] == [8] * 4 + [16] * 4 + [32] * 2
+  assert list(ramp.stages(2, 9)) == [(2, 4, 8), (4, 8, 16), (8, 9, 32)]
+  assert ramp.place(8) == (3, 0) and Ramp(8, 1, 8).place(5) == (5, 0)
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"train__ramp_from": 3, "train__ramp_steps": 4}, "train.ramp_from=3 is doubled until it is train.batch_size=16"),
+    ({"train__ramp_from": 4}, "train.ramp_steps=0: each size"),
+    ({"train__ramp_from": 4, "train__ramp_steps": 6}, "train.ramp_steps=6: each size .* multiple of 4"),
+    ({"train__ramp_steps": 4}, "train.ramp_steps=4 is a part of a ramp: set train.ramp_from"),
+    ({"train__ramp_from": 32, "train__ramp_steps": 4}, "train.ramp_from=32 is doubled"),
+    ({"train__ramp_from": 4, "train__ramp_steps": 4, "train__epochs": 1.0}, "train.epochs counts batches of one size"),
+    ({"train__ramp_from": 4, "train__ramp_steps": 4, "task__name": "sst2"}, "is for pre-training .* task.name=sst2"),
+  ],
+)
+def test_ramps_that_cannot_be(experiment, settings, message):
+  with pytest.raises(UserError, match=message):
+    resolve(tiny(experiment, train__batch_size=16, **settings))
+
+
+def test_shards_take_whole_rows_of_the_smallest_batch(experiment, tmp_path):
+  with pytest.raises(UserError, match=r"train\.ramp_from=4 does not divide into the 8 parts"):
+    quick_fit(tiny(experiment, **GROWING | {"train__ramp_from": 4, "train__ramp_steps": 8}), tmp_path / "run")
+
+
+@pytest.mark.slow_but("dp")
+@pytest.mark.parametrize("strategy", ["dp", "fsdp_tp"])
+def test_a_growing_batch_trains_on_the_rows_of_full_batches_and_resumes(experiment, tmp_path, caplog, strategy):
+  """Ten steps of 8, 16 and 32 rows; stopped and resumed inside the ramp, it ends with the same state."""
+  settings = GROWING | {"sharding__strategy": strategy}
+  config = tiny(experiment, **settings)
+  task = Pretraining(resolve(config))
+  grown = [batch["rows"] for _, batch in task.train_batches(0, 10, None)]
+  full = [
+    batch["rows"] for _, batch in Pretraining(resolve(tiny(experiment, train__batch_size=32))).train_batches(0, 5, None)
+  ]
+  assert [len(batch) for batch in grown] == [8] * 4 + [16] * 4 + [32] * 2
+  assert np.concatenate(grown).tolist() == np.concatenate(full).tolist()
+  with caplog.at_level(logging.INFO, "tfm_jax"):
+    quick_fit(config, tmp_path / "whole")
+  compiled = [message.split(":")[0] for message in caplog.messages if "train step for batches" in message]
+  assert compiled == ["train step for batches of 8 rows", "train step for batches of 16 rows"]
+  speeds = {
+    row["step"]: row["tokens_per_second"] * row["step_seconds"]
+    for row in rows(tmp_path / "whole")
+    if row["split"] == "train"
+  }
+  assert {step: round(tokens) for step, tokens in speeds.items()} == {
+    step + 1: len(batch) * 16 for step, batch in enumerate(grown)
+  }
+  if strategy == "fsdp_tp":
+    for steps in (6, 10):
+      quick_fit(tiny(experiment, **settings | {"train__steps": steps}), tmp_path / "parts")
+    assert exact_rows(tmp_path / "parts") == exact_rows(tmp_path / "whole")
+    assert_same_state(state(tmp_path / "parts"), state(tmp_path / "whole"))

@@ -1,0 +1,36 @@
+"""The norms of the gradient, the parameters and the update of each layer, for the records of a run."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from tfm_jax.runtime.trees import flat
+from tfm_jax.training.lora import axes_of
+
+
+def layer_norms(trees: dict[str, Any]) -> dict[str, Array]:
+  """The Euclidean norm of each layer: `NAME/blocks/0`, ... of the blocks, `NAME/embed`, `NAME/head`, ... of the rest.
+
+  Args:
+    trees: name -> a tree like the parameters, blocks stacked.
+
+  Returns:
+    float32 scalars.
+  """
+  norms: dict[str, Array] = {}
+  for name, tree in trees.items():
+    squares: dict[str, Array] = {}
+    for path, leaf in flat(tree).items():
+      square = jnp.square(leaf.astype(jnp.float32))
+      if axes_of(path).layers:
+        before = path.partition("blocks/")[0]
+        sums = square.reshape(square.shape[0], -1).sum(1)
+        parts = {f"{before}blocks/{layer}": sums[layer] for layer in range(square.shape[0])}
+      else:
+        first, *rest = path.split("/")
+        parts = {f"{first}/{rest[0]}" if first in ("encoder", "decoder") else first: square.sum()}
+      for layer, value in parts.items():
+        squares[layer] = squares.get(layer, jnp.float32(0)) + value
+    norms |= {f"{name}/{layer}": jnp.sqrt(value) for layer, value in squares.items()}
+  return norms
