@@ -220,7 +220,7 @@ def test_records_reach_weights_and_biases_and_a_resumed_run_is_the_same_there(tm
     {"seed": 3},
     "allow",
   )
-  with Tracker(RunDirectory(tmp_path / "other"), 3):
+  with Tracker(run, 3, 2):
     pass
   assert len(fake.runs) == 2
 

@@ -30,7 +30,7 @@ def test_layers_and_the_rest_have_norms_of_their_own():
   assert {name: float(norm) for name, norm in layer_norms({"x": tree}).items()} == expected
 
 
-@pytest.mark.slow_but("gpt")
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["gpt", "t5"])
 def test_a_step_reports_gradient_parameters_and_update_of_each_layer(variant):
   batch = make_batch(variant)

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from tests.support.launching import SHORT_RUN, assert_same_state, exact_rows, quick_fit, rows, state, tiny
-from tests.support.launching import write_experiment as write
+from tests.support.launching import (
+  SHORT_RUN,
+  assert_same_state,
+  exact_rows,
+  quick_fit,
+  rows,
+  state,
+  tiny,
+  write_experiment,
+)
 from tfm_jax.errors import UserError
 from tfm_jax.training.config import resolve
 from tfm_jax.training.pretraining import Pretraining
@@ -19,7 +27,7 @@ GROWING = SHORT_RUN | {"train__batch_size": 32, "train__ramp_from": 8, "train__r
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-  return write(tmp_path_factory.mktemp("experiment") / "new")
+  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 class Numbers:
@@ -76,33 +84,31 @@ def test_shards_take_whole_rows_of_the_smallest_batch(experiment, tmp_path):
     quick_fit(tiny(experiment, **GROWING | {"train__ramp_from": 4, "train__ramp_steps": 8}), tmp_path / "run")
 
 
-@pytest.mark.slow_but("dp")
-@pytest.mark.parametrize("strategy", ["dp", "fsdp_tp"])
-def test_a_growing_batch_trains_on_the_rows_of_full_batches_and_resumes(experiment, tmp_path, caplog, strategy):
-  """Ten steps of 8, 16 and 32 rows; stopped and resumed inside the ramp, it ends with the same state."""
-  settings = GROWING | {"sharding__strategy": strategy}
-  config = tiny(experiment, **settings)
-  task = Pretraining(resolve(config))
-  grown = [batch["rows"] for _, batch in task.train_batches(0, 10, None)]
-  full = [
-    batch["rows"] for _, batch in Pretraining(resolve(tiny(experiment, train__batch_size=32))).train_batches(0, 5, None)
-  ]
+def batches(experiment, steps, **settings):
+  """The ids of the rows of each step."""
+  task = Pretraining(resolve(tiny(experiment, train__batch_size=32, **settings)))
+  return [batch["rows"] for _, batch in task.train_batches(0, steps, None)]
+
+
+def test_a_growing_batch_has_the_rows_of_full_batches(experiment):
+  grown, full = batches(experiment, 10, train__ramp_from=8, train__ramp_steps=4), batches(experiment, 5)
   assert [len(batch) for batch in grown] == [8] * 4 + [16] * 4 + [32] * 2
   assert np.concatenate(grown).tolist() == np.concatenate(full).tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["dp", "fsdp_tp"])
+def test_a_growing_batch_trains_and_resumes_within_its_ramp(experiment, tmp_path, caplog, strategy):
+  """Ten steps of 8, 16 and 32 rows; stopped and resumed inside the ramp, it ends with the same state."""
+  settings = GROWING | {"sharding__strategy": strategy}
   with caplog.at_level(logging.INFO, "tfm_jax"):
-    quick_fit(config, tmp_path / "whole")
+    quick_fit(tiny(experiment, **settings), tmp_path / "whole")
   compiled = [message.split(":")[0] for message in caplog.messages if "train step for batches" in message]
   assert compiled == ["train step for batches of 8 rows", "train step for batches of 16 rows"]
-  speeds = {
-    row["step"]: row["tokens_per_second"] * row["step_seconds"]
-    for row in rows(tmp_path / "whole")
-    if row["split"] == "train"
-  }
-  assert {step: round(tokens) for step, tokens in speeds.items()} == {
-    step + 1: len(batch) * 16 for step, batch in enumerate(grown)
-  }
-  if strategy == "fsdp_tp":
-    for steps in (6, 10):
-      quick_fit(tiny(experiment, **settings | {"train__steps": steps}), tmp_path / "parts")
-    assert exact_rows(tmp_path / "parts") == exact_rows(tmp_path / "whole")
-    assert_same_state(state(tmp_path / "parts"), state(tmp_path / "whole"))
+  training = [row for row in rows(tmp_path / "whole") if row["split"] == "train"]
+  tokens = [round(row["tokens_per_second"] * row["step_seconds"]) for row in training]
+  assert tokens == [8 * 16] * 4 + [16 * 16] * 4 + [32 * 16] * 2
+  for steps in (6, 10):
+    quick_fit(tiny(experiment, **settings | {"train__steps": steps}), tmp_path / "parts")
+  assert exact_rows(tmp_path / "parts") == exact_rows(tmp_path / "whole")
+  assert_same_state(state(tmp_path / "parts"), state(tmp_path / "whole"))

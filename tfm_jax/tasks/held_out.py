@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from typing import Any
 
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.devices import all_devices, first_device
@@ -61,7 +62,7 @@ def evaluate_objective(
     source = dataclasses.replace(source, eval_split=data)
   elif data:
     # As the text to train on as well, which nothing reads: what is held out of it is all of it.
-    files = {"path": data, "target_path": targets, "eval_path": data, "eval_target_path": targets}
+    files: dict[str, Any] = {"path": data, "target_path": targets, "eval_path": data, "eval_target_path": targets}
     source = dataclasses.replace(source, source="text" if source.source == "embedded" else source.source, **files)
   size = batch_size or config.train.batch_size
   config = dataclasses.replace(

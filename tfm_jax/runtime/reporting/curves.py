@@ -1,5 +1,6 @@
 """The curves of a run as one HTML page, drawn from the records of metrics.jsonl, and plots for other pages."""
 
+import dataclasses
 import importlib.util
 import logging
 import math
@@ -46,6 +47,7 @@ FALLING = ("loss", "objective", "perplexity", "bits_per_byte")  # their first va
 EXACT = ("learning_rate",)  # drawn without a moving average
 UNIGRAM = "unigram entropy: the loss of guessing each piece by its frequency"
 HELD_OUT_COLOUR = 4
+WIDE = (1100, 400)  # size of a plot that is as wide as the page
 MOST_POINTS = 600  # of a line; more would be drawn on top of each other
 AVERAGED_FROM = 40  # records: shorter curves are drawn without a moving average
 REFRESH = '<meta http-equiv="refresh" content="60">\n'  # the browser loads the page again every minute
@@ -88,7 +90,7 @@ def curves_page(name: str, records: Records, head: str = "") -> str:
   drawn, title = drawn_metrics(runs), f"Curves of {name}"
   sections = [page.header(title, about_lines(runs), _facts(records))]
   if "loss" in drawn:
-    wide = plot(runs, "loss", wide=True)
+    wide = plot(runs, "loss", size=WIDE)
     sections.append(page.section("Loss", "", f'<div class="scroll"><div class="wide">{wide}</div></div>'))
   others = [f'<div class="card"><h2>{escape(TITLES.get(n, n))}</h2>{plot(runs, n)}</div>' for n in drawn if n != "loss"]
   others += [
@@ -144,7 +146,7 @@ def plot(
   name: str,
   axis: str = "step",
   axis_text: Callable[[float], str] = human_count,
-  wide: bool = False,
+  size: tuple[int, int] = (540, 250),
 ) -> str:
   """The plot of one metric: of one run its splits in different colours, of several runs each in one colour.
 
@@ -153,7 +155,7 @@ def plot(
     name: the metric.
     axis: what it is drawn against; records that lack it are left out.
     axis_text: how its values are written.
-    wide: whether the plot has a page's width.
+    size: its width and height.
   """
   several = len(runs) > 1
   lines: list[Line] = []
@@ -168,6 +170,8 @@ def plot(
         label = run if several else "held-out" if split == "eval" else split
         colour = number if several else HELD_OUT_COLOUR + order - 1
         lines.append(Line(label, _thinned(points), colour, marks="filled"))
+  # More lines than colours: those of the same colour differ in their form.
+  lines = [dataclasses.replace(line, form="dashed") if line.colour > COLOURS else line for line in lines]
   low, high = _range(lines, name)
   entropy = [r["unigram_entropy"] for records in runs.values() for r in records if _has(r, "unigram_entropy")]
   if name == "loss" and not several and entropy and (high is None or entropy[-1] <= high):
@@ -183,7 +187,7 @@ def plot(
     y_high=high,
     x_name=axis,
     x_text=axis_text,
-    size=(1100, 400) if wide else (540, 250),
+    size=size,
     text=short_number,
   )
 

@@ -12,6 +12,7 @@ import numpy as np
 from tfm_jax.runtime.reporting import page
 from tfm_jax.runtime.reporting.curves import (
   TITLES,
+  WIDE,
   Records,
   about_lines,
   drawn_metrics,
@@ -25,6 +26,7 @@ from tfm_jax.runtime.run_directory import RunDirectory
 # What a loss is drawn against, and how its values are written.
 AXES = {"tokens": human_count, "FLOP": human_count, "seconds": human_seconds}
 FALLING = ("loss", "bits_per_byte")  # drawn against all of them
+THIRD = (360, 230)  # size of a plot of which three stand side by side
 BESIDE = ("learning_rate", "tokens_per_second")  # drawn first of the others
 
 
@@ -89,9 +91,9 @@ def overlay_page(runs: Mapping[str, LoggedRun]) -> str:
   if apart := _apart(runs):
     sections.append(page.section("Settings that differ", "", apart))
   for metric in (name for name in FALLING if name in drawn):
-    wide = f'<div class="scroll"><div class="wide">{plot(records, metric, wide=True)}</div></div><br>'
+    wide = f'<div class="scroll"><div class="wide">{plot(records, metric, size=WIDE)}</div></div><br>'
     others = [
-      _card(f"{TITLES[metric]} against {axis}", plot(records, metric, axis, text))
+      _card(f"{TITLES[metric]} against {axis}", plot(records, metric, axis, text, THIRD))
       for axis, text in AXES.items()
       if any(axis in record for of_run in records.values() for record in of_run)
     ]
