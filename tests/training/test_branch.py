@@ -36,7 +36,7 @@ def stable(experiment, tmp_path_factory):
 
 
 def branch(experiment, stable, step, **changes):
-  return tiny(experiment, **SETTINGS | {"branch_from": str(stable), "branch_step": step} | changes)
+  return tiny(experiment, **SETTINGS | {"branch_from": str(stable), "branch_at": step} | changes)
 
 
 def test_a_cooldown_begins_where_the_stable_run_was_and_leaves_it_as_it_is(experiment, stable, tmp_path):
@@ -58,7 +58,7 @@ def test_a_cooldown_begins_where_the_stable_run_was_and_leaves_it_as_it_is(exper
     row["loss"] for row in rows(tmp_path / "cooled")[1:] if row["split"] == "eval" and row["step"] > 4
   )
   config = json.loads((tmp_path / "cooled" / "config.json").read_text())
-  assert config["branch_step"] == 4
+  assert config["branch_at"] == 4
 
 
 @pytest.mark.slow
@@ -86,9 +86,9 @@ def test_the_step_is_by_default_the_last_one_and_the_data_may_change(experiment,
   ("changes", "message"),
   [
     ({"branch_from": "nowhere"}, "branch_from=nowhere is not a run directory"),
-    ({"branch_step": 5}, r"no checkpoint of branch_step=5 \(it has 2, 4, 6, 8\)"),
+    ({"branch_at": 5}, r"no checkpoint of branch_at=5 \(it has 2, 4, 6, 8\)"),
     ({"train__steps": 4}, r"train\.steps=4 counts from the start of branch_from: set more than 4"),
-    ({"branch_from": ""}, "branch_step=4 is a step of which run"),
+    ({"branch_from": ""}, "branch_at=4 is a step of which run"),
     ({"optimizer__name": "sgd"}, "unlike this model or optimizer|was saved from another"),
   ],
 )

@@ -46,7 +46,7 @@ class Config:
   init_from: str = ""  # a run directory whose parameters this run starts from (continued pre-training, fine-tuning)
   init_layers: str = ""  # layers of init_from that a shallower model starts from, such as 0,2,4; empty: all
   branch_from: str = ""  # a run directory whose whole state this run goes on from, in a directory of its own
-  branch_step: int = 0  # the step of its checkpoint; 0: the last
+  branch_at: int = 0  # the step of its checkpoint; 0: the last
   model: ModelConfig = resolve_model("bert")  # the family's preset, with changes
   tokenizer: TokenizerConfig = TokenizerConfig()
   data: DataConfig = DataConfig()
@@ -303,8 +303,8 @@ def resolve(config: Config) -> Config:
   if config.train.ramp.first < config.train.batch_size and (config.task.name or config.train.epochs):
     why = f"task.name={config.task.name} has none" if config.task.name else "train.epochs counts batches of one size"
     raise UserError(f"train.ramp_from={config.train.ramp_from} is for pre-training by train.steps: {why}")
-  if config.branch_step and not config.branch_from:
-    raise UserError(f"branch_step={config.branch_step} is a step of which run? Set branch_from")
+  if config.branch_at and not config.branch_from:
+    raise UserError(f"branch_at={config.branch_at} is a step of which run? Set branch_from")
   if config.eval.patience and not config.eval.metric:
     raise UserError(f"eval.patience={config.eval.patience} needs a metric to improve: set eval.metric, such as loss")
   objectives = find_family(config.family).objectives

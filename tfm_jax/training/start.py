@@ -215,10 +215,10 @@ def branch_point(config: Config) -> tuple[RunDirectory, int]:
   if not source.exists:
     raise UserError(f"branch_from={config.branch_from} is not a run directory: it has no config.json")
   with Checkpoints(source.checkpoints) as checkpoints:
-    step = config.branch_step or checkpoints.latest()
+    step = config.branch_at or checkpoints.latest()
     if step is None or step not in checkpoints.steps():
       stored = ", ".join(map(str, checkpoints.steps())) or "none"
-      raise UserError(f"branch_from={config.branch_from} has no checkpoint of branch_step={step} (it has {stored})")
+      raise UserError(f"branch_from={config.branch_from} has no checkpoint of branch_at={step} (it has {stored})")
   if step >= config.train.steps:
     raise UserError(f"train.steps={config.train.steps} counts from the start of branch_from: set more than {step}")
   return source, step
