@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.tiny import LENGTH, TRAINED, VARIANTS, VOCAB, make_batch, make_model, params_of, placement
 from tfm_jax.errors import UserError
-from tfm_jax.models import layers
+from tfm_jax.models import blocks
 from tfm_jax.models.config import pad_vocab, param_axes
 from tfm_jax.models.model import resolve_model
 from tfm_jax.sharding.placement import single_device
@@ -165,7 +165,7 @@ def test_unrolled_equals_scanned(variant):
 
 @pytest.mark.parametrize(("most", "unrolled"), [(0, False), (1, False), (2, True)])
 def test_a_cpu_unrolls_layers_that_are_few(most, unrolled, monkeypatch):
-  monkeypatch.setattr(layers, "UNROLLED_ON_CPU", most)
+  monkeypatch.setattr(blocks, "UNROLLED_ON_CPU", most)
   model, batch = make_model("bert"), make_batch("bert")
   text = str(jax.make_jaxpr(lambda params: model.logits(params, batch))(params_of("bert")))
   assert ("unroll=2" in text, "unroll=1" in text) == (unrolled, not unrolled)
