@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.tiny import LENGTH, TRAINED, VARIANTS, VOCAB, make_batch, make_model, params_of, placement
+from tests.support.tiny import CASES, LENGTH, TRAINED, VARIANTS, VOCAB, make_batch, make_model, params_of, placement
 from tfm_jax.errors import UserError
 from tfm_jax.models import blocks
 from tfm_jax.models.config import pad_vocab, param_axes
@@ -66,7 +66,7 @@ def test_parameter_paths_and_shapes_are_the_committed_ones(variant):
   for path, shape in shapes.items():
     axes = param_axes(path)
     assert len(axes.names) == len(shape), path
-    assert axes.layers == path.count("blocks/")
+    assert axes.layers == path.count("blocks/") + path.count("experts/")
 
 
 def test_a_parameter_without_axes_is_an_error():
@@ -97,7 +97,7 @@ def test_encoders_see_everything(variant):
   assert (np.abs(logits(variant, batch) - logits(variant, changed)).max(-1) > 1e-6).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CASES)
 def test_segments_and_padding_are_isolated(variant):
   """Other tokens in the rest of the row change nothing in a segment, be it before or behind, on either side."""
   batch = everywhere(make_batch(variant, rows=2))
@@ -116,7 +116,7 @@ def test_segments_and_padding_are_isolated(variant):
     assert np.isfinite(after).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CASES)
 def test_a_packed_document_is_read_as_if_it_stood_alone(variant):
   batch = everywhere(make_batch(variant, rows=2))
   packed = logits(variant, batch)
@@ -157,7 +157,7 @@ def test_only_masked_positions_go_through_the_head():
   np.testing.assert_allclose(logits("bert", batch), picked, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CASES)
 def test_unrolled_equals_scanned(variant):
   batch = make_batch(variant, rows=2)
   np.testing.assert_allclose(logits(variant, batch), logits(variant, batch, scan=False), atol=2e-5)

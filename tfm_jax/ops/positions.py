@@ -116,4 +116,4 @@ def alibi_bias(heads: int, queries_T: Array, keys_S: Array) -> Array:
     queries_T, keys_S: places of queries and keys.
   """
   distances_TS = jnp.abs(queries_T[:, None] - keys_S[None]).astype(jnp.float32)
-  return -alibi_slopes(heads)[:, None, None] * distances_TS[None]
+  return distances_TS[None] * -alibi_slopes(heads)[:, None, None]
