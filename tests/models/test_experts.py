@@ -24,6 +24,7 @@ SMALL = {"num_layers": 1, "experts.count": 8}
 CASES = {
   "mixtral": ("llama", SMALL),
   "switch": ("gpt", SMALL | {"experts.top_k": 1, "num_layers": 2}),
+  "groups": ("llama", SMALL | {"experts.group": 6, "num_layers": 2}),
   "no limit": ("llama", SMALL | {"experts.capacity": 0.0}),
 }
 
@@ -39,7 +40,7 @@ def noise_of(batch):
   return Noise(jnp.uint32(0), jnp.int32(0), batch["rows"])
 
 
-@pytest.mark.slow_but("mixtral-True", "switch-True", "mixtral-False")
+@pytest.mark.slow_but("mixtral-False", "switch-True", "groups-True")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_losses_and_counts_equal_plain_loops(case, training):
@@ -143,7 +144,7 @@ def test_no_later_token_takes_the_place_of_an_earlier_one():
 @functools.cache
 def stepped(microbatches=1, strategy="dp", devices=1):
   """(metrics, gradient by path): one step of SGD with rate 1 moves each parameter by its gradient."""
-  model = make_model("experts", placement(strategy, devices), num_layers=1)
+  model = make_model("experts", placement(strategy, devices), num_layers=1, **{"experts.group": 8})
   batch = make_batch("experts", rows=8)
   batch["segment_ids"][2:4, 5:] = 0
   batch["weights"] *= batch["segment_ids"] > 0

@@ -36,6 +36,9 @@ COUNTS = {
   "t5_large.py:1.1": 783_150_080,
   "transformer_base.py": 63_082_496,
   "transformer_big.py": 214_245_376,
+  "llama_1b.py": 1_235_814_400,
+  "llama_1b.py:tinyllama": 1_100_048_384,
+  "moe_small.py": 1_334_625_280,
 }
 
 

@@ -97,9 +97,11 @@ def _feed_forward(c, p, x, row, training, done):
   if not c.experts.count:
     return _activated(c, p, x)
   E, K, out, taken = c.experts.count, c.experts.top_k, np.zeros_like(x), [0] * c.experts.count
-  most = math.ceil(c.experts.capacity * len(x) * K / E) if training and c.experts.capacity else len(x)
+  group = c.experts.group or len(x)
+  most = math.ceil(c.experts.capacity * group * K / E) if training and c.experts.capacity else len(x)
   chosen, probabilities, z, dropped = np.zeros(E), np.zeros(E), 0.0, 0
   for t in range(len(x)):
+    taken = [0] * E if training and t % group == 0 else taken
     real = row["segment_ids"][t] != 0
     logits = x[t] @ p["router"]
     probability = np.exp(logits) / np.exp(logits).sum()

@@ -50,9 +50,10 @@ class ExpertsConfig:
 
   count: int = 0  # number of experts of each feed-forward layer; 0: it is a single one
   top_k: int = 2  # experts per token; the gate of a single one is its probability, those of several sum to one
-  # training: places of an expert for the tokens of a row, as a multiple of its even share; what exceeds them is
+  # training: places of an expert for the tokens of a group, as a multiple of its even share; what exceeds them is
   # dropped. 0: no limit, as in evaluation, but each expert then computes every token
   capacity: float = 1.25
+  group: int = 0  # training: tokens of a group, which are neighbours in a row; 0: the whole row is one
   balance: float = 0.01  # factor of the loss that spreads tokens over experts evenly, per layer
   z_loss: float = 0.001  # factor of the penalty on large logits of the router, per layer
 
@@ -266,7 +267,7 @@ def check(config: ModelConfig) -> None:
   head, image, experts = config.head, config.image, config.experts
   if experts.count and not 1 <= experts.top_k <= experts.count:
     raise UserError(f"experts.top_k={experts.top_k} must lie between 1 and experts.count={experts.count}")
-  for key in ("count", "capacity", "balance", "z_loss"):
+  for key in ("count", "capacity", "group", "balance", "z_loss"):
     if getattr(experts, key) < 0:
       raise UserError(f"experts.{key}={getattr(experts, key)} must not be negative")
   if experts.count and config.inner_dropout and config.dropout:

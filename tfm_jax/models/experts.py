@@ -1,5 +1,7 @@
 """Experts: feed-forward layers of which each token uses a few, chosen by a router."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,15 +15,16 @@ from tfm_jax.ops.activations import ACTIVATIONS, GATED
 class Experts(Layer):
   """The feed-forward layer of models with experts (`experts.count`).
 
-  Training gives each expert a limited number of places for the tokens of a row (`experts.capacity`), so that all shapes
-  are known and rows do not depend on each other. Otherwise no token is dropped: every expert computes every token, and
-  the gates of those that were not chosen are zero. The dtype of router, gates and losses is float32.
+  Training gives each expert a limited number of places for the tokens of a row or of a part of it (`experts.capacity`,
+  `experts.group`), so that all shapes are known and rows do not depend on each other. Otherwise no token is dropped:
+  every expert computes every token, and the gates of those that were not chosen are zero. Router, gates and losses are
+  float32.
   """
 
   @nn.compact
   def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> tuple[Array, Routing]:
     c, st = self.cfg, self.st
-    E, K, T = c.experts.count, c.experts.top_k, x_BTD.shape[1]
+    E, K = c.experts.count, c.experts.top_k
     real_BT = jnp.ones(x_BTD.shape[:2], bool) if ctx.segments_BT is None else ctx.segments_BT != 0
     real_BT = jnp.broadcast_to(real_BT, x_BTD.shape[:2])
     w_DE = self.stored("router", (c.embed_dim, E))
@@ -29,22 +32,42 @@ class Experts(Layer):
     choice = ops.choose(logits_BTE, K)
     experts = _Stacked(c, st, name="experts")
     routing = Routing(ops.balance_B(choice, real_BT), ops.z_B(logits_BTE, real_BT), jnp.zeros(len(x_BTD)))
-    if not (c.experts.capacity and ctx.noise is not None):
-      gates_BTE = (jax.nn.one_hot(choice.experts_BTK, E) * choice.gates_BTK[..., None]).sum(2)
-      with jax.named_scope(ops.share_scope(K, E)):  # read by the count of FLOPs
-        return experts(x_BTD, gates_BTE), routing
-    C = ops.places_per_expert(c.experts.capacity, T, E, K)
-    place_BTK = ops.places(choice.experts_BTK, real_BT, E, C)
-    dropped_B = ((place_BTK == E * C) & real_BT[:, :, None]).sum((1, 2)).astype(jnp.float32)
+    if c.experts.capacity and ctx.noise is not None:
+      y_BTD, dropped_B = self.limited(experts, x_BTD, real_BT, choice)
+      return y_BTD, routing._replace(dropped_B=dropped_B)
+    gates_BTE = (jax.nn.one_hot(choice.experts_BTK, E) * choice.gates_BTK[..., None]).sum(2)
+    with jax.named_scope(ops.share_scope(K, E)):  # read by the count of FLOPs
+      return experts(x_BTD, gates_BTE), routing
+
+  def limited(
+    self, experts: Callable[[Array], Array], x_BTD: Array, real_BT: Array, choice: ops.Choice
+  ) -> tuple[Array, Array]:
+    """The output [B, T, D] where experts have places for so many tokens of a group; the number of dropped choices [B].
+
+    In the names of axes, B are the groups of all rows here, and T the tokens of a group.
+    """
+    c, st = self.cfg, self.st
+    E, (rows, length, D) = c.experts.count, x_BTD.shape
+    T = min(c.experts.group or length, length)
+    C = ops.places_per_expert(c.experts.capacity, T, E, c.experts.top_k)
+
+    def grouped(x: Array) -> Array:
+      padding = [(0, 0), (0, -length % T), *[(0, 0)] * (x.ndim - 2)]
+      return jnp.pad(x, padding).reshape(-1, T, *x.shape[2:])
+
+    x_BTD, real_BT, experts_BTK, gates_BTK = map(grouped, (x_BTD, real_BT, choice.experts_BTK, choice.gates_BTK))
+    place_BTK = ops.places(experts_BTK, real_BT, E, C)
+    dropped_BT = ((place_BTK == E * C) & real_BT[:, :, None]).sum(2)
     send, gather = ops.COPIES if st.lone_cpu else ops.PRODUCTS
     x_BXD = send(x_BTD, place_BTK, E * C, st.platform)
     # The tokens of all rows that an expert has go to its device, and come back: if experts are split over the axes of
     # the batch, these constraints are the two all-to-alls.
     by_row, by_expert = ((*axes, None, None) for axes in ((None, "batch"), ("act_experts", "batch")))
-    x_EBCD = st.constrain(x_BXD.reshape(-1, E, C, x_BTD.shape[2]).swapaxes(0, 1), by_row)
+    x_EBCD = st.constrain(x_BXD.reshape(-1, E, C, D).swapaxes(0, 1), by_row)
     y_EBCD = experts(st.constrain(x_EBCD, by_expert))
     y_BXD = st.constrain(st.constrain(y_EBCD, by_expert), by_row).swapaxes(0, 1).reshape(x_BXD.shape)
-    return gather(y_BXD, place_BTK, choice.gates_BTK, st.platform), routing._replace(dropped_B=dropped_B)
+    y_BTD = gather(y_BXD, place_BTK, gates_BTK, st.platform).reshape(rows, -1, D)[:, :length]
+    return y_BTD, dropped_BT.reshape(rows, -1).sum(1).astype(jnp.float32)
 
 
 class _Stacked(Layer):
