@@ -1,6 +1,7 @@
 r"""Decoders of about a billion parameters, of the sizes of Llama 3.2 1B (Meta 2024) or TinyLlama (Zhang et al. 2024).
 The recipe is TinyLlama's: 2 million tokens per step, a cosine schedule that ends at a tenth of the peak, 3 trillion
 tokens in all.
+
   python train.py --config=configs/llama_1b.py --workdir=runs/llama_1b \
     --config.data.source=text --config.data.path='corpus/*.txt.gz'
   python train.py --config=configs/llama_1b.py:tinyllama --workdir=runs/tinyllama \

@@ -111,7 +111,7 @@ def test_decoding_on_a_mesh_equals_the_full_forward(case):
 
 
 @pytest.mark.slow_but("learned", "relative")
-@pytest.mark.parametrize("case", ["learned", "grouped", "relative", "sinusoidal"])
+@pytest.mark.parametrize("case", ["learned", "grouped", "relative", "sinusoidal", "rezero, alibi", "experts"])
 def test_prompts_of_unequal_length_stand_at_the_right_behind_padding(case):
   model, params = model_and_params(case)
   ids = make_batch("gpt")["inputs"]

@@ -73,6 +73,8 @@ def _cast(model: Model, params: Any) -> Any:
 
   def cast(path: tuple, w: Array) -> Array:
     axes = model.axes(path)
+    if path[-1].key == "router":  # which experts a token uses is decided in float32
+      return w
     return w.astype(dtype) if axes.inputs or axes.names[0] == "vocab" else w
 
   return jax.lax.with_sharding_constraint(jax.tree.map_with_path(cast, params), model.shardings())

@@ -328,9 +328,9 @@ class Axes(NamedTuple):
 PARAM_AXES = (
   (r"mlp/router", "embed -> ."),
   (r"experts/w[ig]", "experts | embed -> mlp"),
-  (r"experts/b[ig]", "experts mlp"),
+  (r"experts/b[ig]", "experts | mlp"),
   (r"experts/wo", "experts | mlp -> embed"),
-  (r"experts/bo", "experts ."),
+  (r"experts/bo", "experts | ."),
   (r"wq", "embed -> heads ."),
   (r"w[kv]", "embed -> kv_heads ."),
   (r"bq", "heads ."),
