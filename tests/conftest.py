@@ -19,7 +19,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from tfm_jax.models import layers
+from tfm_jax.models import blocks
 from tfm_jax.runtime.devices import prepare_backends
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -36,7 +36,7 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 # Layers are scanned here, as on accelerators; processes that tests start unroll them, as users' do.
-layers.UNROLLED_ON_CPU = 0
+blocks.UNROLLED_ON_CPU = 0
 
 # A compiled program is some memory maps of its process. Linux allows 65,530, and mmap fails beyond: the compiler dies.
 _MAPS = 25_000

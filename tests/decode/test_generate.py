@@ -13,7 +13,7 @@ from tfm_jax.decode import generate as decoding
 from tfm_jax.decode.options import Options
 from tfm_jax.decode.start import prepared
 from tfm_jax.errors import UserError
-from tfm_jax.models import layers
+from tfm_jax.models import blocks
 from tfm_jax.models.per_layer import PerLayer
 
 
@@ -57,7 +57,7 @@ def test_a_cpu_reads_the_weights_of_each_layer_from_an_array_of_its_own(variant,
   run = run_of(variant, **changes)
   options = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
   stacked = run.generate(PROMPTS, **options)
-  monkeypatch.setattr(layers, "UNROLLED_ON_CPU", 12)
+  monkeypatch.setattr(blocks, "UNROLLED_ON_CPU", 12)
   params = prepared(run.model, run.params)
   cut = [x for x in jax.tree.leaves(params, is_leaf=is_cut) if is_cut(x)]
   assert cut and all(len(x.layers) == run.model.config.num_layers for x in cut)

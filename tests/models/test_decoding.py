@@ -22,9 +22,16 @@ CASES = {
   "grouped": ("llama", {"num_kv_heads": 2}),
   "grouped, some windows": ("llama", {"num_kv_heads": 1, "window.size": 2, "window.global_every": 2}),
   "grouped, relative": ("gpt", {"positions": "relative", "num_kv_heads": 2}),
+  "alibi": ("gpt", {"positions": "alibi", "num_kv_heads": 2, "window.size": 3, "window.global_every": 2}),
+  "rezero, alibi": ("gpt", {"positions": "alibi", "norm_order": "rezero"}),
+  "parallel": ("gpt", {"norm_order": "parallel"}),
+  "normed queries": ("qwen3", {"num_kv_heads": 2}),
+  "experts": ("experts", {"num_kv_heads": 2}),
+  "one expert per token": ("gpt", {"experts.count": 4, "experts.top_k": 1}),
   "t5": ("t5", {}),
   "t5_1_1": ("t5_1_1", {"decoder_layers": 3}),
   "transformer": ("transformer", {}),
+  "deepnorm": ("deepnorm", {}),
   "transformer, grouped": ("transformer", {"num_kv_heads": 2, "positions": "rotary"}),
 }
 
@@ -78,10 +85,8 @@ def compare(case, parts, packed, st=None, rows=2):
 
 
 # Prompts in parts, below, have every case in the default suite.
-BY_TOKEN = [
-  pytest.param(case, marks=() if case in ("learned", "grouped, some windows", "t5") else pytest.mark.slow)
-  for case in CASES
-]
+_QUICK = ("learned", "grouped, some windows", "alibi", "experts", "t5")
+BY_TOKEN = [pytest.param(case, marks=() if case in _QUICK else pytest.mark.slow) for case in CASES]
 
 
 @pytest.mark.parametrize("case", BY_TOKEN)
@@ -106,7 +111,7 @@ def test_decoding_on_a_mesh_equals_the_full_forward(case):
 
 
 @pytest.mark.slow_but("learned", "relative")
-@pytest.mark.parametrize("case", ["learned", "grouped", "relative", "sinusoidal"])
+@pytest.mark.parametrize("case", ["learned", "grouped", "relative", "sinusoidal", "rezero, alibi", "experts"])
 def test_prompts_of_unequal_length_stand_at_the_right_behind_padding(case):
   model, params = model_and_params(case)
   ids = make_batch("gpt")["inputs"]

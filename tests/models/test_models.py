@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.tiny import LENGTH, TRAINED, VARIANTS, VOCAB, make_batch, make_model, params_of, placement
+from tests.support.tiny import CASES, LENGTH, TRAINED, VARIANTS, VOCAB, make_batch, make_model, params_of, placement
 from tfm_jax.errors import UserError
-from tfm_jax.models import layers
+from tfm_jax.models import blocks
 from tfm_jax.models.config import pad_vocab, param_axes
 from tfm_jax.models.model import resolve_model
 from tfm_jax.sharding.placement import single_device
@@ -36,6 +36,9 @@ COUNTS = {
   "t5_large.py:1.1": 783_150_080,
   "transformer_base.py": 63_082_496,
   "transformer_big.py": 214_245_376,
+  "llama_1b.py": 1_235_814_400,
+  "llama_1b.py:tinyllama": 1_100_048_384,
+  "moe_small.py": 1_334_625_280,
 }
 
 
@@ -66,7 +69,7 @@ def test_parameter_paths_and_shapes_are_the_committed_ones(variant):
   for path, shape in shapes.items():
     axes = param_axes(path)
     assert len(axes.names) == len(shape), path
-    assert axes.layers == path.count("blocks/")
+    assert axes.layers == path.count("blocks/") + path.count("experts/")
 
 
 def test_a_parameter_without_axes_is_an_error():
@@ -97,7 +100,7 @@ def test_encoders_see_everything(variant):
   assert (np.abs(logits(variant, batch) - logits(variant, changed)).max(-1) > 1e-6).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CASES)
 def test_segments_and_padding_are_isolated(variant):
   """Other tokens in the rest of the row change nothing in a segment, be it before or behind, on either side."""
   batch = everywhere(make_batch(variant, rows=2))
@@ -116,7 +119,7 @@ def test_segments_and_padding_are_isolated(variant):
     assert np.isfinite(after).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CASES)
 def test_a_packed_document_is_read_as_if_it_stood_alone(variant):
   batch = everywhere(make_batch(variant, rows=2))
   packed = logits(variant, batch)
@@ -157,7 +160,7 @@ def test_only_masked_positions_go_through_the_head():
   np.testing.assert_allclose(logits("bert", batch), picked, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CASES)
 def test_unrolled_equals_scanned(variant):
   batch = make_batch(variant, rows=2)
   np.testing.assert_allclose(logits(variant, batch), logits(variant, batch, scan=False), atol=2e-5)
@@ -165,7 +168,7 @@ def test_unrolled_equals_scanned(variant):
 
 @pytest.mark.parametrize(("most", "unrolled"), [(0, False), (1, False), (2, True)])
 def test_a_cpu_unrolls_layers_that_are_few(most, unrolled, monkeypatch):
-  monkeypatch.setattr(layers, "UNROLLED_ON_CPU", most)
+  monkeypatch.setattr(blocks, "UNROLLED_ON_CPU", most)
   model, batch = make_model("bert"), make_batch("bert")
   text = str(jax.make_jaxpr(lambda params: model.logits(params, batch))(params_of("bert")))
   assert ("unroll=2" in text, "unroll=1" in text) == (unrolled, not unrolled)

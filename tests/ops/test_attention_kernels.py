@@ -252,7 +252,7 @@ def test_splash_attention_away_from_tpus_is_refused():
 NEEDS = {
   "platform": ({"platform": "gpu"}, "needs a TPU, not a gpu"),
   "dropout": ({"dropout": 0.1}, r"no dropout, .*attention_dropout=0\.1"),
-  "bias": ({"bias": True}, "no bias for model.positions=relative"),
+  "bias": ({"bias": True}, "adds no bias .* model.positions=relative and alibi"),
   "window": ({"window": 8}, "window.*=8"),
   "scale": ({"scale_by_layer": True}, "one scale for all layers"),
   "cache": ({"cache": True}, "cache of keys and values"),

@@ -111,7 +111,7 @@ def test_strategies_share_their_axes_and_split_the_batch_alike():
     assert strategy.mesh_axes("batch") == ("replica", "data")
     assert all(set(axes) <= set(AXES) for _, axes in strategy.rules)
     parameters = {axis for axis, _ in strategy.rules if axis != "batch" and not axis.startswith("act_")}
-    assert parameters <= {"embed", "heads", "kv_heads", "mlp", "vocab"}
+    assert parameters <= {"embed", "heads", "kv_heads", "mlp", "vocab", "experts"}
 
 
 BATCH = ("batch", ("replica", "data"))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.model import Model, admits, resolve_model
@@ -19,10 +20,11 @@ from tfm_jax.training.program import Program
 VOCAB = 250  # padded to 256
 BATCH, LENGTH = 16, 16
 SIZES = {"num_layers": 2, "embed_dim": 32, "num_heads": 4, "mlp_dim": 64, "dtype": "float32", "max_positions": 32}
-# Trained under every strategy: one of each kind, and one with windows.
+# Trained under every strategy: one of each kind, one with windows, and one with experts.
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
   **{family: (family, {}) for family in ("bert", "gpt", "t5", "transformer")},
   "modernbert": ("modernbert", {"window.size": 3, "window.global_every": 2}),
+  "experts": ("llama", {"experts.count": 8}),
 }
 # What their presets leave out.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,7 +33,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
   "t5_1_1": ("t5", {"gated": True, "activation": "gelu_tanh", "tied": False}),
   "t5_encoder": ("t5_encoder", {}),
   "rotary": ("bert", {"positions": "rotary", "norm_order": "pre", "embed_norm": False, "norm": "rms", "bias": "none"}),
+  "qwen3": ("qwen3", {"num_kv_heads": 2, "norm_order": "parallel"}),
+  "alibi": ("gpt", {"positions": "alibi", "norm_order": "rezero"}),
+  "deepnorm": ("transformer", {"norm_order": "deepnorm"}),
 }
+_SLOW = ("qwen3", "alibi", "deepnorm", "experts")
+# The variants as cases of a test: the arrangements of the block are slow.
+CASES = [pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ()) for name in VARIANTS]
 
 
 def placement(strategy: str = "dp", devices: int = 1, **sizes: int) -> Placement:
@@ -90,7 +98,7 @@ def make_batch(variant: str, seed: int = 0, rows: int = BATCH, length: int = LEN
       "targets": ids(4),
       "weights": ones,
     }
-  if family in ("gpt", "llama"):
+  if family in ("gpt", "llama", "qwen3"):
     return {**batch, **both, "inputs": ids(), "targets": ids(), "weights": weights.astype(np.float32)}
   sides = {f"{side}_{name}": x for side in ("encoder", "decoder") for name, x in both.items()}
   tokens = {"encoder_inputs": ids(), "decoder_inputs": ids(), "decoder_targets": ids()}

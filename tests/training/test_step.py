@@ -66,8 +66,8 @@ def test_every_strategy_trains_like_one_device(variant, strategy):
   assert not np.array_equal(first["embed"]["token"], state.params["embed"]["token"])  # it moved
   if strategy != "dp":  # parameters and optimizer state are sharded
     for tree in (state.params, state.opt_state[1][0].mu):
-      side = tree.get("encoder", tree)
-      assert not side["blocks"]["mlp"]["wi"].sharding.is_fully_replicated
+      mlp = tree.get("encoder", tree)["blocks"]["mlp"]
+      assert not mlp.get("experts", mlp)["wi"].sharding.is_fully_replicated
 
 
 @pytest.mark.slow_but("gpt-muon-fsdp_tp")

@@ -11,7 +11,7 @@ from jax import Array
 from tfm_jax.decode import choosing
 from tfm_jax.decode.options import History, Numbers, Plan
 from tfm_jax.decode.prompts import Batch
-from tfm_jax.models import layers
+from tfm_jax.models import blocks
 from tfm_jax.models.cache import Cache
 from tfm_jax.models.model import Model
 from tfm_jax.models.per_layer import per_layer
@@ -57,7 +57,7 @@ def prepared(model: Model, params: Any) -> Any:
 def _unrolled(model: Model) -> bool:
   """Whether steps read each layer's weights from an array of its own."""
   c = model.config
-  return model.placement.lone_cpu and max(c.num_layers, c.decoder_depth) <= layers.UNROLLED_ON_CPU
+  return model.placement.lone_cpu and max(c.num_layers, c.decoder_depth) <= blocks.UNROLLED_ON_CPU
 
 
 def shown(model: Model, state: Any) -> Any:
@@ -73,6 +73,8 @@ def _cast(model: Model, params: Any) -> Any:
 
   def cast(path: tuple, w: Array) -> Array:
     axes = model.axes(path)
+    if path[-1].key == "router":  # which experts a token uses is decided in float32
+      return w
     return w.astype(dtype) if axes.inputs or axes.names[0] == "vocab" else w
 
   return jax.lax.with_sharding_constraint(jax.tree.map_with_path(cast, params), model.shardings())

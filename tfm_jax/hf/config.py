@@ -195,12 +195,12 @@ _TRANSFORM = ("head.transform", "head.activation", "bias.transform")
 # Fields, and the models in which they have no meaning.
 UNUSED: tuple[tuple[tuple[str, ...], Callable[[ModelConfig], bool]], ...] = (
   (("bias.norm",), lambda c: c.norm == "rms"),
-  (("relative_buckets", "relative_distance"), lambda c: c.positions != "relative"),
-  (("max_positions",), lambda c: c.positions in ("relative", "none") or c.image.patch > 0),
+  (("relative.buckets", "relative.distance"), lambda c: c.positions != "relative"),
+  (("max_positions",), lambda c: c.positions in ("relative", "alibi", "none") or c.image.patch > 0),
   (_ROTARY, lambda c: c.positions != "rotary"),
   (("rotary.low", "rotary.high"), lambda c: not c.rotary.original),
   (("window.global_every", "rotary.local_base"), lambda c: not c.window.size),
-  (("first_norm",), lambda c: c.norm_order == "post"),
+  (("first_norm",), lambda c: c.norm_order != "pre"),
   (("head.num_labels", "head.labels"), lambda c: not c.head.name.endswith("_classification")),
   (("head.pooler", "head.pooling"), lambda c: c.head.name not in ("pretraining", "pooled", "sequence_classification")),
   (("tied", "head.bias", "scale_output"), lambda c: c.head.name not in ("lm", "pretraining")),

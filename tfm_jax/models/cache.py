@@ -64,10 +64,14 @@ def _quantized(x: Array) -> tuple[Array, Array]:
 
 
 class Memory(NamedTuple):
-  """An encoder's output for its decoder: hidden states [B, S, D], and the segments [B, S] of their tokens, if any."""
+  """An encoder's output for its decoder: hidden states [B, S, D], and the segments [B, S] of their tokens, if any.
+
+  `routing` is what its experts did, if it has any: see `heads.head.ROUTING`.
+  """
 
   h_BSD: Array
   segments_BS: Array | None = None
+  routing: Array | None = None
 
 
 class Cache(NamedTuple):

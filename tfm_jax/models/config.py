@@ -9,10 +9,19 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from tfm_jax.errors import UserError
+from tfm_jax.models.residual import ORDERS
 from tfm_jax.ops.attention import KERNELS, find_kernel
 from tfm_jax.ops.kernel import Need
 
 VOCAB_MULTIPLE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class RelativeConfig:
+  """T5's relative positions (Raffel et al. 2020)."""
+
+  buckets: int = 32  # number of buckets of relative positions
+  distance: int = 128  # distance from which on relative positions share the last bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +42,20 @@ class WindowConfig:
 
   size: int = 0  # largest distance of a key that a query attends to, on either side; 0: attention is global
   global_every: int = 0  # every n-th layer (0, n, 2 n ...) has global attention nonetheless; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsConfig:
+  """Experts in place of each feed-forward layer, of which a token uses a few."""
+
+  count: int = 0  # number of experts of each feed-forward layer; 0: it is a single one
+  top_k: int = 2  # experts per token; the gate of a single one is its probability, those of several sum to one
+  # training: places of an expert for the tokens of a group, as a multiple of its even share; what exceeds them is
+  # dropped. 0: no limit, as in evaluation, but each expert then computes every token
+  capacity: float = 1.25
+  group: int = 0  # training: tokens of a group, which are neighbours in a row; 0: the whole row is one
+  balance: float = 0.01  # factor of the loss that spreads tokens over experts evenly, per layer
+  z_loss: float = 0.001  # factor of the penalty on large logits of the router, per layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +85,7 @@ class ImageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Shape and kind of a Transformer: the fields that all families share, and four sections.
+  """Shape and kind of a Transformer: the fields that all families share, and sections.
 
   Each family has a preset, which is a value of this class; an experiment replaces fields of it.
   """
@@ -83,12 +106,12 @@ class ModelConfig:
   dtype: str = "bfloat16"  # dtype of computation: bfloat16 or float32; parameters are float32
   remat: str = "none"  # kept for the backward pass: none (all), dots (outputs of linears) or full (inputs of blocks)
   scan: bool = True  # compile one block for all layers (on a CPU, if there are over 12); false unrolls their loop
-  positions: str = "learned"  # position encoding: learned, sinusoidal, relative (T5), rotary or none
+  positions: str = "learned"  # position encoding: learned, sinusoidal, relative (T5), rotary, alibi or none
   position_offset: int = 0  # rows of the position table before that of position 0; the last of them is for padding
-  relative_buckets: int = 32  # number of buckets of relative positions
-  relative_distance: int = 128  # distance from which on relative positions share the last bucket
   norm: str = "layer"  # normalisation: layer (LayerNorm) or rms (RMSNorm)
-  norm_order: str = "pre"  # place of the norms: pre (before each sub-layer) or post (after its residual)
+  # place of the norms: pre (before each sub-layer), post (after its residual), parallel (one before all sub-layers of a
+  # block, whose outputs are summed), deepnorm (post, for deep stacks; with init=xavier) or rezero (no norms)
+  norm_order: str = "pre"
   norm_epsilon: float = 1e-5  # added to the variance in norms
   first_norm: bool = True  # a norm before the first block's attention too, where norm_order is pre
   activation: str = "gelu"  # activation of the feed-forward layer: gelu (erf), gelu_tanh, relu or silu
@@ -103,8 +126,10 @@ class ModelConfig:
   scale_output: str = "never"  # multiply the output layer's input by embed_dim^-0.5: always, never or tied (if it is)
   inner_dropout: bool = False  # dropout also inside the feed-forward layer and after the last norm
   init: str = "bert"  # initialisation: bert, gpt, t5 or xavier
+  relative: RelativeConfig = RelativeConfig()
   rotary: RotaryConfig = RotaryConfig()
   window: WindowConfig = WindowConfig()
+  experts: ExpertsConfig = ExpertsConfig()
   head: HeadConfig = HeadConfig()
   image: ImageConfig = ImageConfig()
 
@@ -156,9 +181,9 @@ BIASES = ("qkv", "out", "mlp", "norm", "transform")
 CHOICES: dict[str, tuple[str, ...]] = {
   "dtype": ("bfloat16", "float32"),
   "remat": ("none", "dots", "full"),
-  "positions": ("learned", "sinusoidal", "relative", "rotary", "none"),
+  "positions": ("learned", "sinusoidal", "relative", "rotary", "alibi", "none"),
   "norm": ("layer", "rms"),
-  "norm_order": ("pre", "post"),
+  "norm_order": tuple(ORDERS),
   "activation": ("gelu", "gelu_tanh", "relu", "silu"),
   "scale_output": ("always", "never", "tied"),
   "head.activation": ("gelu", "gelu_tanh", "relu", "silu"),
@@ -239,7 +264,17 @@ def check(config: ModelConfig) -> None:
     )
   if config.positions == "rotary" and config.head_features % 2:
     raise UserError(f"rotary positions need an even head dimension, not {config.head_features}: set model.head_dim")
-  head, image = config.head, config.image
+  head, image, experts = config.head, config.image, config.experts
+  if experts.count and not 1 <= experts.top_k <= experts.count:
+    raise UserError(f"experts.top_k={experts.top_k} must lie between 1 and experts.count={experts.count}")
+  for key in ("count", "capacity", "group", "balance", "z_loss"):
+    if getattr(experts, key) < 0:
+      raise UserError(f"experts.{key}={getattr(experts, key)} must not be negative")
+  if experts.count and config.inner_dropout and config.dropout:
+    raise UserError(
+      f"experts.count={experts.count}: experts have no dropout inside, as model.inner_dropout=true asks: set it to "
+      f"false, or model.dropout to 0"
+    )
   if config.embed_features != config.embed_dim and config.tied and head.name == "lm" and not head.transform:
     raise UserError(
       f"model.embedding_dim={config.embedding_dim} is not the width of the model, {config.embed_dim}: the embedding "
@@ -257,7 +292,7 @@ def attention_need(config: ModelConfig, training: bool = True) -> Need:
   """What a model needs of its attention kernel on any platform."""
   return Need(
     dropout=config.attention_dropout if training else 0.0,
-    bias=config.positions == "relative",
+    bias=config.positions in ("relative", "alibi"),
     window=config.window.size,
     scale_by_layer=config.scale_by_layer,
     groups=config.num_heads // config.kv_heads,
@@ -270,11 +305,11 @@ def pad_vocab(size: int) -> int:
 
 
 class Axes(NamedTuple):
-  """Logical axes of a parameter: first the axis of layers if it has one, then its input axes, then its output axes.
+  """Logical axes of a parameter: first those of layers and experts if it has any, then its input and output axes.
 
   Attributes:
     names: the logical axes; None for an axis that is never split.
-    layers: number of axes of layers, 0 or 1.
+    layers: number of axes along which separate matrices are stacked: those of layers and of experts.
     inputs: number of input axes; 0 for a parameter that is not a matrix (a bias, a norm, a small table).
   """
 
@@ -288,9 +323,14 @@ class Axes(NamedTuple):
     return self.inputs > 0
 
 
-# End of a parameter's path, and the axes of one layer, inputs -> outputs; "." is an axis that is never split. Paths and
-# axes are public: strategies name these axes.
+# End of a parameter's path, and the axes of one layer, inputs -> outputs; "." is an axis that is never split, and "|"
+# ends the axes of separate matrices. Paths and axes are public: strategies name these axes.
 PARAM_AXES = (
+  (r"mlp/router", "embed -> ."),
+  (r"experts/w[ig]", "experts | embed -> mlp"),
+  (r"experts/b[ig]", "experts | mlp"),
+  (r"experts/wo", "experts | mlp -> embed"),
+  (r"experts/bo", "experts | ."),
   (r"wq", "embed -> heads ."),
   (r"w[kv]", "embed -> kv_heads ."),
   (r"bq", "heads ."),
@@ -300,6 +340,7 @@ PARAM_AXES = (
   (r"mlp/b[ig]", "mlp"),
   (r"mlp/wo", "mlp -> embed"),
   (r"bo", "."),
+  (r"blocks/gain", ""),
   (r"scale|\w*norm/bias", "."),
   (r"embed/token|head/w", "vocab -> embed"),
   (r"embed/(position|type)", ". -> embed"),
@@ -318,8 +359,9 @@ def param_axes(path: str) -> Axes:
   """Logical axes of the parameter at `path`, such as `blocks/attn/wq`. KeyError if `PARAM_AXES` has no entry for it."""
   for pattern, axes in PARAM_AXES:
     if re.search(rf"(^|/)({pattern})$", path):
-      stacked = "blocks/" in path
-      sides = [[None if axis == "." else axis for axis in side.split()] for side in axes.split("->")]
-      names = ("layers",) * stacked + tuple(axis for side in sides for axis in side)
-      return Axes(names, int(stacked), len(sides[0]) if len(sides) == 2 else 0)
+      separate, _, matrix = axes.rpartition("|")
+      first = ["layers"] * ("blocks/" in path) + separate.split()
+      sides = [[None if axis == "." else axis for axis in side.split()] for side in matrix.split("->")]
+      names = (*first, *(axis for side in sides for axis in side))
+      return Axes(names, len(first), len(sides[0]) if len(sides) == 2 else 0)
   raise KeyError(f"PARAM_AXES has no entry for the parameter {path}")

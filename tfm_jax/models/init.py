@@ -47,6 +47,11 @@ def uniform(bound: float) -> Initializer:
   return lambda key, shape: _uniform(key, shape, bound)
 
 
+def scaled(init: Initializer, factor: float) -> Initializer:
+  """`init` times a constant."""
+  return lambda key, shape: init(key, shape) * np.float32(factor)
+
+
 def bert(path: str, config: ModelConfig, fan_in: int, fan_out: int) -> Initializer:
   """Normal with standard deviation 0.02 (Devlin et al. 2018, without their truncation)."""
   return normal(0.02)

@@ -6,6 +6,7 @@ head dimension, F mlp, V vocabulary, E width of the embedding tables.
 
 import contextlib
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tfm_jax.models.cache import KeysValues
 from tfm_jax.models.config import Axes, ModelConfig, param_axes
-from tfm_jax.models.init import initializer
+from tfm_jax.models.init import initializer, scaled
+from tfm_jax.models.residual import ORDERS, deepnorm
 from tfm_jax.models.sight import Sight
 from tfm_jax.ops import norms, positions
 from tfm_jax.ops.activations import ACTIVATIONS, GATED
@@ -32,12 +34,9 @@ from tfm_jax.sharding.placement import Placement
 EMBED, ATTENTION, AFTER_ATTENTION, CROSS, AFTER_CROSS, INNER, AFTER_MLP, FINAL = range(8)
 
 STREAM = ("batch", "seq", "act_embed")  # axes of the residual stream
-_LINEAR = "linear"  # name by which `model.remat=dots` keeps the outputs of linears
+LINEAR = "linear"  # name by which `model.remat=dots` keeps the outputs of linears
+_SCALED_BY_DEEPNORM = r"(attn|cross)/w[vo]|(mlp|experts)/w\w"  # weights that its second constant multiplies
 _LOOKED_UP = ("token", "position", "type")  # tables from which rows are looked up
-
-# Depth up to which XLA:CPU gets unrolled layers. In a scan one thread alone stacks the activations for the backward
-# pass: a step of four layers takes 4 to 9 % longer.
-UNROLLED_ON_CPU = 12
 
 
 def linear(spec: str, x: Array, w: Array, b: Array | None, axes: tuple, st: Placement) -> Array:
@@ -45,7 +44,7 @@ def linear(spec: str, x: Array, w: Array, b: Array | None, axes: tuple, st: Plac
 
   Its output is named for `model.remat=dots`: checkpoint policies do not see the dots inside a custom VJP.
   """
-  return checkpoint_name(linear_op(spec, x, w, b, axes, st), _LINEAR)
+  return checkpoint_name(linear_op(spec, x, w, b, axes, st), LINEAR)
 
 
 class Context(NamedTuple):
@@ -58,6 +57,7 @@ class Context(NamedTuple):
     memory_BSD: the encoder's output.
     start: with a cache, the column of the first new token.
     noise: of dropout; None: no dropout.
+    segments_BT: of the tokens, [B or 1, T]; 0 is padding. None: a single segment.
   """
 
   own: Sight
@@ -66,6 +66,21 @@ class Context(NamedTuple):
   memory_BSD: Array | None = None
   start: Array | None = None
   noise: Noise | None = None
+  segments_BT: Array | None = None
+
+
+class Routing(NamedTuple):
+  """What the experts of a layer did, as sums over the tokens of each row, float32 [B]: see `ops.experts`.
+
+  Attributes:
+    balance_B: of the balance loss.
+    z_B: of the router's z-loss.
+    dropped_B: choices of an expert that had no place left.
+  """
+
+  balance_B: Array
+  z_B: Array
+  dropped_B: Array
 
 
 class Layer(nn.Module):
@@ -91,13 +106,25 @@ class Layer(nn.Module):
   def axes(self, name: str) -> Axes:
     """Logical axes that `PARAM_AXES` declares for a parameter of this module, without the axis of layers."""
     names, layers, inputs = param_axes("/".join((*self.path, name)))
-    return Axes(names[layers:], 0, inputs)
+    first = int(names[:1] == ("layers",))
+    return Axes(names[first:], layers - first, inputs)
 
   def stored(self, name: str, shape: tuple[int, ...], kind: str = "") -> Array:
     """A weight as it is stored: float32, sharded by the strategy. `kind`: see `initializer`."""
-    inputs = self.axes(name).inputs or 1  # in tables that are not matrices, each row belongs to one input
-    fan_in, fan_out = math.prod(shape[:inputs]), math.prod(shape[inputs:])
-    return self.param(name, initializer(kind or f"{self.name}/{name}", self.cfg, fan_in, fan_out), shape)
+    _, experts, inputs = self.axes(name)
+    matrix = shape[experts:]
+    inputs = inputs or 1  # in tables that are not matrices, each row belongs to one input
+    fan_in, fan_out = math.prod(matrix[:inputs]), math.prod(matrix[inputs:])
+    part = kind or f"{self.name}/{name}"
+    init = initializer(part, self.cfg, fan_in, fan_out)
+    if ORDERS[self.cfg.norm_order].deep and re.fullmatch(_SCALED_BY_DEEPNORM, part):
+      init = scaled(init, self.deepnorm()[1])
+    return self.param(name, init, shape)
+
+  @nn.nowrap
+  def deepnorm(self) -> tuple[float, float]:
+    """See `residual.deepnorm`."""
+    return deepnorm(self.path[0] if self.path else "", self.cfg.num_layers, self.cfg.decoder_depth)
 
   def matrix(self, name: str, shape: tuple[int, ...], kind: str = "") -> Array:
     """A weight, cast to the compute dtype and gathered."""
@@ -175,13 +202,16 @@ class Attention(Layer):
 
     if self.cross:
       (q_BTHK,) = projections(x_BTD, "q")
+      q_BTHK = self.prepared(q_BTHK, "q")
       if kept is None:
         assert ctx.memory_BSD is not None
-        new = keys_values = KeysValues(*projections(ctx.memory_BSD, "kv"))
+        k_BSGK, v_BSGK = projections(ctx.memory_BSD, "kv")
+        new = keys_values = KeysValues(self.prepared(k_BSGK, "k"), v_BSGK)
       else:
         new, keys_values = kept, kept.read(c.compute_dtype)
     else:
       q_BTHK, k_BTGK, v_BTGK = projections(x_BTD, "qkv")
+      q_BTHK, k_BTGK = self.prepared(q_BTHK, "q"), self.prepared(k_BTGK, "k")
       if c.positions == "rotary":
         assert ctx.positions_BT is not None
         rates = rotary_rates(c, layer)
@@ -200,6 +230,10 @@ class Attention(Layer):
     y_BTHK = st.constrain(y_BTHK, ("batch", "seq", "act_heads", None))
     wo_HKD, b_D = self.stored("wo", (H, K, D)), self.bias("bo", (D,), c.has_bias("out"))
     return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, b_D, self.axes("wo").names, st), new, weights_BHTS
+
+  def prepared(self, x: Array, name: str) -> Array:
+    """Queries ("q") or keys ("k") as they are used, before rotary positions. Families may differ."""
+    return x
 
   def attend(
     self, q_BTHK: Array, keys_values: KeysValues, sight: Sight, layer: Array, noise: Noise | None
@@ -241,7 +275,8 @@ class Mlp(Layer):
   """The feed-forward layer: two linears around an activation, which may be gated (Shazeer 2020)."""
 
   @nn.compact
-  def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> Array:
+  def __call__(self, x_BTD: Array, layer: Array, ctx: Context) -> tuple[Array, Routing | None]:
+    """The output [B, T, D]; what its experts did, or None if it has none."""
     c, st = self.cfg, self.st
     D, F = c.embed_dim, c.mlp_features
     names = "ig" if c.gated else "i"
@@ -261,132 +296,8 @@ class Mlp(Layer):
     if c.inner_dropout:
       h_BTF = dropout(h_BTF, c.dropout, ctx.noise, layer, INNER)
     wo_FD = self.stored("wo", (F, D))
-    return linear("BTF,FD->BTD", h_BTF, wo_FD, self.bias("bo", (D,), c.has_bias("mlp")), self.axes("wo").names, st)
-
-
-class Sublayers(NamedTuple):
-  """The classes of a family's attention and feed-forward layers."""
-
-  attention: type[Layer] = Attention
-  mlp: type[Layer] = Mlp
-
-
-STANDARD = Sublayers()
-
-Kept = dict[str, KeysValues]  # by name of the attention layer ("attn", "cross"); of one block or of all
-HIDDEN, ATTN, CROSS_ATTN = "hidden", "attn", "cross"  # what a block can emit: its output, or attention weights
-LAST = "last"  # what a stack can emit: its output
-
-
-class Emitted(NamedTuple):
-  """What a block returns in addition to its output; from a stack, with a leading axis of layers.
-
-  Attributes:
-    new: with a cache, the keys and values to add to it.
-    shown: what `Block.emit` names, or None.
-  """
-
-  new: Kept | None = None
-  shown: Array | None = None
-
-
-class Block(Layer):
-  """Attention, cross-attention (in a decoder with an encoder) and feed-forward, each with residual, norm and dropout.
-
-  Attributes:
-    cross: has cross-attention.
-    sublayers: the classes of attention and feed-forward.
-    emit: what is returned for inspection: "" (nothing), HIDDEN, ATTN or CROSS_ATTN.
-  """
-
-  cross: bool = False
-  sublayers: Sublayers = STANDARD
-  emit: str = ""
-
-  @nn.compact
-  def __call__(self, x_BTD: Array, layer: Array, ctx: Context, kept: Kept | None = None) -> tuple[Array, Emitted]:
-    """The output, and what the block emits. `layer`: its index. `kept`: its part of a cache."""
-    c, st = self.cfg, self.st
-    new: Kept = {}
-    shown: dict[str, Array | None] = {}
-
-    def residual(x: Array, name: str, site: int, sublayer: Layer) -> Array:
-      norm = Norm(c, st, name=f"{name}_norm")
-      y = norm(x) if c.norm_order == "pre" else x
-      if c.norm_order == "pre" and name == "attn" and not c.first_norm:
-        y = jnp.where(layer == 0, x, y)
-      y = st.constrain(y, ("batch", "seq", None))
-      if name == "mlp":
-        y = sublayer(y, layer, ctx)
-      else:
-        y, new[name], shown[name] = sublayer(y, layer, ctx, (kept or {}).get(name))
-      y = st.constrain(y, STREAM)
-      x = x + dropout(y, c.dropout, ctx.noise, layer, site)
-      return x if c.norm_order == "pre" else norm(x)
-
-    attention: Any = self.sublayers.attention
-    x_BTD = residual(x_BTD, "attn", AFTER_ATTENTION, attention(c, st, emit=self.emit == ATTN, name="attn"))
-    if self.cross:
-      cross = attention(c, st, cross=True, emit=self.emit == CROSS_ATTN, name="cross")
-      x_BTD = residual(x_BTD, "cross", AFTER_CROSS, cross)
-    x_BTD = residual(x_BTD, "mlp", AFTER_MLP, self.sublayers.mlp(c, st, name="mlp"))
-    shown[HIDDEN] = x_BTD
-    if kept is None:
-      return x_BTD, Emitted(None, shown.get(self.emit))
-    new = {name: x for name, x in new.items() if name == "attn" or name not in kept}
-    return x_BTD, Emitted(new, shown.get(self.emit))
-
-
-_KEPT = {
-  "dots": jax.checkpoint_policies.save_only_these_names(_LINEAR),
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-def stack(
-  cfg: ModelConfig,
-  st: Placement,
-  x_BTD: Array,
-  ctx: Context,
-  depth: int,
-  first: int = 0,
-  cross: bool = False,
-  kept: Kept | None = None,
-  sublayers: Sublayers = STANDARD,
-  emit: str = "",
-) -> tuple[Array, Emitted]:
-  """`depth` blocks as one scan over stacked parameters `blocks/...` [N, ...].
-
-  `model.scan=false` unrolls the scan, and so does a single CPU device if there are at most `UNROLLED_ON_CPU` blocks. It
-  stays a scan where that only takes longer to compile: to create parameters, and to decode unless model.scan=false.
-
-  Args:
-    cfg, st: see `Layer`.
-    x_BTD: the input.
-    ctx: what the blocks share.
-    depth: number of blocks.
-    first: index of the first block, so that two stacks have different dropout.
-    cross, sublayers, emit: see `Block`.
-    kept: the cached keys and values, [N, ...].
-
-  Returns:
-    The output, and what the blocks emit, [N, ...].
-  """
-  block = Block
-  scan = cfg.scan and not (st.lone_cpu and depth <= UNROLLED_ON_CPU)
-  if cfg.remat != "none":
-    block = nn.remat(Block, prevent_cse=not scan, policy=_KEPT[cfg.remat])
-  blocks = block(cfg, st, cross, sublayers, emit, name="blocks")
-  run = nn.scan(
-    lambda module, x, layer, kept: module(x, layer, ctx, kept),
-    variable_axes={"params": 0},
-    split_rngs={"params": True},
-    length=depth,
-    unroll=1 if scan or (kept is not None and cfg.scan) or blocks.is_initializing() else depth,
-  )
-  layers = jnp.arange(first, first + depth, dtype=jnp.int32)
-  x_BTD, emitted = run(blocks, x_BTD, layers, kept)
-  return x_BTD, emitted
+    b_D = self.bias("bo", (D,), c.has_bias("mlp"))
+    return linear("BTF,FD->BTD", h_BTF, wo_FD, b_D, self.axes("wo").names, st), None
 
 
 class Dense(Layer):

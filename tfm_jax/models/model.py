@@ -13,14 +13,15 @@ from jax import Array
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.batch import check_batch
+from tfm_jax.models.blocks import ATTN, CROSS_ATTN, HIDDEN, Sublayers
 from tfm_jax.models.cache import Cache, Memory, empty_cache
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
+from tfm_jax.models.experts import Experts
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.groups import flatten, grouped
-from tfm_jax.models.heads.head import Outputs
+from tfm_jax.models.heads.head import ROUTING, Outputs
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
-from tfm_jax.models.layers import ATTN, CROSS_ATTN, HIDDEN, Sublayers
 from tfm_jax.models.per_layer import whole
 from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.objectives.objective import ROWS, Fields
@@ -73,7 +74,8 @@ class Model:
   def module(self) -> nn.Module:
     """The Flax module."""
     family = find_family(self.family)
-    fields: Any = {"causal": family.causal, "sublayers": Sublayers(family.attention, family.mlp)}
+    sublayers = Sublayers(family.attention, Experts if self.config.experts.count else family.mlp)
+    fields: Any = {"causal": family.causal, "sublayers": sublayers}
     return family.module(self.config, self.placement, vocab_size=self.vocab_size, **fields)
 
   @property
@@ -92,7 +94,8 @@ class Model:
   def apply(
     self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None, hidden: bool = False
   ) -> Outputs:
-    """The outputs of the head by name, before the last linear (see `Output`).
+    """The outputs of the head by name, before the last linear (see `Output`); of experts also `routing`, and of those
+    of an encoder beside a decoder `encoder_routing` (see `heads.head.ROUTING`).
 
     Args:
       params: the parameters.
@@ -121,7 +124,7 @@ class Model:
     return self._results(self.apply(params, batch, noise))
 
   def _results(self, outputs: Outputs) -> dict[str, Array]:
-    return {name: result(self.placement, output) for name, output in outputs.items()}
+    return {name: result(self.placement, y) for name, y in outputs.items() if not name.endswith(ROUTING)}
 
   def logits(self, params: Params, batch: Mapping[str, Array], noise: Noise | None = None) -> Array:
     """`outputs(...)["logits"]`."""
@@ -257,14 +260,19 @@ class Model:
     """Logical axes of the parameter at a tree path."""
     return param_axes("/".join(str(getattr(key, "key", key)) for key in path))
 
-  def parameter_count(self) -> int:
-    """Number of parameters, without padding of the vocabulary and the norm that `model.first_norm=false` omits."""
+  def parameter_count(self, active: bool = False) -> int:
+    """Number of parameters, without padding of the vocabulary and the norm that `model.first_norm=false` omits.
+
+    `active`: only those that a token uses, so of each layer's experts only `experts.top_k`.
+    """
 
     def count(path: tuple, leaf: jax.ShapeDtypeStruct) -> int:
       axes = self.axes(path)
       shape = [self.vocab_size if axis == "vocab" else n for axis, n in zip(axes.names, leaf.shape, strict=True)]
       if not self.config.first_norm and "attn_norm" in jax.tree_util.keystr(path):
         shape[0] -= 1  # that of the first block is not used
+      if active and "experts" in axes.names:
+        shape[axes.names.index("experts")] = self.config.experts.top_k
       return math.prod(shape)
 
     return sum(jax.tree.leaves(jax.tree.map_with_path(count, self.shapes())))
@@ -290,6 +298,7 @@ def admits(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
   """Logical axis -> its lengths in the model, all of which must be divisible by the mesh axis that splits it."""
   heads, mlp, vocab = (config.num_heads,), (config.mlp_features,), (pad_vocab(vocab_size),)
   kv_heads, widths = (config.kv_heads,), (config.embed_dim, config.embed_features)
+  experts = (config.experts.count,) if config.experts.count else ()
   return {
     "embed": widths,
     "act_embed": widths,
@@ -298,6 +307,8 @@ def admits(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
     "kv_heads": kv_heads,
     "mlp": mlp,
     "act_mlp": mlp,
+    "experts": experts,
+    "act_experts": experts,
     "vocab": vocab,
     "act_vocab": vocab,
   }

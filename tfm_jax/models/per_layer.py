@@ -39,7 +39,7 @@ def per_layer(params: Any) -> Any:
 
   def cut(path: tuple, w: Array) -> Array | PerLayer:
     axes = param_axes("/".join(key.key for key in path))
-    if not axes.layers or not axes.inputs:
+    if axes.layers != 1 or not axes.inputs:
       return w
     inputs = math.prod(w.shape[1 : 1 + axes.inputs])
     return PerLayer(tuple(layer.reshape(inputs, -1).T for layer in w), w.shape[1:])

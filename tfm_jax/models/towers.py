@@ -7,21 +7,24 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from tfm_jax.models.blocks import HIDDEN, LAST, STANDARD, Sublayers, stack
 from tfm_jax.models.cache import Cache, Memory
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.embeddings import Embed, Patches
 from tfm_jax.models.heads.head import Output, Outputs, Seen
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.layers import FINAL, HIDDEN, LAST, STANDARD, Context, Layer, Norm, Sublayers, stack
+from tfm_jax.models.layers import FINAL, Context, Layer, Norm
+from tfm_jax.models.residual import ORDERS
 from tfm_jax.models.sight import make_sight
 from tfm_jax.objectives.objective import FLOAT, Field, Fields, token_fields
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.masks import Mask
-from tfm_jax.ops.positions import relative_bias
+from tfm_jax.ops.positions import alibi_bias, relative_bias
 from tfm_jax.sharding.placement import Placement
 
 Batch = dict[str, Array]
 Leaf = TypeVar("Leaf")
+Towered = tuple[Array, Cache | None, Array | None, Array | None]  # see `tower`
 
 
 class RelativeBias(Layer):
@@ -30,8 +33,8 @@ class RelativeBias(Layer):
   @nn.compact
   def __call__(self, queries: int, keys: int, bidirectional: bool, offset: int | Array) -> Array:
     c = self.cfg
-    table = self.matrix("table", (c.relative_buckets, c.num_heads), kind="relative")
-    return relative_bias(table, queries, keys, bidirectional, c.relative_distance, offset)
+    table = self.matrix("table", (c.relative.buckets, c.num_heads), kind="relative")
+    return relative_bias(table, queries, keys, bidirectional, c.relative.distance, offset)
 
 
 def tower(
@@ -49,8 +52,8 @@ def tower(
   cache: Cache | None = None,
   sublayers: Sublayers = STANDARD,
   emit: str = "",
-) -> tuple[Array, Cache | None, Array | None]:
-  """A stack of blocks over embeddings, with its masks and the final norm of pre-norm models.
+) -> Towered:
+  """A stack of blocks over embeddings, with its masks and, where sub-layers have a norm before them, a final one.
 
   Call it in a compact module: the parameters belong to that module.
 
@@ -67,7 +70,8 @@ def tower(
     sublayers, emit: see `Block`; LAST: the hidden states themselves.
 
   Returns:
-    The hidden states; the cache with the new tokens, or None; what `emit` names, as `Network.inspect` returns it.
+    The hidden states; the cache with the new tokens, or None; what `emit` names, as `Network.inspect` returns it; what
+    the experts did, as `heads.head.ROUTING` says, or None.
   """
   (B, T), start = x_BTD.shape[:2], None
   S, key_segments, kept = T, segments_BT, None
@@ -83,6 +87,9 @@ def tower(
   bias_HTS = None
   if c.positions == "relative" and T:  # no tokens are decoded when a cache is created
     bias_HTS = RelativeBias(c, st, name="relative")(T, S, not causal, -offset)
+  elif c.positions == "alibi" and T:
+    bias_HTS = alibi_bias(c.num_heads, offset + jnp.arange(T), jnp.arange(S) + jnp.ravel(keys_offset))
+    bias_HTS = st.constrain(bias_HTS, ("act_heads", "seq", None))
   kind: Any = {"training": noise is not None, "cached": cache is not None}
   segments: Any = {"query_segments_BT": segments_BT, "key_segments_BS": key_segments}
   mask = Mask(causal, **segments, query_offset=offset, key_offset=keys_offset)
@@ -92,9 +99,9 @@ def tower(
       segments_BT = jnp.ones((B, T), jnp.int32)
     mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
     across = make_sight(c, st, mask, (B, T, memory_length), **kind)
-  ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise)
-  h_BTD, (new, shown) = stack(c, st, x_BTD, ctx, depth, first, across is not None, kept, sublayers, emit)
-  if c.norm_order == "pre":
+  ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise, segments_BT)
+  h_BTD, (new, shown, routed) = stack(c, st, x_BTD, ctx, depth, first, across is not None, kept, sublayers, emit)
+  if ORDERS[c.norm_order].before:
     h_BTD = Norm(c, st, name="final_norm")(h_BTD)
   if c.inner_dropout:
     h_BTD = dropout(h_BTD, c.dropout, noise, first + depth, FINAL)
@@ -103,7 +110,18 @@ def tower(
     shown = jnp.concatenate([x_BTD[None], shown[:-1], h_BTD[None]])
   elif emit == LAST:
     shown = h_BTD
-  return h_BTD, cache.with_tokens(new, st) if cache and new else None, shown
+  routing = None
+  if routed is not None:
+    tokens = jnp.float32(B * T) if segments_BT is None else (segments_BT != 0).sum(dtype=jnp.float32)
+    if segments_BT is not None and segments_BT.shape[0] != B:
+      tokens = tokens * B
+    routing = jnp.stack([*(x_NB.sum(1) for x_NB in routed), jnp.broadcast_to(tokens, (depth,))])
+  return h_BTD, cache.with_tokens(new, st) if cache and new else None, shown, routing
+
+
+def _with_routing(outputs: Outputs, **routing: Array | None) -> Outputs:
+  """The outputs, and what experts did, by name."""
+  return outputs | {name: Output(x) for name, x in routing.items() if x is not None}
 
 
 def _with_hidden(outputs: Outputs, last_BTD: Array | None) -> Outputs:
@@ -174,9 +192,10 @@ class Single(Network):
     types, shifts = batch.get("token_types"), batch.get("embedding_shifts")
     x_BTD, table = embed(batch["inputs"], positions, segments, types, noise, c.num_layers, shifts)
     kind: Any = {"causal": self.causal, "depth": c.num_layers, "cache": cache, "sublayers": self.sublayers}
-    h_BTD, cache, shown = tower(c, st, x_BTD, segments, positions, noise, emit=emit, **kind)
+    h_BTD, cache, shown, routing = tower(c, st, x_BTD, segments, positions, noise, emit=emit, **kind)
     seen = Seen(self.vocab_size, table if c.tied else None, segments, batch.get("mlm_positions"))
-    return HEADS[c.head.name].apply(c, st, h_BTD, seen), cache, shown
+    outputs = HEADS[c.head.name].apply(c, st, h_BTD, seen)
+    return _with_routing(outputs, routing=routing), cache, shown
 
 
 class Vision(Network):
@@ -206,8 +225,8 @@ class Vision(Network):
     c, st = self.cfg, self.st
     x_BTD = Patches(c, st, name="embed")(batch["images"], noise)
     kind: Any = {"causal": False, "depth": c.num_layers, "sublayers": self.sublayers, "emit": emit}
-    h_BTD, _, shown = tower(c, st, x_BTD, None, None, noise, **kind)
-    return HEADS[c.head.name].apply(c, st, h_BTD, Seen(0)), shown
+    h_BTD, _, shown, routing = tower(c, st, x_BTD, None, None, noise, **kind)
+    return _with_routing(HEADS[c.head.name].apply(c, st, h_BTD, Seen(0)), routing=routing), shown
 
 
 class Tower(Layer):
@@ -228,7 +247,7 @@ class Tower(Layer):
     memory: Memory | None = None,
     cache: Cache | None = None,
     emit: str = "",
-  ) -> tuple[Array, Cache | None, Array | None]:
+  ) -> Towered:
     kind: Any = {"causal": self.causal, "depth": self.depth, "first": self.first, "memory": memory, "cache": cache}
     kind |= {"sublayers": self.sublayers, "emit": emit}
     return tower(self.cfg, self.st, x_BTD, segments_BT, positions_BT, noise, **kind)
@@ -281,8 +300,8 @@ class EncoderDecoder(Network):
   def run_encoder(self, batch: Batch, noise: Noise | None = None, emit: str = "") -> tuple[Memory, Array | None]:
     """The encoder's output; what `emit` names, or None."""
     x, segments, positions, _ = self.embedded(batch, noise, 1)
-    h_BSD, _, shown = self.encoder(x, segments, positions, noise, emit=emit)
-    return Memory(h_BSD, segments), shown
+    h_BSD, _, shown, routing = self.encoder(x, segments, positions, noise, emit=emit)
+    return Memory(h_BSD, segments, routing), shown
 
   @nn.compact
   def run(
@@ -295,9 +314,11 @@ class EncoderDecoder(Network):
   ) -> tuple[Outputs, Cache | None, Array | None]:
     """The decoder's outputs; the cache with the new tokens, or None; what `emit` names, or None."""
     x, segments, positions, table = self.embedded(batch, noise, 2, cache)
-    h_BTD, cache, shown = self.decoder(x, segments, positions, noise, memory, cache, emit)
+    h_BTD, cache, shown, routing = self.decoder(x, segments, positions, noise, memory, cache, emit)
     seen = Seen(self.vocab_size, table if self.cfg.tied else None, segments, batch.get("mlm_positions"))
-    return HEADS[self.cfg.head.name].apply(self.cfg, self.st, h_BTD, seen), cache, shown
+    outputs = HEADS[self.cfg.head.name].apply(self.cfg, self.st, h_BTD, seen)
+    outputs = _with_routing(outputs, routing=routing, encoder_routing=memory and memory.routing)
+    return outputs, cache, shown
 
   def embedded(
     self, batch: Batch, noise: Noise | None, site: int, cache: Cache | None = None

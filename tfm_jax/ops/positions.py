@@ -95,3 +95,25 @@ def relative_bias(
   vector_HL = jnp.einsum("LC,CH->HL", one_hot, table.astype(jnp.float32), precision="highest")
   tiled = jnp.tile(vector_HL, (1, queries))[:, : queries * (length - 1)]
   return tiled.reshape(-1, queries, length - 1)[:, :, queries - 1 :]
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+  """ALiBi's slope of each attention head, [H] float32 (Press et al. 2022): 2^(-8 / H), its square, its cube, ...
+
+  If H is no power of two, the slopes are those of the largest power of two below it, and then every other one of twice
+  as many heads, as in the authors' code.
+  """
+  power = 1 << (heads.bit_length() - 1)
+  of = lambda n: 2.0 ** (-8 / n * np.arange(1, n + 1))
+  return np.concatenate([of(power), of(2 * power)[::2][: heads - power]]).astype(np.float32)
+
+
+def alibi_bias(heads: int, queries_T: Array, keys_S: Array) -> Array:
+  """ALiBi's bias of the logits [H, T, S] float32: minus the slope of the head times the distance, on either side.
+
+  Args:
+    heads: H.
+    queries_T, keys_S: places of queries and keys.
+  """
+  distances_TS = jnp.abs(queries_T[:, None] - keys_S[None]).astype(jnp.float32)
+  return distances_TS[None] * -alibi_slopes(heads)[:, None, None]

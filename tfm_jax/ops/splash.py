@@ -22,7 +22,7 @@ def splash_refuses(need: Need) -> str:
     (need.dropout, f"has no dropout, but model.attention_dropout={need.dropout:g}"),
     (need.window, f"is used without windows, but window.size={need.window}"),
     (need.scale_by_layer, "has one scale for all layers, but model.scale_by_layer=true"),
-    (need.bias, "has no bias for model.positions=relative"),
+    (need.bias, "adds no bias to the logits, as model.positions=relative and alibi do"),
     (need.cache, "does not read a cache of keys and values"),
     (need.cut, "needs whole sequences, but the strategy splits them over devices"),
     (need.uneven, "needs a number of rows that the devices divide"),

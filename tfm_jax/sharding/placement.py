@@ -13,7 +13,7 @@ from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tfm_jax.runtime.devices import all_devices, first_device
-from tfm_jax.sharding.strategy import AXES, BATCH_AXES, STRATEGIES, Strategy
+from tfm_jax.sharding.strategy import AXES, BATCH_AXES, STAYING, STRATEGIES, Strategy
 
 Axes = tuple[str | None, ...]
 
@@ -111,7 +111,8 @@ class Placement:
     if self.mesh.size == 1:
       return w.astype(dtype)
     stored = self.spec(axes)
-    gathered = PartitionSpec(*(_without_batch(part) for part in stored))
+    parts = zip(axes, stored, strict=True)
+    gathered = PartitionSpec(*(part if axis in STAYING else _without_batch(part) for axis, part in parts))
     return _gather(w, NamedSharding(self.mesh, stored), NamedSharding(self.mesh, gathered), jnp.dtype(dtype), looked_up)
 
 

@@ -13,6 +13,7 @@ from tfm_jax.errors import UserError
 
 AXES = ("replica", "data", "model", "context", "stage")
 BATCH_AXES = ("replica", "data")
+STAYING = ("experts",)  # logical axes of parameters that are not gathered for use: activations go to the parameters
 UNSIZED = ("batch", "seq")  # logical axes of rows and tokens, whose lengths are not the model's
 
 _FORMS = {"rules": 'write rules=(*_BATCH, ("mlp", ("model",)))', "preset": 'write preset=(("model", 4),)'}
@@ -84,6 +85,8 @@ STRATEGIES = {
   "fsdp_tp": Strategy(_FSDP + _TP, preset=(("model", 4),)),
   # Also splits the features of the residual stream (GSPMD's 2D sharding, Xu et al. 2021).
   "fsdp_tp_stream": Strategy(_FSDP + _TP + (("act_embed", ("model",)),), preset=(("model", 4),)),
+  # fsdp, and each device has experts of its own, to which tokens are sent (GShard, Lepikhin et al. 2020).
+  "fsdp_ep": Strategy((*_FSDP, ("experts", ("data",)), ("act_experts", ("data",)))),
   # fsdp within a slice. Between slices (with one slice: between its halves) only gradients are exchanged.
   "hsdp": Strategy(_FSDP, preset=(("replica", 2),)),
 }

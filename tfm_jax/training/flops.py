@@ -1,6 +1,7 @@
 """Floating-point operations of a training step, counted from its jaxpr, so that any architecture is counted alike."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.objectives.objective import Fields
+from tfm_jax.ops.experts import SHARE
 from tfm_jax.ops.masks import CAUSAL
 
 CONVENTION = "the matrix products of forward and backward pass, recomputation not counted"
@@ -19,7 +21,8 @@ CONVENTION = "the matrix products of forward and backward pass, recomputation no
 class Flops(NamedTuple):
   """Floating-point operations: each multiplication and each addition of matrix products and convolutions counts as one.
 
-  Everything else counts nothing, such as reading a table by index (T5 reads its relative positions by a product).
+  Of experts only those count that a token uses. Everything else counts nothing, such as reading a table by index (T5
+  reads its relative positions by a product).
 
   Attributes:
     full: counts attention as if every query saw every key; mfu uses this.
@@ -91,7 +94,7 @@ def _of_jaxpr(jaxpr: Any, scope: str = "") -> Flops:
     name = equation.primitive.name
     inside = f"{scope}/{equation.source_info.name_stack}"
     products = _PRODUCTS[name](equation) if name in _PRODUCTS else 0.0
-    total += _halved(products, inside)
+    total += _counted(products, inside)
     if name == "pallas_call" and products:
       continue
     inner = [_of_jaxpr(part, inside) for part in _inner(equation.params)]
@@ -102,9 +105,12 @@ def _of_jaxpr(jaxpr: Any, scope: str = "") -> Flops:
   return total
 
 
-def _halved(flops: float, scope: str) -> Flops:
-  """Both counts of products in a name scope."""
-  return Flops(flops, flops / 2 if CAUSAL in scope.replace("(", "/").replace(")", "/").split("/") else flops)
+def _counted(flops: float, scope: str) -> Flops:
+  """Both counts of products in a name scope, of which only a share may be needed (`ops.experts.share_scope`)."""
+  names = re.split(r"[/()]", scope)
+  for part, whole in re.findall(rf"{SHARE}(\d+)_of_(\d+)", scope):
+    flops = flops * int(part) / int(whole)
+  return Flops(flops, flops / 2 if CAUSAL in names else flops)
 
 
 def _repetitions(equation: Any) -> int:

@@ -9,6 +9,8 @@ import numpy as np
 from jax import Array
 
 from tfm_jax.errors import UserError
+from tfm_jax.models.config import ExpertsConfig
+from tfm_jax.models.heads.head import ROUTING
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
 from tfm_jax.models.model import Model
@@ -53,15 +55,47 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
       outputs = outputs | {"logits": outputs["logits"]._replace(soft=lesson.soft)}
     terms = loss_of_head(model.config, model.placement, outputs, batch, extras)
     if lesson is not None:
-      return terms | cosine_terms(outputs["hidden"].h, lesson, batch) if compares else terms
-    if noise is None or not config.r_drop:
-      return terms
-    others = model.apply(params, batch, noise._replace(seed=noise.seed ^ _OTHER))
-    other_terms = loss_of_head(model.config, model.placement, others, batch, extras)
-    y, z = (result(model.placement, each["logits"]) for each in (outputs, others))
-    return _r_drop(terms, other_terms, y, z, batch["weights"], config.r_drop)
+      terms = terms | cosine_terms(outputs["hidden"].h, lesson, batch) if compares else terms
+    elif noise is not None and config.r_drop:
+      others = model.apply(params, batch, noise._replace(seed=noise.seed ^ _OTHER))
+      other_terms = loss_of_head(model.config, model.placement, others, batch, extras)
+      y, z = (result(model.placement, each["logits"]) for each in (outputs, others))
+      terms = _r_drop(terms, other_terms, y, z, batch["weights"], config.r_drop)
+    for name in (f"encoder_{ROUTING}", ROUTING):
+      if name in outputs:
+        terms = terms | routing_terms(
+          model.config.experts, name.removesuffix(ROUTING), outputs[name].h, noise is not None
+        )
+    return terms
 
   return loss
+
+
+def routing_terms(config: ExpertsConfig, side: str, routing: Array, training: bool) -> LossTerms:
+  """The terms of experts: two losses, which are summed over layers, and reports, which are means over layers.
+
+  `balance` of a layer is the mean, over the tokens of the batch, of E * sum over experts of f * P, where f and P are of
+  the token's own row: see `ops.experts.balance_B`. The published loss multiplies means over all tokens that a device
+  has at a time, and so depends on their number. This one is a sum over rows, like every other term, and so the same
+  under any sharding and any number of microbatches. An even load gives 1.
+
+  Args:
+    config: the factors of the losses.
+    side: beginning of the names of the terms: "encoder_" for that of an encoder-decoder.
+    routing: sums [4, N]: see `heads.head.ROUTING`.
+    training: add the losses, and report `dropped`, the share of the choices of an expert that found no place. Otherwise
+      none is dropped.
+  """
+  balance_N, z_N, dropped_N, tokens_N = routing
+  tokens, layers = jax.lax.stop_gradient(tokens_N[0]), len(tokens_N)
+  names = (f"{side}balance", f"{side}router_z")
+  sums = dict(zip(names, (balance_N.sum(), z_N.sum()), strict=True))
+  metrics = {name: (value / layers, tokens) for name, value in sums.items()}
+  if not training:
+    return LossTerms({}, {}, metrics)
+  metrics[f"{side}dropped"] = (dropped_N.sum() / (layers * config.top_k), tokens)
+  factors = dict(zip(names, (config.balance, config.z_loss), strict=True))
+  return LossTerms({name: (factors[name] * sums[name], tokens) for name in names if factors[name]}, {}, metrics)
 
 
 def _r_drop(terms: LossTerms, other: LossTerms, y_BC: Array, z_BC: Array, weights_B: Array, factor: float) -> LossTerms:

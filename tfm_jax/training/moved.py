@@ -7,6 +7,8 @@ from tfm_jax.models.config import BIASES
 
 # Old key in the section `model` -> new key.
 _SECTIONS = {
+  "relative_buckets": "relative.buckets",
+  "relative_distance": "relative.distance",
   "rotary_base": "rotary.base",
   "local_rotary_base": "rotary.local_base",
   "rotary_factor": "rotary.factor",

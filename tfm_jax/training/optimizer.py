@@ -219,7 +219,9 @@ def per_matrix(tx: optax.GradientTransformation, axes: Any) -> optax.GradientTra
     return [x.reshape(matrix_shape(x.shape, a)) for x, a in zip(leaves, flat_axes, strict=True)]
 
   def over_layers(function: Callable, a: Axes) -> Callable:
-    return jax.vmap(function) if a.layers else function
+    for _ in range(a.layers):
+      function = jax.vmap(function)
+    return function
 
   def init(params: Any) -> Any:
     return structure.unflatten(over_layers(tx.init, a)(x) for x, a in zip(matrices(params), flat_axes, strict=True))

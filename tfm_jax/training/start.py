@@ -276,7 +276,9 @@ def parameter_lines(model: Model, params: Any) -> str:
     return ParameterRow(name, leaf.shape, axes_of(name).names, shard, math.prod(shard) * leaf.dtype.itemsize)
 
   rows = [row(path, leaf) for path, leaf in jax.tree.leaves_with_path(params)]
-  return f"{parameter_table(rows)}\n{model.parameter_count():,} parameters, without the padding of the vocabulary"
+  active = f", of which a token uses {model.parameter_count(active=True):,}" if model.config.experts.count else ""
+  count = f"{model.parameter_count():,} parameters{active}, without the padding of the vocabulary"
+  return f"{parameter_table(rows)}\n{count}"
 
 
 def trained_line(program: Program) -> str:
@@ -302,6 +304,7 @@ def start_entry(program: Program, task: Task, step: int, microbatches: int) -> d
     "devices": {"count": mesh.size, "kind": mesh.devices.flat[0].device_kind, "processes": jax.process_count()},
     "mesh": dict(mesh.shape),
     "parameters": model.parameter_count(),
+    **({"active_parameters": model.parameter_count(active=True)} if model.config.experts.count else {}),
     "microbatches": microbatches,
     **work,
     "git": _git_revision(),

@@ -34,6 +34,10 @@ class Output(NamedTuple):
 
 Outputs = dict[str, Output]
 
+# End of the name of the output that tells what the experts of a stack did. Its `h` is [4, N]: the sums of the fields of
+# `layers.Routing` over the rows of a batch, and the number of tokens.
+ROUTING = "routing"
+
 
 class Seen(NamedTuple):
   """What a head reads in addition to the hidden states."""
