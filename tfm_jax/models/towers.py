@@ -7,12 +7,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from tfm_jax.models.cache import Cache, Memory
+from tfm_jax.models.cache import Cache, KeyValueCache, Memory, States
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.embeddings import Embed, Patches
 from tfm_jax.models.heads.head import Output, Outputs, Seen
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.layers import FINAL, HIDDEN, LAST, STANDARD, Context, Layer, Norm, Sublayers, stack
+from tfm_jax.models.recurrent import recurrent_tower
 from tfm_jax.models.sight import make_sight
 from tfm_jax.objectives.objective import FLOAT, Field, Fields, token_fields
 from tfm_jax.ops.dropout import Noise, dropout
@@ -50,7 +51,7 @@ def tower(
   sublayers: Sublayers = STANDARD,
   emit: str = "",
 ) -> tuple[Array, Cache | None, Array | None]:
-  """A stack of blocks over embeddings, with its masks and the final norm of pre-norm models.
+  """A stack of blocks over embeddings, with its masks and the final norm of pre-norm models; or of recurrent layers.
 
   Call it in a compact module: the parameters belong to that module.
 
@@ -69,6 +70,11 @@ def tower(
   Returns:
     The hidden states; the cache with the new tokens, or None; what `emit` names, as `Network.inspect` returns it.
   """
+  if sublayers.cell is not None:
+    assert not isinstance(cache, KeyValueCache)
+    kind: Any = {"cell": sublayers.cell, "causal": causal, "depth": depth, "first": first, "memory": memory}
+    return recurrent_tower(c, st, x_BTD, segments_BT, noise, **kind, cache=cache, emit=emit)
+  assert not isinstance(cache, States)
   (B, T), start = x_BTD.shape[:2], None
   S, key_segments, kept = T, segments_BT, None
   memory_length, memory_segments = (memory.h_BSD.shape[1], memory.segments_BS) if memory else (0, None)
@@ -83,7 +89,7 @@ def tower(
   bias_HTS = None
   if c.positions == "relative" and T:  # no tokens are decoded when a cache is created
     bias_HTS = RelativeBias(c, st, name="relative")(T, S, not causal, -offset)
-  kind: Any = {"training": noise is not None, "cached": cache is not None}
+  kind = {"training": noise is not None, "cached": cache is not None}
   segments: Any = {"query_segments_BT": segments_BT, "key_segments_BS": key_segments}
   mask = Mask(causal, **segments, query_offset=offset, key_offset=keys_offset)
   own, across = make_sight(c, st, mask, (B, T, S), window=c.window.size, bias_HTS=bias_HTS, **kind), None
@@ -93,7 +99,9 @@ def tower(
     mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
     across = make_sight(c, st, mask, (B, T, memory_length), **kind)
   ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise)
-  h_BTD, (new, shown) = stack(c, st, x_BTD, ctx, depth, first, across is not None, kept, sublayers, emit)
+  h_BTD, (new, shown) = stack(
+    c, st, x_BTD, ctx, depth, first, kept, cross=across is not None, sublayers=sublayers, emit=emit
+  )
   if c.norm_order == "pre":
     h_BTD = Norm(c, st, name="final_norm")(h_BTD)
   if c.inner_dropout:
