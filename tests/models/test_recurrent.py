@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from tfm_jax.models.model import Model, resolve_model
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.recurrent import GRU, LSTM, steps_of
 from tfm_jax.sharding.placement import single_device
+from tfm_jax.tasks.looking.example import read
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "recurrent.json"
@@ -227,6 +229,8 @@ def test_what_recurrent_families_lack_is_refused_in_one_line():
   for model in (lstm, both):
     with pytest.raises(UserError, match=r"the layers of family=.* are recurrent and have no attention"):
       model.attention_weights({}, batch)
+  with pytest.raises(UserError, match="family=lstm is recurrent: its layers have no attention to look at"):
+    read(SimpleNamespace(model=lstm, tokenizer=None), "a text")
   with pytest.raises(UserError, match="cache_dtype=int8 is of keys and values: family=lstm has a state, in float32"):
     lstm.init_cache({}, 1, 4, dtype="int8")
   with pytest.raises(UserError, match="family=lstm_encoder attends in both directions"):
