@@ -75,7 +75,9 @@ def plain_search(run, prompt, beams, length, groups=1, diversity=0.0):
 
 
 @pytest.mark.parametrize(("beams", "groups", "diversity"), [(3, 1, 0.0), (4, 2, 0.7)])
-@pytest.mark.parametrize("variant", ["gpt", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "variant", ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "lstm", "gru_encoder_decoder"))]
+)
 def test_beams_are_those_of_a_plain_search(variant, beams, groups, diversity):
   run = run_of(variant, kind="char")
   options = {"beams": beams, "samples": beams, "max_new_tokens": 5, "beam_groups": groups, "diversity": diversity}

@@ -69,6 +69,7 @@ CASES = {
   "learned": ("gpt", {}),
   "grouped, rotary": ("llama", {"num_kv_heads": 2}),
   "windows": ("llama", {"window.size": 3}),
+  "lstm": ("lstm", {}),
   "t5": ("t5", {}),
   "transformer": ("transformer", {}),
 }

@@ -38,8 +38,10 @@ CASES = {
   "some windows": ("llama", {"window.size": 2, "window.global_every": 2}),
   "t5": ("t5", {}),
   "transformer": ("transformer", {}),
+  "lstm": ("lstm", {}),
+  "gru_encoder_decoder": ("gru_encoder_decoder", {}),
 }
-DEFAULT = ("learned", "some windows", "t5")
+DEFAULT = ("learned", "some windows", "t5", "lstm")
 
 
 @pytest.mark.parametrize("case", [pytest.param(x, marks=() if x in DEFAULT else pytest.mark.slow) for x in CASES])
@@ -51,7 +53,11 @@ def test_greedy_texts_of_unequal_prompts_follow_the_full_forward(case):
 
 @pytest.mark.parametrize(
   ("variant", "changes"),
-  [("gpt", {}), ("llama", {"num_kv_heads": 2}), pytest.param("t5", {}, marks=pytest.mark.slow)],
+  [
+    ("gpt", {}),
+    ("llama", {"num_kv_heads": 2}),
+    *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("t5", "lstm", "gru_encoder_decoder")),
+  ],
 )
 def test_a_cpu_reads_the_weights_of_each_layer_from_an_array_of_its_own(variant, changes, monkeypatch):
   run = run_of(variant, **changes)

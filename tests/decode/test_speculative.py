@@ -88,5 +88,8 @@ def test_a_draft_that_cannot_serve_is_refused():
   short = checked_draft(run.model, Draft(short.model, short.params), run.tokenizer, short.tokenizer)
   with pytest.raises(UserError, match="prompt 2 and the text after it may take 17 positions, and the draft has 16"):
     run.generate(["the", "the cat"], max_new_tokens=14, draft=short)
+  lstm = run_of("lstm")
+  with pytest.raises(UserError, match="the state of family=lstm cannot"):
+    checked_draft(lstm.model, Draft(lstm.model, lstm.params), lstm.tokenizer, lstm.tokenizer)
   with pytest.raises(UserError, match="draft_tokens=0 must be at least 1"):
     checked_draft(run.model, Draft(run.model, run.params, 0), run.tokenizer, dataclasses.replace(run).tokenizer)

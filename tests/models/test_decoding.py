@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.tiny import LENGTH, VOCAB, make_batch, make_model, params_of, placement
 from tfm_jax.errors import UserError
+from tfm_jax.models.cache import States
 from tfm_jax.models.towers import side
 
 # name -> variant, changes
@@ -33,6 +34,9 @@ CASES = {
   "transformer": ("transformer", {}),
   "deepnorm": ("deepnorm", {}),
   "transformer, grouped": ("transformer", {"num_kv_heads": 2, "positions": "rotary"}),
+  "lstm": ("lstm", {}),
+  "gru, unrolled": ("gru", {"scan": False}),
+  "gru_encoder_decoder": ("gru_encoder_decoder", {"decoder_layers": 3}),
 }
 
 
@@ -85,7 +89,7 @@ def compare(case, parts, packed, st=None, rows=2):
 
 
 # Prompts in parts, below, have every case in the default suite.
-_QUICK = ("learned", "grouped, some windows", "alibi", "experts", "t5")
+_QUICK = ("learned", "grouped, some windows", "alibi", "experts", "t5", "lstm")
 BY_TOKEN = [pytest.param(case, marks=() if case in _QUICK else pytest.mark.slow) for case in CASES]
 
 
@@ -94,24 +98,31 @@ def test_token_by_token_equals_the_full_forward_of_packed_rows(case):
   assert int(compare(case, (), packed=True).length) == LENGTH
 
 
-@pytest.mark.slow_but("learned", "t5")
+@pytest.mark.slow_but("learned", "t5", "gru_encoder_decoder")
 @pytest.mark.parametrize("case", CASES)
 def test_prompts_in_two_uneven_parts_and_then_tokens_equal_the_full_forward(case):
   compare(case, (7, 3), packed=False)
 
 
 @pytest.mark.slow_but("t5")
-@pytest.mark.parametrize("case", ["grouped", "t5", "transformer, grouped"])
+@pytest.mark.parametrize("case", ["grouped", "t5", "transformer, grouped", "lstm", "gru_encoder_decoder"])
 def test_decoding_on_a_mesh_equals_the_full_forward(case):
   cache = compare(case, (7, 3), True, placement("fsdp_tp", 8, model=2, data=4), rows=4)
+  if isinstance(cache, States):
+    for x in cache.own:
+      N, B, F = x.shape
+      assert x.sharding.shard_shape(x.shape) == (N, B // 4, F // 2)
+    return
   for kept in (cache.own, cache.across):
     if kept is not None:  # really cut: rows and heads
       N, B, G, S, K = kept.k.shape
       assert kept.k.sharding.shard_shape(kept.k.shape) == (N, B // 4, G // 2, S, K)
 
 
-@pytest.mark.slow_but("learned", "relative")
-@pytest.mark.parametrize("case", ["learned", "grouped", "relative", "sinusoidal", "rezero, alibi", "experts"])
+@pytest.mark.slow_but("learned", "relative", "lstm")
+@pytest.mark.parametrize(
+  "case", ["learned", "grouped", "relative", "sinusoidal", "rezero, alibi", "experts", "lstm", "gru, unrolled"]
+)
 def test_prompts_of_unequal_length_stand_at_the_right_behind_padding(case):
   model, params = model_and_params(case)
   ids = make_batch("gpt")["inputs"]

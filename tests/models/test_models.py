@@ -77,11 +77,11 @@ def test_a_parameter_without_axes_is_an_error():
     param_axes("blocks/attn/other")
 
 
-@pytest.mark.slow_but("gpt")
-@pytest.mark.parametrize("variant", ["gpt", "llama", "t5", "transformer"])
+@pytest.mark.slow_but("gpt", "lstm")
+@pytest.mark.parametrize("variant", ["gpt", "llama", "t5", "transformer", "lstm", "gru", "gru_encoder_decoder"])
 def test_decoders_see_nothing_that_comes_later(variant):
   batch = {k: v for k, v in make_batch(variant, rows=2).items() if "segment" not in k}
-  name = "inputs" if variant in ("gpt", "llama") else "decoder_inputs"
+  name = "inputs" if "inputs" in batch else "decoder_inputs"
   before = logits(variant, batch)
   at = 7
   changed = {**batch, name: batch[name].copy()}
@@ -92,7 +92,7 @@ def test_decoders_see_nothing_that_comes_later(variant):
 
 
 @pytest.mark.slow_but("bert")
-@pytest.mark.parametrize("variant", ["bert", "rotary", "t5_encoder"])
+@pytest.mark.parametrize("variant", ["bert", "rotary", "t5_encoder", "lstm_encoder"])
 def test_encoders_see_everything(variant):
   batch = {k: v for k, v in everywhere(make_batch(variant, rows=2)).items() if "segment" not in k}
   changed = {**batch, "inputs": batch["inputs"].copy()}

@@ -15,7 +15,7 @@ from tfm_jax.sharding.strategy import AXES, STRATEGIES, ShardingConfig, Strategy
 from tfm_jax.training.config import load, resolve
 from tfm_jax.training.program import build_model
 
-BERT = admits(model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 30_522)
+BERT = admits("bert", model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 30_522)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_free_sizes_are_the_largest_that_the_model_admits(strategy, devices, exp
   some.sampled_from(list(STRATEGIES)), some.integers(1, 600), some.sampled_from([1, 3, 8, 12]), some.integers(1, 40)
 )
 def test_sizes_always_multiply_to_the_devices_and_divide_the_model(strategy, devices, heads, width):
-  limits = admits(model_config(embed_dim=width * heads, num_heads=heads, mlp_dim=64), 1000)
+  limits = admits("bert", model_config(embed_dim=width * heads, num_heads=heads, mlp_dim=64), 1000)
   sizes = mesh_sizes(ShardingConfig(strategy), devices, limits)
   assert math.prod(sizes.values()) == devices and tuple(sizes) == AXES
   for name, axes in STRATEGIES[strategy].rules:

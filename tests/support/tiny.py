@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.families.table import FAMILIES
 from tfm_jax.models.model import Model, admits, resolve_model
+from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.objectives.objective import Field
 from tfm_jax.sharding.placement import Placement, make_mesh, single_device
 from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig, mesh_sizes
@@ -20,11 +22,12 @@ from tfm_jax.training.program import Program
 VOCAB = 250  # padded to 256
 BATCH, LENGTH = 16, 16
 SIZES = {"num_layers": 2, "embed_dim": 32, "num_heads": 4, "mlp_dim": 64, "dtype": "float32", "max_positions": 32}
-# Trained under every strategy: one of each kind, one with windows, and one with experts.
+# Trained under every strategy: one of each kind, one with windows, one with experts, and recurrent ones.
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
   **{family: (family, {}) for family in ("bert", "gpt", "t5", "transformer")},
   "modernbert": ("modernbert", {"window.size": 3, "window.global_every": 2}),
   "experts": ("llama", {"experts.count": 8}),
+  **{family: (family, {}) for family in ("lstm", "lstm_encoder", "gru_encoder_decoder")},
 }
 # What their presets leave out.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,6 +35,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
   "llama": ("llama", {}),
   "t5_1_1": ("t5", {"gated": True, "activation": "gelu_tanh", "tied": False}),
   "t5_encoder": ("t5_encoder", {}),
+  "gru": ("gru", {}),
   "rotary": ("bert", {"positions": "rotary", "norm_order": "pre", "embed_norm": False, "norm": "rms", "bias": "none"}),
   "qwen3": ("qwen3", {"num_kv_heads": 2, "norm_order": "parallel"}),
   "alibi": ("gpt", {"positions": "alibi", "norm_order": "rezero"}),
@@ -47,7 +51,7 @@ def placement(strategy: str = "dp", devices: int = 1, **sizes: int) -> Placement
   if devices == 1:
     return single_device()
   config = ShardingConfig(strategy, **sizes)
-  shape = mesh_sizes(config, devices, admits(model_config("bert"), VOCAB))
+  shape = mesh_sizes(config, devices, admits("bert", model_config("bert"), VOCAB))
   return Placement(STRATEGIES[strategy], make_mesh(shape, jax.devices()[:devices]))
 
 
@@ -86,8 +90,9 @@ def make_batch(variant: str, seed: int = 0, rows: int = BATCH, length: int = LEN
 
   weights = (draw.random((rows, length)) < 0.8).astype(np.float32) * (both["segment_ids"] > 0)
   batch: dict[str, np.ndarray] = {"rows": np.arange(100, 100 + rows, dtype=np.int32)}
-  family = VARIANTS[variant][0]
-  if family in ("bert", "modernbert", "t5_encoder"):
+  family = FAMILIES[VARIANTS[variant][0]]
+  two_sides = issubclass(family.module, EncoderDecoder)
+  if not (family.causal or two_sides):
     places = np.sort(draw.permuted(np.tile(np.arange(length - 2), (rows, 1)), axis=1)[:, :4], axis=1)
     ones = np.ones((rows, 4), np.float32)
     return {
@@ -98,7 +103,7 @@ def make_batch(variant: str, seed: int = 0, rows: int = BATCH, length: int = LEN
       "targets": ids(4),
       "weights": ones,
     }
-  if family in ("gpt", "llama", "qwen3"):
+  if family.causal:
     return {**batch, **both, "inputs": ids(), "targets": ids(), "weights": weights.astype(np.float32)}
   sides = {f"{side}_{name}": x for side in ("encoder", "decoder") for name, x in both.items()}
   tokens = {"encoder_inputs": ids(), "decoder_inputs": ids(), "decoder_targets": ids()}

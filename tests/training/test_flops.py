@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.tiny import BATCH, CASES, LENGTH, VARIANTS, make_batch, make_model, model_config, placement
 from tfm_jax.compare.program import random_batch
+from tfm_jax.models.families.table import FAMILIES
 from tfm_jax.models.model import Model, resolve_model
 from tfm_jax.objectives.objective import ROWS, Field, along_row, encoder_decoder_fields, token_fields
 from tfm_jax.ops.losses import total
@@ -63,6 +64,8 @@ def formula(model, lengths, targets):
     total += 6 * math.prod(leaf.shape) * share * (targets if name.startswith("head/") else S if source else T)
   total += 6 * 256 * c.embed_dim * targets
   HK = c.num_heads * c.head_features
+  if FAMILIES[model.family].cell:  # a product of h and its weights at each step, and one attention after the layers
+    return total + (12 * HK * T * S if model.encoder_decoder else 0)
   total += 12 * c.num_layers * HK * S * S
   return total + (12 * c.decoder_depth * HK * (T * T + T * S) if model.encoder_decoder else 0)
 

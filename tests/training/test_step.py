@@ -40,14 +40,14 @@ def alone(variant, name="adamw"):
   return train(variant, name=name)
 
 
-# BERT under the four main strategies, GPT and T5 under one are in the default suite; the others are slow.
+# BERT under the four main strategies, GPT, T5 and an LSTM under one are in the default suite; the others are slow.
 PAIRS = [
   pytest.param(
     variant,
     strategy,
     marks=()
     if (variant == "bert" and strategy in ("dp", "fsdp", "tp", "fsdp_tp"))
-    or (variant in ("gpt", "t5") and strategy == "fsdp_tp")
+    or (variant in ("gpt", "t5", "lstm") and strategy == "fsdp_tp")
     else pytest.mark.slow,
   )
   for variant in TRAINED
@@ -55,7 +55,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.slow_but("gpt-fsdp_tp")
+@pytest.mark.slow_but("gpt-fsdp_tp", "lstm-fsdp_tp")
 @pytest.mark.parametrize(("variant", "strategy"), PAIRS)
 def test_every_strategy_trains_like_one_device(variant, strategy):
   first, losses, norms, _ = alone(variant)
@@ -66,8 +66,9 @@ def test_every_strategy_trains_like_one_device(variant, strategy):
   assert not np.array_equal(first["embed"]["token"], state.params["embed"]["token"])  # it moved
   if strategy != "dp":  # parameters and optimizer state are sharded
     for tree in (state.params, state.opt_state[1][0].mu):
-      mlp = tree.get("encoder", tree)["blocks"]["mlp"]
-      assert not mlp.get("experts", mlp)["wi"].sharding.is_fully_replicated
+      blocks = tree.get("encoder", tree)["blocks"]
+      weight = blocks["rnn"]["wh"] if "rnn" in blocks else blocks["mlp"].get("experts", blocks["mlp"])["wi"]
+      assert not weight.sharding.is_fully_replicated
 
 
 @pytest.mark.slow_but("gpt-muon-fsdp_tp")

@@ -105,7 +105,7 @@ def advance(
     h_BD = jnp.take_along_axis(h_BKD, pick_B1[..., None], 1)[:, 0]
     put = lambda whole, x_B: jax.lax.dynamic_update_slice_in_dim(whole, x_B[:, None], column, axis=1)
     return i + 1, Contrast(
-      _agreed(cache, pick_B1, column),
+      cache.agreed(pick_B1, column),
       put(state.hidden_BSD, _unit(h_BD)),
       _logits(model, outputs["logits"], h_BD),
       put(state.ids_BS, ids_B),
@@ -128,18 +128,3 @@ def _unit(h: Array) -> Array:
   """Vectors of length 1 in the same directions, float32."""
   h = h.astype(jnp.float32)
   return h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), np.float32(1e-12))
-
-
-def _agreed(cache: Cache, pick_B1: Array, column: Array) -> Cache:
-  """The cache in which all candidates of a row have the chosen one's keys and values in a column."""
-  B = pick_B1.shape[0]
-
-  def agree(x: Array) -> Array:  # [N, B * K, G, S, ...]
-    last = jax.lax.dynamic_slice_in_dim(x, column, 1, axis=3)
-    grouped = last.reshape(x.shape[0], B, -1, *last.shape[2:])
-    chosen = jnp.take_along_axis(grouped, pick_B1.reshape(1, B, *(1,) * (grouped.ndim - 2)), axis=2)
-    return jax.lax.dynamic_update_slice_in_dim(
-      x, jnp.repeat(chosen, grouped.shape[2], 2).reshape(last.shape), column, 3
-    )
-
-  return cache._replace(own=jax.tree.map(agree, cache.own))

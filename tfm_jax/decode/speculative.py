@@ -18,7 +18,8 @@ from tfm_jax.decode.options import History, Numbers, Options, Plan, numbers
 from tfm_jax.decode.prompts import Batch
 from tfm_jax.decode.start import any_rows, first, prepared, shown, start
 from tfm_jax.errors import UserError
-from tfm_jax.models.cache import Cache
+from tfm_jax.models.cache import Cache, KeyValueCache
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.model import Model
 from tfm_jax.text.tokenizers.table import Tokenizer
 
@@ -61,6 +62,11 @@ def checked_draft(model: Model, draft: Draft, tokenizer: Tokenizer, theirs: Toke
     raise UserError("the draft has another tokenizer than the model: both must read the same ids")
   if draft.model.encoder_decoder != model.encoder_decoder:
     raise UserError("the draft must be of the same kind as the model: both decoders, or both encoder-decoders")
+  for one in (draft.model, model):
+    if find_family(one.family).cell:
+      raise UserError(
+        f"a draft goes back to before a token that is not kept, and the state of family={one.family} cannot: use none"
+      )
   if draft.tokens < 1:
     raise UserError(f"draft_tokens={draft.tokens} must be at least 1")
   return draft._replace(model=any_rows(draft.model), params=prepared(draft.model, draft.params))
@@ -162,6 +168,7 @@ def _round(
   logprobs_BT = jnp.where(is_new_T & running_B[:, None], _logprobs(plan, raw_BTV, new_BT), 0.0)
   logprobs_BS = jax.lax.dynamic_update_slice_in_dim(now.logprobs_BS, logprobs_BT, length + 1, axis=1)
   ended_B = now.ended_B | (_ends(plan, new_BT) & is_new_T).any(1)
+  assert isinstance(cache, KeyValueCache) and isinstance(draft_cache, KeyValueCache)
   caches = cache.cut(after), draft_cache.cut(after)
   return shown(model, Round(*caches, last_B, ids_BS, filled_BS, logprobs_BS, ended_B, now.padding_B))
 

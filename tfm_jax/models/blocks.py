@@ -25,6 +25,7 @@ from tfm_jax.models.layers import (
 )
 from tfm_jax.models.residual import ORDERS
 from tfm_jax.ops.dropout import dropout
+from tfm_jax.ops.recurrent import Cell
 from tfm_jax.sharding.placement import Placement
 
 # Depth up to which XLA:CPU gets unrolled layers. In a scan one thread alone stacks the activations for the backward
@@ -33,10 +34,11 @@ UNROLLED_ON_CPU = 12
 
 
 class Sublayers(NamedTuple):
-  """The classes of a family's attention and feed-forward layers."""
+  """The classes of a family's attention and feed-forward layers; or the cell of its recurrent layers."""
 
   attention: type[Layer] = Attention
   mlp: type[Layer] = Mlp
+  cell: Cell | None = None
 
 
 STANDARD = Sublayers()
@@ -50,12 +52,12 @@ class Emitted(NamedTuple):
   """What a block returns in addition to its output; from a stack, with a leading axis of layers.
 
   Attributes:
-    new: with a cache, the keys and values to add to it.
+    new: with a cache, the keys and values to add to it (`Kept`); of a recurrent layer its state.
     shown: what `Block.emit` names, or None.
     routed: what the experts did, or None.
   """
 
-  new: Kept | None = None
+  new: Any = None
   shown: Array | None = None
   routed: Routing | None = None
 
@@ -129,13 +131,12 @@ def stack(
   cfg: ModelConfig,
   st: Placement,
   x_BTD: Array,
-  ctx: Context,
+  ctx: Any,
   depth: int,
   first: int = 0,
-  cross: bool = False,
-  kept: Kept | None = None,
-  sublayers: Sublayers = STANDARD,
-  emit: str = "",
+  kept: Any = None,
+  kind: type[Layer] = Block,
+  **fields: Any,
 ) -> tuple[Array, Emitted]:
   """`depth` blocks as one scan over stacked parameters `blocks/...` [N, ...].
 
@@ -148,17 +149,17 @@ def stack(
     ctx: what the blocks share.
     depth: number of blocks.
     first: index of the first block, so that two stacks have different dropout.
-    cross, sublayers, emit: see `Block`.
-    kept: the cached keys and values, [N, ...].
+    kept: what a cache has of the blocks, [N, ...].
+    kind, fields: the class of a block, with the call of `Block`, and its fields.
 
   Returns:
     The output, and what the blocks emit, [N, ...].
   """
-  block = Block
+  block: Any = kind
   scan = cfg.scan and not (st.lone_cpu and depth <= UNROLLED_ON_CPU)
   if cfg.remat != "none":
-    block = nn.remat(Block, prevent_cse=not scan, policy=_KEPT[cfg.remat])
-  blocks = block(cfg, st, cross, sublayers, emit, name="blocks")
+    block = nn.remat(kind, prevent_cse=not scan, policy=_KEPT[cfg.remat])
+  blocks = block(cfg, st, **fields, name="blocks")
   run = nn.scan(
     lambda module, x, layer, kept: module(x, layer, ctx, kept),
     variable_axes={"params": 0},

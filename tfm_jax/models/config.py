@@ -339,6 +339,8 @@ PARAM_AXES = (
   (r"mlp/w[ig]", "embed -> mlp"),
   (r"mlp/b[ig]", "mlp"),
   (r"mlp/wo", "mlp -> embed"),
+  (r"(rnn|reverse)/w[xh]", "embed -> . mlp"),
+  (r"(rnn|reverse)/bh?", ". mlp"),
   (r"bo", "."),
   (r"blocks/gain", ""),
   (r"scale|\w*norm/bias", "."),

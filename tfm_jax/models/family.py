@@ -5,6 +5,7 @@ import dataclasses
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.layers import Attention, Layer, Mlp
 from tfm_jax.models.towers import Network
+from tfm_jax.ops.recurrent import Cell
 
 EVERY_HEAD: tuple[str, ...] = ()
 DECODER_HEADS = (
@@ -32,6 +33,7 @@ class Family:
     causal: a token attends only to itself and to earlier ones.
     attention: the class of the blocks' attention, with the fields and call of `layers.Attention`.
     mlp: the class of the blocks' feed-forward layer, with the fields and call of `layers.Mlp`.
+    cell: of a recurrent family: its layers, in place of blocks of attention and feed-forward; None: a Transformer.
   """
 
   module: type[Network]
@@ -41,3 +43,4 @@ class Family:
   causal: bool = False
   attention: type[Layer] = Attention
   mlp: type[Layer] = Mlp
+  cell: Cell | None = None

@@ -14,7 +14,7 @@ from jax import Array
 from tfm_jax.errors import UserError
 from tfm_jax.models.batch import check_batch
 from tfm_jax.models.blocks import ATTN, CROSS_ATTN, HIDDEN, Sublayers
-from tfm_jax.models.cache import Cache, Memory, empty_cache
+from tfm_jax.models.cache import Cache, KeyValueCache, Memory, empty_cache, empty_states
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
 from tfm_jax.models.experts import Experts
 from tfm_jax.models.families.table import find_family
@@ -23,6 +23,7 @@ from tfm_jax.models.heads.head import ROUTING, Outputs
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
 from tfm_jax.models.per_layer import whole
+from tfm_jax.models.recurrent import cells
 from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.objectives.objective import ROWS, Fields
 from tfm_jax.ops.dropout import Noise
@@ -33,8 +34,11 @@ Params = dict[str, Any]
 
 def resolve_model(family: str, changes: Mapping[str, Any] | None = None) -> ModelConfig:
   """The family's preset with some fields ("num_layers", "head.name") changed, checked. Raises UserError."""
-  config = resolve(replaced(find_family(family).preset, changes or {}))
+  entry = find_family(family)
+  config = resolve(replaced(entry.preset, changes or {}))
   check_head(family, config)
+  if entry.cell and not entry.causal and config.embed_dim % 2:
+    raise UserError(f"model.embed_dim={config.embed_dim} must be even: half of it reads in each direction")
   return config
 
 
@@ -74,8 +78,8 @@ class Model:
   def module(self) -> nn.Module:
     """The Flax module."""
     family = find_family(self.family)
-    sublayers = Sublayers(family.attention, Experts if self.config.experts.count else family.mlp)
-    fields: Any = {"causal": family.causal, "sublayers": sublayers}
+    mlp = Experts if self.config.experts.count else family.mlp
+    fields: Any = {"causal": family.causal, "sublayers": Sublayers(family.attention, mlp, family.cell)}
     return family.module(self.config, self.placement, vocab_size=self.vocab_size, **fields)
 
   @property
@@ -160,6 +164,9 @@ class Model:
 
   def _inspect(self, emit: str, params: Params, batch: Mapping[str, Array], side: str) -> Array:
     """What all blocks of one stack emit. Raises UserError for a side that the model or the question does not have."""
+    if emit == ATTN and find_family(self.family).cell:
+      hint = ": side=cross is that of the decoder over the encoder's text" if self.encoder_decoder else ""
+      raise UserError(f"the layers of family={self.family} are recurrent and have no attention{hint}")
     sides: tuple[str, ...] = ("decoder", "encoder", *(("cross",) if emit != HIDDEN else ()))
     if side and not self.encoder_decoder:
       raise UserError(f"side={side!r} is for encoder-decoders: family={self.family} has one stack")
@@ -203,7 +210,14 @@ class Model:
       raise UserError(f"family={self.family} attends in both directions: it cannot continue from a cache")
     if (memory is not None) != self.encoder_decoder:
       raise UserError(f"family={self.family}: `memory` is required by encoder-decoders and by no other family")
-    empty = empty_cache(c, self.placement, c.decoder_depth if memory else c.num_layers, rows, columns, dtype)
+    depth, cell = c.decoder_depth if memory else c.num_layers, find_family(self.family).cell
+    if cell and dtype:
+      raise UserError(f"cache_dtype={dtype} is of keys and values: family={self.family} has a state, in float32")
+    empty: Cache
+    if cell:
+      empty = empty_states(self.placement, depth, rows, cell.vectors, cells(c, causal=True))
+    else:
+      empty = empty_cache(c, self.placement, depth, rows, columns, dtype)
     if memory is None:
       return empty
     no_tokens = {"inputs": jnp.zeros((rows, 0), jnp.int32)}  # decoding them only adds the keys and values of the memory
@@ -228,14 +242,18 @@ class Model:
   def apply_cached(self, params: Params, batch: Mapping[str, Array], cache: Cache) -> tuple[Outputs, Cache]:
     """`decode` with the outputs before the last linear (see `Output`), as `apply` gives them."""
     check_batch(self.config, self.vocab_size, ("",), batch)
-    tokens, columns = batch["inputs"].shape[1], cache.columns
-    rolls = self.window and tokens + self.window <= columns
-    if not isinstance(cache.length, jax.core.Tracer) and int(cache.start if rolls else cache.length) + tokens > columns:
-      raise UserError(
-        f"a cache of {columns} columns, {int(cache.length)} of them filled, has no room for {tokens} tokens: give "
-        f"init_cache more columns"
-      )
+    if isinstance(cache, KeyValueCache) and not isinstance(cache.length, jax.core.Tracer):
+      self._check_room(batch["inputs"].shape[1], cache)
     return self._decode(params, batch, cache)
+
+  def _check_room(self, tokens: int, cache: KeyValueCache) -> None:
+    """Raises UserError if new tokens do not fit."""
+    rolls = self.window and tokens + self.window <= cache.columns
+    if int(cache.start if rolls else cache.length) + tokens > cache.columns:
+      raise UserError(
+        f"a cache of {cache.columns} columns, {int(cache.length)} of them filled, has no room for {tokens} tokens: "
+        f"give init_cache more columns"
+      )
 
   def _decode(self, params: Params, batch: Mapping[str, Array], cache: Cache, **others: Any) -> tuple[Outputs, Cache]:
     variables = {"params": whole(params)}
@@ -294,17 +312,22 @@ def labelled_fields(family: str, config: ModelConfig, length: int, vocab_size: i
   return {**inputs, **labels, "rows": ROWS}
 
 
-def admits(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+def admits(family: str, config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
   """Logical axis -> its lengths in the model, all of which must be divisible by the mesh axis that splits it."""
-  heads, mlp, vocab = (config.num_heads,), (config.mlp_features,), (pad_vocab(vocab_size),)
-  kv_heads, widths = (config.kv_heads,), (config.embed_dim, config.embed_features)
-  experts = (config.experts.count,) if config.experts.count else ()
+  entry, c = find_family(family), config
+  heads, kv_heads, mlp, vocab = (c.num_heads,), (c.kv_heads,), (c.mlp_features,), (pad_vocab(vocab_size),)
+  widths: tuple[int, ...] = (c.embed_dim, c.embed_features)
+  if entry.cell:
+    mlp = (cells(c, entry.causal),)
+    widths += mlp
+  attends = not entry.cell or issubclass(entry.module, EncoderDecoder)
+  experts = (c.experts.count,) if c.experts.count else ()
   return {
     "embed": widths,
     "act_embed": widths,
-    "heads": heads,
-    "act_heads": kv_heads,
-    "kv_heads": kv_heads,
+    "heads": heads if attends else (),
+    "act_heads": kv_heads if attends else (),
+    "kv_heads": kv_heads if attends else (),
     "mlp": mlp,
     "act_mlp": mlp,
     "experts": experts,

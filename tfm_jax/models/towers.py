@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from tfm_jax.models.blocks import HIDDEN, LAST, STANDARD, Sublayers, stack
-from tfm_jax.models.cache import Cache, Memory
+from tfm_jax.models.cache import Cache, KeyValueCache, Memory, States
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.embeddings import Embed, Patches
 from tfm_jax.models.heads.head import Output, Outputs, Seen
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.layers import FINAL, Context, Layer, Norm
+from tfm_jax.models.recurrent import recurrent_tower
 from tfm_jax.models.residual import ORDERS
 from tfm_jax.models.sight import make_sight
 from tfm_jax.objectives.objective import FLOAT, Field, Fields, token_fields
@@ -53,7 +54,8 @@ def tower(
   sublayers: Sublayers = STANDARD,
   emit: str = "",
 ) -> Towered:
-  """A stack of blocks over embeddings, with its masks and, where sub-layers have a norm before them, a final one.
+  """A stack of blocks over embeddings, with its masks and, where sub-layers have a norm before them, a final one; or of
+  recurrent layers.
 
   Call it in a compact module: the parameters belong to that module.
 
@@ -73,6 +75,11 @@ def tower(
     The hidden states; the cache with the new tokens, or None; what `emit` names, as `Network.inspect` returns it; what
     the experts did, as `heads.head.ROUTING` says, or None.
   """
+  if sublayers.cell is not None:
+    assert not isinstance(cache, KeyValueCache)
+    kind: Any = {"cell": sublayers.cell, "causal": causal, "depth": depth, "first": first, "memory": memory}
+    return *recurrent_tower(c, st, x_BTD, segments_BT, noise, **kind, cache=cache, emit=emit), None
+  assert not isinstance(cache, States)
   (B, T), start = x_BTD.shape[:2], None
   S, key_segments, kept = T, segments_BT, None
   memory_length, memory_segments = (memory.h_BSD.shape[1], memory.segments_BS) if memory else (0, None)
@@ -90,7 +97,7 @@ def tower(
   elif c.positions == "alibi" and T:
     bias_HTS = alibi_bias(c.num_heads, offset + jnp.arange(T), jnp.arange(S) + jnp.ravel(keys_offset))
     bias_HTS = st.constrain(bias_HTS, ("act_heads", "seq", None))
-  kind: Any = {"training": noise is not None, "cached": cache is not None}
+  kind = {"training": noise is not None, "cached": cache is not None}
   segments: Any = {"query_segments_BT": segments_BT, "key_segments_BS": key_segments}
   mask = Mask(causal, **segments, query_offset=offset, key_offset=keys_offset)
   own, across = make_sight(c, st, mask, (B, T, S), window=c.window.size, bias_HTS=bias_HTS, **kind), None
@@ -100,7 +107,8 @@ def tower(
     mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
     across = make_sight(c, st, mask, (B, T, memory_length), **kind)
   ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise, segments_BT)
-  h_BTD, (new, shown, routed) = stack(c, st, x_BTD, ctx, depth, first, across is not None, kept, sublayers, emit)
+  fields: Any = {"cross": across is not None, "sublayers": sublayers, "emit": emit}
+  h_BTD, (new, shown, routed) = stack(c, st, x_BTD, ctx, depth, first, kept, **fields)
   if ORDERS[c.norm_order].before:
     h_BTD = Norm(c, st, name="final_norm")(h_BTD)
   if c.inner_dropout:

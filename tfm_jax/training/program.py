@@ -51,7 +51,7 @@ def build_model(
   config: Config,
   vocab_size: int,
   devices: Sequence[jax.Device] | None = None,
-  other: tuple[ModelConfig, int] | None = None,
+  other: tuple[str, ModelConfig, int] | None = None,
 ) -> Model:
   """The model of a resolved configuration, on a mesh of devices.
 
@@ -59,7 +59,7 @@ def build_model(
     config: the resolved configuration; `config.sharding` shapes the mesh.
     vocab_size: number of ids of the tokenizer. `model.vocab_size` replaces it if it is set, and may be larger.
     devices: the devices of the mesh; None: all devices of all processes.
-    other: configuration and number of ids of another model that the mesh has to fit as well, such as a teacher.
+    other: family, configuration and number of ids of another model that the mesh has to fit as well, such as a teacher.
 
   Raises:
     UserError: the strategy's mesh does not fit the devices or the models, the attention kernel cannot serve the model,
@@ -70,7 +70,7 @@ def build_model(
     raise UserError(f"the tokenizer has {vocab_size} ids, more than model.vocab_size={model_vocab_size}")
   vocab_size = model_vocab_size or vocab_size
   devices = all_devices() if devices is None else devices
-  lengths = admits(config.model, vocab_size)
+  lengths = admits(config.family, config.model, vocab_size)
   if other is not None:
     lengths = {axis: own + admits(*other)[axis] for axis, own in lengths.items()}
   sizes = mesh_sizes(config.sharding, len(devices), lengths, slice_count(devices))
@@ -361,7 +361,7 @@ def build_program(
       teach this model.
   """
   described = read_teacher(config) if config.distill.teacher else None
-  model = build_model(config, vocab_size, devices, described and described[1:])
+  model = build_model(config, vocab_size, devices, described)
   shards = model.placement.batch_shards
   if config.train.batch_size % shards:
     raise UserError(

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from tfm_jax.models.families.table import find_family
 from tfm_jax.sharding.strategy import BATCH_AXES
 from tfm_jax.training.flops import sequence_lengths
 from tfm_jax.training.program import Program
@@ -18,7 +19,9 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   all-gather and one reduce-scatter per step. For each weight that they do not split: one all-reduce of its gradient.
 
   Over `model`: four all-reduces of the residual stream [B, T, D] per block (six with cross-attention), one more for
-  each attention that remat computes again, one for the embeddings and one for the output layer.
+  each attention that remat computes again, one for the embeddings and one for the output layer. Per recurrent layer one
+  all-gather of its output and one reduce-scatter of its gradient, together as much as one all-reduce; two all-reduces
+  for the attention of its decoder.
   """
   model = program.model
   shape = model.placement.mesh.shape
@@ -46,13 +49,15 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   c, rows = model.config, program.config.train.batch_size / model.placement.batch_shards
   if dict(model.placement.strategy.rules).get("heads") and shape["model"] > 1:
     again = 1 if c.remat == "full" else 0
+    recurrent = find_family(model.family).cell is not None
+    own, both = (1, 1) if recurrent else (4 + again, 6 + 2 * again)  # all-reduces per block
     lengths = sequence_lengths(c, program.fields)
     if model.encoder_decoder:
       S, T = lengths
-      positions = c.num_layers * (4 + again) * S + c.decoder_depth * (6 + 2 * again) * T + S + 2 * T
+      positions = c.num_layers * own * S + c.decoder_depth * both * T + S + 2 * T + (2 * T if recurrent else 0)
     else:
       (T,), predicted = lengths, (*program.fields["targets"].shape, 1)[0]
-      positions = c.num_layers * (4 + again) * T + T + predicted
+      positions = c.num_layers * own * T + T + predicted
     add(("model",), 2, rows * positions * c.embed_dim * item)
   return total
 

@@ -6,7 +6,9 @@ from tfm_jax.models.families import (
   distilbert,
   electra,
   gpt,
+  gru,
   llama,
+  lstm,
   modernbert,
   qwen3,
   roberta,
@@ -30,6 +32,12 @@ FAMILIES: dict[str, Family] = {
   "t5_encoder": t5_encoder.FAMILY,
   "transformer": transformer.FAMILY,
   "vit": vit.FAMILY,
+  "lstm": lstm.FAMILY,
+  "lstm_encoder": lstm.ENCODER,
+  "lstm_encoder_decoder": lstm.ENCODER_DECODER,
+  "gru": gru.FAMILY,
+  "gru_encoder": gru.ENCODER,
+  "gru_encoder_decoder": gru.ENCODER_DECODER,
 }
 
 

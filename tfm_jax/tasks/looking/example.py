@@ -74,6 +74,8 @@ def read(run: Run, text: str, pair: str = "", target: str = "") -> Example:
   model, tokenizer = run.model, run.tokenizer
   if model.config.image.patch:
     raise UserError(f"family={model.family} reads images: only models of text can be looked at")
+  if find_family(model.family).cell:
+    raise UserError(f"family={model.family} is recurrent: its layers have no attention to look at")
   if tokenizer is None:
     raise UserError("the run has no tokenizer, so it cannot read text: import it from a folder with tokenizer files")
   changes = {"dtype": "float32", "attention": "xla", "remat": "none"}

@@ -1,0 +1,168 @@
+"""One table of architectures: equal parameters and FLOPs, the loss by place, going on, and the page."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support.launching import EXPERIMENT, write_text
+from tests.support.refusal import refusal
+from tests.tasks.test_sweep_page import Page
+from tfm_jax.compare.program import build_program
+from tfm_jax.runtime.command import Flags
+from tfm_jax.tasks.architectures import __main__ as command
+from tfm_jax.tasks.architectures.page import architectures_page, row, terminal_table, to_json
+from tfm_jax.tasks.architectures.plan import FLOPS, PARAMETERS, make_plan
+from tfm_jax.tasks.architectures.runs import Measures, Result, loss_by_place
+from tfm_jax.training.load import load_run
+from tfm_jax.training.pretraining import Pretraining
+
+VARIANTS = """
+
+KINDS = {"encoder": ("bert", "mlm"), "encoder_decoder": ("t5", "span_corruption"), "lstm": ("lstm", "causal")}
+
+
+def get_config(variant):
+  name, _, of_task = variant.partition("-")
+  c = tiny("gpt").unlock()
+  c.family, c.objective.name = KINDS[name]
+  c.model.update({"mlp_dim": 0, "num_heads": 1, "num_layers": 1})
+  c.tokenizer.sentinels = 10
+  if of_task:
+    c.data.update({"source": "text", "path": "TABLE", "eval_path": "TABLE", "target_len": 16})
+    c.task.name = "sequence_classification"
+    if name == "encoder_decoder":
+      c.objective.name = "seq2seq"
+      c.task.update({"name": "text_to_text", "source_task": "sst2"})
+    c.train.update({"steps": 2})
+  return c.lock()
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+  """An experiment file with three architectures and the task `words`."""
+  text = write_text(tmp_path / "text.txt")
+  table = tmp_path / "table.tsv"
+  lines = [f"the {word} sat\t{n % 2}\n" for n, word in enumerate(["cat", "dog"] * 8)]
+  table.write_text("".join(["sentence\tlabel\n", *lines]))
+  source = EXPERIMENT.replace("def get_config(", "def tiny(").replace("TEXT", str(text))
+  path = tmp_path / "several.py"
+  path.write_text(source + VARIANTS.replace("TABLE", str(table)))
+  return str(path)
+
+
+def test_the_plan_has_equal_parameters_and_equal_flops(experiment):
+  plan = make_plan(experiment, {"train.steps": "200"}, ["encoder", "encoder_decoder", "lstm"], ["words"], 2)
+  equal = {kind: [entry for entry in plan.entries if entry.equal == kind] for kind in (PARAMETERS, FLOPS)}
+  first = plan.entries[0]
+  assert [entry.name for entry in equal[FLOPS]] == ["encoder", "encoder_decoder", "lstm"]
+  assert first.config.model.embed_dim == 32 and plan.metrics == {"words": "accuracy"}
+  for entry in plan.entries:
+    model = build_program(entry.config, jax.devices()[:1]).model
+    assert model.parameter_count() == entry.parameters == pytest.approx(first.parameters, rel=0.06)
+    wider = dataclasses.replace(entry.config.model, embed_dim=entry.config.model.embed_dim + 2)
+    wider = dataclasses.replace(model, config=wider).parameter_count()
+    assert abs(entry.parameters - first.parameters) <= abs(wider - first.parameters)  # the nearest
+    assert entry.tuned["words"].model.embed_dim == entry.config.model.embed_dim
+  for entry in equal[FLOPS]:
+    assert entry.step_flops * entry.steps == pytest.approx(first.step_flops * 200, rel=0.01)
+  assert {entry.steps for entry in equal[PARAMETERS]} == {200}
+  assert equal[PARAMETERS][0].folder == equal[FLOPS][0].folder  # the same run
+
+
+def test_mistakes_are_told_before_anything_starts(experiment, tmp_path):
+  out = tmp_path / "out"
+  for message, flags in [
+    ("--seeds=0: a whole number", {"seeds": "0"}),
+    ("--tasks=a,a: names, each once", {"tasks": "a,a"}),
+    ("must be on a file system of this host", {"out": "gs://bucket/table"}),
+    ("KeyError: rnn", {"architectures": "rnn"}),
+  ]:
+    assert message in refusal(command.main, Flags({"config": experiment, "out": str(out), **flags}, {}))
+  assert not out.exists()
+  keys = {"model.head_dim": "8"}
+  assert "they follow the width" in refusal(make_plan, experiment, keys, ["encoder", "lstm"], ["words"], 1)
+
+
+@pytest.mark.slow
+def test_the_command_trains_tunes_and_goes_on(experiment, tmp_path, capsys):
+  out = tmp_path / "out"
+  flags = {"config": experiment, "architectures": "encoder,encoder_decoder,lstm", "tasks": "words", "seeds": "2"}
+  run = lambda: command.main(Flags(flags | {"out": str(out)}, {"train.steps": "4"}))
+  run()
+  content = json.loads((out / "architectures.json").read_text())
+  assert [(r["architecture"], r["equal"]) for r in content["rows"]] == [
+    (name, equal) for equal in ("parameters", "flops") for name in ("encoder", "encoder_decoder", "lstm")
+  ]
+  for r in content["rows"]:
+    assert len(r["scores"]["words"]) == 2 and r["tokens_per_second"] > 0 and r["memory_bytes"] > 0
+    assert ("bits_per_byte" in r["metrics"]) == (r["architecture"] == "lstm")
+    places = r["loss_by_place"]
+    mean = sum(p["loss"] * p["targets"] for p in places) / sum(p["targets"] for p in places)
+    assert mean == pytest.approx(r["metrics"]["loss"], rel=1e-4)
+  Page((out / "architectures.html").read_text())
+  assert "Equal FLOPs:" in capsys.readouterr().out
+  stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/*/metrics.jsonl")}
+  assert len(stamps) == len(list(out.glob("*/*")))
+  next(out.glob("lstm*/words_1/result.json")).unlink()
+  run()  # trains nothing again
+  assert stamps == {path: path.stat().st_mtime_ns for path in out.glob("*/*/metrics.jsonl")}
+
+
+def test_the_page_shows_what_was_measured(experiment):
+  plan = make_plan(experiment, {}, ["encoder", "lstm"], ["words"], 2)
+  places = [(0, 0, 5.0, 8.0), (1, 1, 4.5, 8.0), (2, 3, 4.25, 16.0)]
+  results = []
+  for number, entry in enumerate(plan.entries):
+    metrics = {"loss": 4.5, "bits_per_byte": 2.25} if entry.name == "lstm" else {"loss": 3.25}
+    measures = Measures(metrics, [(0, 6.0), (12, 4.5)], 12_345.0, 0.5, 3 * 2.0**20, places)
+    results.append(Result(entry, measures, {"words": [0.5, 0.75 + number / 100]}))
+  shown = terminal_table(plan, results).splitlines()[2:5]
+  assert [line.split()[0] for line in shown] == ["architecture", "encoder", "lstm"]
+  first, second = row(plan, results[0]), row(plan, results[1])
+  assert first[-3:] == ["3.250", "-", "62.5 ± 17.7"] and second[-3:-1] == ["4.500", "2.250"]
+  assert first[-5:-3] == ["12.3k", "3 MiB"] and first[7] == "6s"
+  text = architectures_page(plan, results)
+  Page(text)
+  for said in (
+    "Equal parameters, steps and rows",
+    "Equal FLOPs",
+    "words: accuracy",
+    "62.5 ± 17.7",
+    "Loss and the place",
+  ):
+    assert said in text
+  content = json.loads(to_json(plan, results))["rows"]
+  assert content[0]["loss_by_place"][2] == {"first": 2, "last": 3, "loss": 4.25, "targets": 16.0}
+  assert content[-1]["scores"]["words"] == [0.5, 0.78]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["encoder", "lstm"])
+def test_the_loss_by_place_is_that_of_a_loop_over_targets(experiment, tmp_path, name):
+  from tfm_jax.training.config import load
+  from tfm_jax.training.loop import fit
+
+  workdir = tmp_path / "run"
+  fit(load(f"{experiment}:{name}", {"train.steps": "2"}), workdir)
+  run = load_run(workdir)
+  task = Pretraining(run.config, workdir / "tokenizer")
+  losses: dict[int, list[float]] = {}
+  for batch in task.eval_streams["eval"](None):
+    logits = np.asarray(run.model.logits(run.params, batch), np.float64)
+    for b, p in zip(*np.nonzero(batch["weights"]), strict=True):
+      at = batch["mlm_positions"][b, p] if "mlm_positions" in batch else p
+      row_logits = logits[b, p]
+      top = row_logits.max()
+      nll = top + math.log(np.exp(row_logits - top).sum()) - row_logits[batch["targets"][b, p]]
+      place = int(batch["positions"][b, at])
+      losses.setdefault(0 if place == 0 else 1 << (place.bit_length() - 1), []).append(nll)
+  found = loss_by_place(run.model, run.params, task)
+  assert [first for first, *_ in found] == sorted(losses)
+  for first, last, loss, targets in found:
+    assert targets == len(losses[first]) and last <= max(2 * first - 1, first)
+    assert loss == pytest.approx(np.mean(losses[first]), rel=1e-4)

@@ -1,0 +1,171 @@
+"""The runs of a comparison of architectures, and what is measured on each."""
+
+import dataclasses
+import json
+import logging
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from tfm_jax.models.model import Model
+from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.tasks.architectures.plan import Entry, Plan
+from tfm_jax.tasks.sweeps.worker import RESULT, replace
+from tfm_jax.tasks.table import find_task
+from tfm_jax.training.config import Config, to_dict
+from tfm_jax.training.load import load_run
+from tfm_jax.training.loop import fit
+from tfm_jax.training.memory import peak_bytes
+from tfm_jax.training.pretraining import Pretraining
+from tfm_jax.training.program import build_program
+
+log = logging.getLogger(__name__)
+
+MEASURES = "measures.json"  # in the directory of a pre-training, once it is finished and measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+  """What is measured on a pre-training.
+
+  Attributes:
+    metrics: of the last evaluation.
+    curve: (step, loss) of every evaluation.
+    tokens_per_second: median over the steps with a record; positions of all rows, padding included.
+    step_seconds: the same of the time of a step.
+    memory: peak bytes of the compiled train step on one device, 0 if its compiler does not say.
+    places: (first place, last place, loss, targets): the held-out loss of targets by the number of tokens before them
+      in their document and row.
+  """
+
+  metrics: Mapping[str, float]
+  curve: list[tuple[int, float]]
+  tokens_per_second: float
+  step_seconds: float
+  memory: float
+  places: list[tuple[int, int, float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """An entry of the plan, its measures, and the scores of each task by seed."""
+
+  entry: Entry
+  measures: Measures
+  scores: Mapping[str, list[float]]
+
+
+def run_plan(plan: Plan, folder: Path) -> list[Result]:
+  """Trains and measures whatever the folder does not have yet. Raises what `fit` raises."""
+  results = []
+  for entry in plan.entries:
+    workdir = folder / entry.folder / "pretraining"
+    log.info("%s at equal %s: %s", entry.name, entry.equal, workdir)
+    measures = _pretrained(entry.config, workdir)
+    scores: dict[str, list[float]] = {task: [] for task in entry.tuned}
+    for task, config in entry.tuned.items():
+      for seed in range(plan.seeds):
+        tuned = dataclasses.replace(config, seed=seed, init_from=str(workdir))
+        metrics = _tuned(tuned, folder / entry.folder / f"{task}_{seed}")
+        scores[task].append(float(metrics[plan.metrics[task]]))
+    results.append(Result(entry, measures, scores))
+  return results
+
+
+def _tuned(config: Config, workdir: Path) -> dict[str, float]:
+  """The metrics of a fine-tuning, which runs unless it is finished."""
+  stored = _read(workdir / RESULT, config)
+  if stored is not None:
+    return dict(stored["metrics"])
+  metrics = fit(config, workdir, find_task(config.task.name))
+  jax.clear_caches()
+  _write(workdir / RESULT, config, {"metrics": metrics})
+  return metrics
+
+
+def _pretrained(config: Config, workdir: Path) -> Measures:
+  """The measures of a pre-training, which runs unless it is finished."""
+  stored = _read(workdir / MEASURES, config)
+  if stored is not None:
+    return Measures(**stored)
+  fit(config, workdir)
+  measures = measured(workdir)
+  jax.clear_caches()
+  _write(workdir / MEASURES, config, dataclasses.asdict(measures))
+  return measures
+
+
+def _read(path: Path, config: Config) -> dict[str, Any] | None:
+  """What was stored for this configuration; None: nothing, or that of another one, which `fit` then refuses by name."""
+  content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+  return content if content and content.pop("config") == json.loads(json.dumps(to_dict(config))) else None
+
+
+def _write(path: Path, config: Config, content: Mapping[str, Any]) -> None:
+  replace(path, json.dumps({"config": to_dict(config), **content}, indent=2) + "\n")
+
+
+def measured(workdir: Path) -> Measures:
+  """The measures of a finished pre-training."""
+  directory = RunDirectory(workdir)
+  records = directory.read_metrics()
+  held_out = [record for record in records if record["split"] == "eval"]
+  steps = [record for record in records if record["split"] == "train" and record["step"] > 1]
+  steps = steps or [record for record in records if record["split"] == "train"]
+  median = lambda name: statistics.median(record[name] for record in steps)
+  run = load_run(workdir)
+  task = Pretraining(run.config, directory.stored_tokenizer())
+  vocab_size = task.tokenizer.vocab_size if task.tokenizer else 0
+  program = build_program(run.config, vocab_size, task.fields, list(run.model.placement.mesh.devices.flat))
+  microbatches = directory.starts()[-1]["microbatches"] or 1
+  metrics = {name: x for name, x in held_out[-1].items() if name not in ("step", "split")}
+  return Measures(
+    metrics,
+    [(record["step"], record["loss"]) for record in held_out],
+    median("tokens_per_second"),
+    median("step_seconds"),
+    peak_bytes(program.compile(microbatches), program.placement.platform),
+    loss_by_place(run.model, run.params, task),
+  )
+
+
+def loss_by_place(model: Model, params: Any, task: Pretraining) -> list[tuple[int, int, float, float]]:
+  """The held-out loss by the number of tokens before the target's place in its document: see `Measures`.
+
+  Bins are 0, 1, 2 to 3, 4 to 7, ...; those without targets are left out. In an encoder-decoder they are the decoder's.
+  """
+  total: Any = None
+  for batch in task.eval_streams["eval"](None):
+    sums = jax.device_get(_place_sums(model, params, batch))
+    total = sums if total is None else jax.tree.map(np.add, total, sums)
+  losses, weights = total
+  bins = []
+  first = 0
+  while first < len(losses):
+    last = min(max(2 * first - 1, first), len(losses) - 1)
+    weight = float(weights[first : last + 1].sum(dtype=np.float64))
+    if weight:
+      bins.append((first, last, float(losses[first : last + 1].sum(dtype=np.float64)) / weight, weight))
+    first = last + 1
+  return bins
+
+
+@jax.jit(static_argnums=0)
+def _place_sums(model: Model, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+  """(sum of losses, sum of weights) of the targets at each place, [L]."""
+  side = "" if "targets" in batch else "decoder_"
+  targets, weights = batch[f"{side}targets"], batch[f"{side}weights"]
+  B, L = batch[f"{side}inputs"].shape
+  places = jnp.broadcast_to(batch.get(f"{side}positions", jnp.arange(L)[None]), (B, L))
+  if "mlm_positions" in batch:
+    places = jnp.take_along_axis(places, batch["mlm_positions"], axis=1)
+  log_p = jax.nn.log_softmax(model.logits(params, batch))
+  nll = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+  zeros = jnp.zeros(L, jnp.float32)
+  return zeros.at[places].add(nll * weights), zeros.at[places].add(weights)
