@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -129,8 +129,15 @@ class Dataset:
     return min(batches_per_pass, limit) if limit else batches_per_pass
 
 
+class Steps(Protocol):
+  """What `batches` iterates over: `Dataset`, and other things whose batches are pure functions of the step."""
+
+  def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+    """See `Dataset.batch`."""
+
+
 def batches(
-  dataset: Dataset, start: int, stop: int, rows: np.ndarray | None = None, prefetch: int = 8
+  dataset: Steps, start: int, stop: int, rows: np.ndarray | None = None, prefetch: int = 8
 ) -> Iterator[tuple[int, Batch]]:
   """(step, batch) for steps start .. stop - 1; a thread prepares up to `prefetch` batches ahead (0: none).
 

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from tfm_jax.data.config import DataConfig, TaskConfig, check_data, resolve_data
+from tfm_jax.data.images.augment import AugmentConfig
 from tfm_jax.errors import UserError, nearest_key
 from tfm_jax.models import config as model_config
 from tfm_jax.models.config import ModelConfig, full_key
@@ -74,6 +75,7 @@ class Config:
   model: ModelConfig = resolve_model("bert")  # the family's preset, with changes
   tokenizer: TokenizerConfig = TokenizerConfig()
   data: DataConfig = DataConfig()
+  augment: AugmentConfig = AugmentConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   loss: LossConfig = LossConfig()
   distill: DistillConfig = DistillConfig()
