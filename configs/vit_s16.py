@@ -1,6 +1,6 @@
-r"""ViT-S/16 (Dosovitskiy et al. 2021) on folders of pictures by class, with the recipe of "Better plain ViT baselines for
-ImageNet-1k" (Beyer et al. 2022), but with learned positions: 90 epochs of 1024 pictures, random crops, flips, RandAugment
-and mixup, the class from the mean of the patches.
+r"""ViT-S/16 (Dosovitskiy et al. 2021) on folders of pictures by class, with the recipe of "Better plain ViT baselines
+for ImageNet-1k" (Beyer et al. 2022), but with learned positions: 90 epochs in batches of 1024, random crops, flips,
+RandAugment and mixup, the class from the mean of the patches.
 
   python train.py --config=configs/vit_s16.py --workdir=runs/vit_s16 \
     --config.data.path=imagenet/train --config.data.eval_path=imagenet/val

@@ -1,7 +1,7 @@
 """The two shapes of a Transformer: one stack of blocks (`Single`, `Vision`), or an encoder and a decoder."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def tower(
   return h_BTD, cache.with_tokens(new, st) if cache and new else None, shown
 
 
-def _with_hidden(outputs: Outputs, last_BTD: Array | None) -> Outputs:
+def with_hidden(outputs: Outputs, last_BTD: Array | None) -> Outputs:
   """The outputs, and the last hidden states if there are any."""
   return outputs if last_BTD is None else outputs | {"hidden": Output(last_BTD)}
 
@@ -123,6 +123,8 @@ class Network(Layer):
   vocab_size: int = 0
   causal: bool = False
   sublayers: Sublayers = STANDARD
+  sides: ClassVar[tuple[str, ...]] = ("",)
+  """Prefixes of the fields of tokens that the model reads."""
 
   @staticmethod
   def inputs(c: ModelConfig, length: int, vocab_size: int) -> Fields:
@@ -151,7 +153,7 @@ class Single(Network):
 
   def __call__(self, batch: Batch, noise: Noise | None = None, hidden: bool = False) -> Outputs:
     outputs, _, last = self.run(batch, noise=noise, emit=LAST if hidden else "")
-    return _with_hidden(outputs, last)
+    return with_hidden(outputs, last)
 
   def decode(self, batch: Batch, cache: Cache) -> tuple[Outputs, Cache | None]:
     """The outputs for tokens that follow those of the cache, and the cache with them."""
@@ -185,6 +187,8 @@ class Vision(Network):
   Batch: `images` float32 [B, height, width, channels].
   """
 
+  sides: ClassVar[tuple[str, ...]] = ()
+
   @staticmethod
   def inputs(c: ModelConfig, length: int, vocab_size: int) -> Fields:
     """See `Network`."""
@@ -192,7 +196,7 @@ class Vision(Network):
     return {"images": Field(shape, FLOAT, "pixels", ("batch", None, None, None))}
 
   def __call__(self, batch: Batch, noise: Noise | None = None, hidden: bool = False) -> Outputs:
-    return _with_hidden(*self.run(batch, noise, LAST if hidden else ""))
+    return with_hidden(*self.run(batch, noise, LAST if hidden else ""))
 
   def inspect(self, batch: Batch, emit: str, stack_name: str = "") -> Array:
     """See `Network`."""
@@ -241,6 +245,8 @@ class EncoderDecoder(Network):
   `decoder_segment_ids`, `decoder_positions`; `encoder_embedding_shifts`, `decoder_embedding_shifts` as in `Single`.
   """
 
+  sides: ClassVar[tuple[str, ...]] = ("encoder_", "decoder_")
+
   @staticmethod
   def inputs(c: ModelConfig, length: int, vocab_size: int) -> Fields:
     """See `Network`."""
@@ -256,7 +262,7 @@ class EncoderDecoder(Network):
   def __call__(self, batch: Batch, noise: Noise | None = None, hidden: bool = False) -> Outputs:
     memory = self.encode(side(batch, "encoder"), noise)
     outputs, _, last = self.run(side(batch, "decoder"), noise=noise, memory=memory, emit=LAST if hidden else "")
-    return _with_hidden(outputs, last)
+    return with_hidden(outputs, last)
 
   def encode(self, batch: Batch, noise: Noise | None = None) -> Memory:
     """The encoder's output for `inputs` [B, S] and optional `segment_ids`, `positions`."""

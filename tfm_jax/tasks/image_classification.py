@@ -1,7 +1,7 @@
 """Classification of pictures, by a Vision Transformer (Dosovitskiy et al. 2021)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import betaincinv
@@ -14,6 +14,7 @@ from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import FLOAT, INT, Field, Fields
 from tfm_jax.ops.losses import LossConfig, LossTerms
 from tfm_jax.tasks.images import ImageTask, Prediction, scaled
+from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction
 from tfm_jax.training.task import Predictions
@@ -29,6 +30,8 @@ class ImageClassification(ImageTask):
   on the step alone, whichever of its rows a process makes.
   """
 
+  head_name: ClassVar[str] = "sequence_classification"
+
   @classmethod
   def keys(cls, config: Config, images: ImageSet) -> dict[str, Any]:
     """See `ImageTask`: the head and the classes."""
@@ -37,7 +40,31 @@ class ImageClassification(ImageTask):
     if any("|" in name for name in classes):
       raise UserError(f"data.path={config.data.path}: the name of a class has a '|' in it; rename its folder")
     names = {"head.num_labels": len(classes), "head.labels": "|".join(classes)}
-    return {"head.name": "sequence_classification", **names}
+    return {"head.name": cls.head_name, **names}
+
+  def setup(self, config: Config, tokenizer: Tokenizer | None) -> None:
+    """See `ImageTask`."""
+    super().setup(config, tokenizer)
+    self._numbers: dict[str, np.ndarray] = {}
+
+  @property
+  def classes(self) -> list[str]:
+    """The names of the classes, in the order of their numbers."""
+    return self.config.model.head.labels.split("|")
+
+  def numbers(self, images: ImageSet) -> np.ndarray:
+    """int32 [N]: the number that the model has for the class of each picture; -1: none. Raises UserError."""
+    if images.fingerprint in self._numbers:
+      return self._numbers[images.fingerprint]
+    if not images.classes:
+      return images.labels
+    names = class_names(images, self.classes, "the pictures")
+    if unknown := [name for name in names if name not in self.classes]:
+      known = ", ".join(self.classes)
+      raise UserError(f"pictures have the class {unknown[0]!r}, and the model was trained on {known}")
+    own = np.array([self.classes.index(name) for name in names], np.int32)
+    self._numbers[images.fingerprint] = np.where(images.labels >= 0, own[images.labels], -1).astype(np.int32)
+    return self._numbers[images.fingerprint]
 
   @property
   def fields(self) -> Fields:
@@ -50,12 +77,11 @@ class ImageClassification(ImageTask):
 
   def known(self, images: ImageSet, index: np.ndarray) -> np.ndarray:
     """See `ImageTask`: those with a class."""
-    self.classes_here(images)
-    return index[images.labels[index] >= 0]
+    return index[self.numbers(images)[index] >= 0]
 
   def arrays(self, images: ImageSet, index: np.ndarray, real: np.ndarray, draws: Draws | None) -> dict[str, np.ndarray]:
     """See `ImageTask`."""
-    augment, labels = self.config.augment, self.classes_here(images)
+    augment, labels = self.config.augment, self.numbers(images)
     pixels, targets = scaled(self.pixels(images, index, draws, augment)), labels[index]
     weights = (real & (targets >= 0)).astype(np.float32)
     targets = np.maximum(targets, 0)
@@ -97,13 +123,14 @@ class ImageClassification(ImageTask):
     """See `Task`: the scores of the held-out pictures."""
     assert self._eval is not None
     probabilities = np.concatenate([batch["probabilities"] for batch in predictions])[: self._eval.num_rows]
-    found = self.class_predictions(self._held_out_images, self._eval.index, probabilities)
+    found = self.class_predictions(self._held_out_images, self._eval.index, probabilities, self.classes)
     return self.scores(found, intervals=False)
 
   def predict(self, model: Model, params: Any, images: ImageSet, index: np.ndarray) -> list[Prediction]:
     """See `ImageTask`."""
-    outputs = self.outputs(model, params, images, index, ["probabilities"])
-    return self.class_predictions(images, index, outputs["probabilities"])
+    outputs = self.outputs(model, params, self.batches(images, index))
+    probabilities = np.concatenate([batch["probabilities"] for batch in outputs])[: len(index)]
+    return self.class_predictions(images, index, probabilities, self.classes)
 
 
 def _added(a: LossTerms, b: LossTerms) -> LossTerms:

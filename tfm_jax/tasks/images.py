@@ -51,8 +51,10 @@ class ImageTask(abc.ABC):
 
   predicts: ClassVar[bool] = True
   lengths: tuple[int, ...] = ()
+  head_name: ClassVar[str]
+  """The prediction head, see `models.heads.table`."""
   form: ClassVar[str] = "classes"
-  """What predictions look like, see `tasks.scores`."""
+  """What predictions look like, see `tasks.scores`; "": numbers of another kind."""
 
   # What a task adds.
 
@@ -69,6 +71,10 @@ class ImageTask(abc.ABC):
   def predict(self, model: Model, params: Any, images: ImageSet, index: np.ndarray) -> list[Prediction]:
     """What the model predicts for pictures, as in predictions.jsonl. All processes call it."""
 
+  def pictures(self, model: Model, params: Any, images: ImageSet, index: np.ndarray) -> dict[str, bytes]:
+    """What the model draws about pictures: PNG files by name. All processes call it."""
+    return {}
+
   def scores(self, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, float]:
     """The scores of predictions, see `tasks.scores`."""
     return score(self.form, predictions, intervals)
@@ -82,8 +88,8 @@ class ImageTask(abc.ABC):
     config.augment.check()
     check_split(config.data.eval_fraction, config.data.errors)
     changes = cls.keys(config, cls.opened(config, config.data.path, "data.path"))
-    sections = {name: {} for name in ("task", "data", "train")}
-    model = {}
+    sections: dict[str, dict[str, Any]] = {name: {} for name in ("task", "data", "train")}
+    model: dict[str, Any] = {}
     for key, value in changes.items():
       section, _, name = key.partition(".")
       if section in sections:
@@ -105,7 +111,7 @@ class ImageTask(abc.ABC):
     return open_images(path, key, (side, side) if side else size, image.channels)
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
-    self.set(config, self.find_tokenizer(config, stored_tokenizer))
+    self.setup(config, self.find_tokenizer(config, stored_tokenizer))
     data, size = config.data, config.train.batch_size
     images = self.opened(config, data.path, "data.path")
     if data.eval_path:
@@ -133,10 +139,10 @@ class ImageTask(abc.ABC):
   def of_run(cls, config: Config, tokenizer: Tokenizer | None) -> Self:
     """The task of a trained model, for `predict`: it reads no training pictures. Raises UserError."""
     task = cls.__new__(cls)
-    task.set(config, tokenizer)
+    task.setup(config, tokenizer)
     return task
 
-  def set(self, config: Config, tokenizer: Tokenizer | None) -> None:
+  def setup(self, config: Config, tokenizer: Tokenizer | None) -> None:
     """What batches and predictions need."""
     self.config, self.tokenizer = config, tokenizer
     self.size = (config.model.image.height, config.model.image.width)
@@ -179,10 +185,17 @@ class ImageTask(abc.ABC):
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
     """Writes the predictions for all held-out pictures; the lines have their scores."""
     if not len(self.held_out):
-      return [f"nothing is held out: set data.eval_path, or data.eval_fraction (now {self.config.data.eval_fraction:g})"]
+      return [
+        f"nothing is held out: set data.eval_path, or data.eval_fraction (now {self.config.data.eval_fraction:g})"
+      ]
     found = self.predict(model, params, self._held_out_images, self.held_out)
     run.write_predictions([without_thumbnail(one) for one in found])
-    return [*score_lines(self.scores(found)), f"every prediction: {run.predictions}"]
+    lines = [*score_lines(self.scores(found)), f"every prediction: {run.predictions}"]
+    for name, file in self.pictures(model, params, self._held_out_images, self.held_out).items():
+      if run.writes:
+        (run.path / name).write_bytes(file)
+      lines.append(f"pictures: {run.path / name}")
+    return lines
 
   # Parts for tasks.
 
@@ -191,40 +204,27 @@ class ImageTask(abc.ABC):
     stored = images.pixels[index]
     return centred(stored, self.size) if draws is None else augmented(stored, self.size, config, draws)
 
-  def classes_here(self, images: ImageSet) -> np.ndarray:
-    """int32 [N]: the number that the model has for the class of each picture; -1: none. Raises UserError."""
-    labels = self.config.model.head.labels.split("|")
-    if not images.classes:
-      return images.labels
-    names = class_names(images, labels, self.config.task.name)
-    if unknown := [name for name in names if name not in labels]:
-      raise UserError(f"the pictures have the class {unknown[0]!r}, which the model was not trained on: {', '.join(labels)}")
-    numbers = np.array([labels.index(name) for name in names], np.int32)
-    return np.where(images.labels >= 0, numbers[images.labels], -1).astype(np.int32)
-
-  def outputs(
-    self, model: Model, params: Any, images: ImageSet, index: np.ndarray, names: Sequence[str]
-  ) -> dict[str, np.ndarray]:
-    """What the model's head predicts for pictures, by name, [N, ...]. All processes call it."""
-    stream = ImageBatches(index, self.config.train.batch_size, 0, False, self._maker(images))
+  def outputs(self, model: Model, params: Any, stream: Iterator[Batch]) -> list[Mapping[str, np.ndarray]]:
+    """What the model's head predicts for each batch. All processes call it."""
     predict = jax.jit(model.predict, out_shardings=model.placement.replicated)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    with tqdm(stream.batches(), "predicting", stream.num_batches, unit="batch", delay=5, disable=None) as steps:
-      for batch in steps:
-        outputs = jax.device_get(predict(params, batch))
-        for name in names:
-          found[name].append(outputs[name])
-    return {name: np.concatenate(parts)[: len(index)] for name, parts in found.items()}
+    with tqdm(stream, "predicting", unit="batch", delay=5, disable=None) as steps:
+      return [jax.device_get(predict(params, batch)) for batch in steps]
 
-  def class_predictions(self, images: ImageSet, index: np.ndarray, probabilities_NC: np.ndarray) -> list[Prediction]:
-    """Predictions of the form "classes", with thumbnails for the page of errors."""
-    names, labels = self.config.model.head.labels.split("|"), self.classes_here(images)[index]
+  def batches(self, images: ImageSet, index: np.ndarray) -> Iterator[Batch]:
+    """The batches of pictures, for evaluation."""
+    return ImageBatches(index, self.config.train.batch_size, 0, False, self._maker(images)).batches()
+
+  def class_predictions(
+    self, images: ImageSet, index: np.ndarray, probabilities_NC: np.ndarray, names: Sequence[str]
+  ) -> list[Prediction]:
+    """Predictions of the form "classes" with these names, with thumbnails for the page of errors."""
+    own = [names.index(name) for name in class_names(images, names, "--data")] if images.classes else []
     rows = []
-    for n, label, p in zip(index, labels, probabilities_NC, strict=True):
+    for n, p in zip(index, probabilities_NC, strict=True):
+      label = names[own[images.labels[n]]] if images.labels[n] >= 0 else None
       odds = {name: round(float(value), 6) for name, value in zip(names, p, strict=True)}
       shown = {"id": images.names[n], THUMBNAIL: Thumbnail(images, int(n))}
-      rows.append({"prediction": names[int(p.argmax())], "label": names[label] if label >= 0 else None} | shown)
-      rows[-1]["probabilities"] = odds
+      rows.append({"prediction": names[int(p.argmax())], "label": label, "probabilities": odds, **shown})
     return rows
 
   def _maker(self, images: ImageSet) -> Any:

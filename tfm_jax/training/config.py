@@ -310,7 +310,7 @@ def resolve(config: Config) -> Config:
   for key, value in flat(to_dict(config)).items():
     check_value(key, value)
   rows, offset = model.max_positions, model.position_offset
-  if model.positions == "learned" and not model.image.patch and config.data.seq_len + offset > rows:
+  if model.positions == "learned" and find_family(config.family).module.sides and config.data.seq_len + offset > rows:
     raise UserError(
       f"data.seq_len={config.data.seq_len} is longer than the table of {rows - offset} learned positions: "
       f"set model.max_positions={config.data.seq_len + offset}"

@@ -30,9 +30,7 @@ class ImageBatches:
     limit: of evaluation, the number of batches; they hold pictures from everywhere. 0: all pictures.
   """
 
-  def __init__(
-    self, index: np.ndarray, batch_size: int, seed: int, shuffle: bool, make: Make, limit: int = 0
-  ) -> None:
+  def __init__(self, index: np.ndarray, batch_size: int, seed: int, shuffle: bool, make: Make, limit: int = 0) -> None:
     self.batch_size, self._seed, self._shuffle, self._make = batch_size, seed, shuffle, make
     if limit and limit * batch_size < len(index) and not shuffle:
       order = np.arange(len(index))

@@ -81,7 +81,8 @@ def _file(file: Path) -> Iterator[Picture]:
 
 def _tar(file: Path) -> Iterator[Picture]:
   """The pictures of an archive, in its order."""
-  with open_file(file) as stream, tarfile.open(fileobj=stream, mode="r|*" if file.suffix == ".tgz" else "r|") as archive:
+  mode: Any = "r|*" if file.suffix == ".tgz" else "r|"
+  with open_file(file) as stream, tarfile.open(fileobj=stream, mode=mode) as archive:
     for member in archive:
       place = Path(member.name)
       if member.isfile() and place.suffix.lower() in PICTURES:

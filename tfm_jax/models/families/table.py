@@ -3,6 +3,7 @@
 from tfm_jax.errors import UserError
 from tfm_jax.models.families import (
   bert,
+  clip,
   distilbert,
   electra,
   gpt,
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Family] = {
   "t5_encoder": t5_encoder.FAMILY,
   "transformer": transformer.FAMILY,
   "vit": vit.FAMILY,
+  "clip": clip.FAMILY,
 }
 
 
