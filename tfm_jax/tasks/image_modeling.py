@@ -29,6 +29,7 @@ from tfm_jax.training.task import Predictions
 
 BITS = "bits_per_pixel"
 SHOWN, SAMPLES = 8, 4  # pictures that are completed, and how often
+LARGE = 96  # pixels on a screen along the side of a small picture
 
 
 class _Codes:
@@ -158,4 +159,5 @@ class ImageModeling(ImageTask):
     return np.concatenate([np.repeat(ids_RP[:, None], samples, 1), new], axis=2).astype(np.int32)
 
   def _png(self, ids_RCT: np.ndarray) -> bytes:
-    return png(grid(self.palette.decode(ids_RCT.reshape(*ids_RCT.shape[:2], *self.size))))
+    pixels = self.palette.decode(ids_RCT.reshape(*ids_RCT.shape[:2], *self.size))
+    return png(grid(pixels, scale=max(LARGE // max(self.size), 1)))

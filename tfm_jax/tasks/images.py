@@ -183,14 +183,16 @@ class ImageTask(abc.ABC):
     """See `Task`."""
 
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
-    """Writes the predictions for all held-out pictures; the lines have their scores."""
+    """Writes the predictions for all held-out pictures, if it `predicts`, and `pictures`; the lines have the scores."""
     if not len(self.held_out):
       return [
         f"nothing is held out: set data.eval_path, or data.eval_fraction (now {self.config.data.eval_fraction:g})"
       ]
-    found = self.predict(model, params, self._held_out_images, self.held_out)
-    run.write_predictions([without_thumbnail(one) for one in found])
-    lines = [*score_lines(self.scores(found)), f"every prediction: {run.predictions}"]
+    lines = []
+    if self.predicts:
+      found = self.predict(model, params, self._held_out_images, self.held_out)
+      run.write_predictions([without_thumbnail(one) for one in found])
+      lines = [*score_lines(self.scores(found)), f"every prediction: {run.predictions}"]
     for name, file in self.pictures(model, params, self._held_out_images, self.held_out).items():
       if run.writes:
         (run.path / name).write_bytes(file)

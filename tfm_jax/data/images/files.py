@@ -97,6 +97,10 @@ def _packed(data: bytes, place: Path, where: str) -> Picture:
   )
 
 
+def _known(pixels: np.ndarray) -> Callable[[bool], np.ndarray]:
+  return lambda colour: pixels
+
+
 def _decoded(source: Any, where: str, colour: bool) -> np.ndarray:
   """The pixels of a PNG or JPEG file: in colour [H, W, 3], or grey [H, W]."""
   try:
@@ -118,7 +122,7 @@ def _idx(file: Path) -> Iterator[Picture]:
   if labels is not None and len(labels) != len(pixels_NHW):
     raise UserError(f"{labels_file} has {len(labels):,} labels for the {len(pixels_NHW):,} pictures of {file.name}")
   for n, pixels in enumerate(pixels_NHW):
-    yield Picture(f"{file.name}#{n}", "" if labels is None else str(labels[n]), lambda _, pixels=pixels: pixels)
+    yield Picture(f"{file.name}#{n}", "" if labels is None else str(labels[n]), _known(pixels))
 
 
 def _idx_array(file: Path, axes: int) -> np.ndarray:
@@ -139,4 +143,4 @@ def _cifar(file: Path) -> Iterator[Picture]:
   records = np.frombuffer(file.read_bytes(), np.uint8).reshape(-1, _CIFAR + 1)
   pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
   for n, picture in enumerate(pixels):
-    yield Picture(f"{file.name}#{n}", str(records[n, 0]), lambda _, picture=picture: picture)
+    yield Picture(f"{file.name}#{n}", str(records[n, 0]), _known(picture))

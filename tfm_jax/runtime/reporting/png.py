@@ -47,8 +47,12 @@ def encoded(
   return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-def grid(pixels_RCHWK: np.ndarray, gap: int = 2) -> np.ndarray:
-  """Pictures of one size as one picture: uint8 [R rows, C columns, H, W, K] with white gaps between them."""
+def grid(pixels_RCHWK: np.ndarray, gap: int = 2, scale: int = 1) -> np.ndarray:
+  """Pictures of one size as one picture: uint8 [R rows, C columns, H, W, K] with white gaps between them.
+
+  `scale`: how often a pixel is repeated along both sides.
+  """
+  pixels_RCHWK = pixels_RCHWK.repeat(scale, 2).repeat(scale, 3)
   rows, columns, height, width, channels = pixels_RCHWK.shape
   out = np.full((rows, height + gap, columns, width + gap, channels), 255, np.uint8)
   out[:, :height, :, :width] = pixels_RCHWK.transpose(0, 2, 1, 3, 4)
