@@ -161,7 +161,7 @@ def test_mistakes_are_one_line(runs, data, tmp_path):
   configure = lambda name, **sections: refusal(find_task(name).configure, config_of(name, data, **sections))
   assert "augment.stored=6" in configure("image_classification", augment={"stored": 6})
   assert "augment.area=0" in configure("image_classification", augment={"area": 0.0})
-  assert "set the size" in configure("image_classification", image={"height": 0})
+  assert "set the size" in configure("image_modeling", image={"height": 0})
   assert "model.vocab_size=0" in configure("image_modeling", model={"vocab_size": 0})
   assert "family=vit is no decoder" in configure("image_modeling", family="vit", image={"patch": 4})
   assert "train.microbatches=2" in configure("image_text", train={"microbatches": 2})

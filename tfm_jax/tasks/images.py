@@ -220,7 +220,8 @@ class ImageTask(abc.ABC):
     self, images: ImageSet, index: np.ndarray, probabilities_NC: np.ndarray, names: Sequence[str]
   ) -> list[Prediction]:
     """Predictions of the form "classes" with these names, with thumbnails for the page of errors."""
-    own = [names.index(name) for name in class_names(images, names, "--data")] if images.classes else []
+    labels = self.config.model.head.labels.split("|")
+    own = [names.index(name) for name in class_names(images, labels, "--data")] if images.classes else []
     rows = []
     for n, p in zip(index, probabilities_NC, strict=True):
       label = names[own[images.labels[n]]] if images.labels[n] >= 0 else None
