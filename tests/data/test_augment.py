@@ -68,7 +68,7 @@ def test_operations_against_pillow():
   pytest.importorskip("PIL")
   from PIL import Image, ImageEnhance, ImageOps
 
-  strength = 0.6
+  strength = 0.9
   expected = {
     "_brightness": lambda x: ImageEnhance.Brightness(x).enhance(1 + 0.9 * strength),
     "_colour": lambda x: ImageEnhance.Color(x).enhance(1 + 0.9 * strength),
@@ -79,13 +79,14 @@ def test_operations_against_pillow():
     "_autocontrast": ImageOps.autocontrast,
     "_equalised": ImageOps.equalize,
   }
-  smooth = np.cumsum(np.random.default_rng(0).normal(0, 9, (6, 16, 16, 3)), axis=2)
-  images = (128 + smooth).clip(20, 220).astype(np.uint8)
+  draw = np.random.default_rng(0)
+  smooth, rough = np.cumsum(draw.normal(0, 9, (6, 16, 16, 3)), axis=2), draw.normal(0, 40, (6, 16, 16, 3))
+  images = (128 + smooth + rough).clip(20, 220).astype(np.uint8)
   for name, oracle in expected.items():
     ours = getattr(augment, name)(images, np.full(6, strength)).astype(int)
     theirs = np.stack([np.asarray(oracle(Image.fromarray(x))) for x in images])
     # Pillow rounds greys and means to whole numbers first.
-    assert np.abs(ours - theirs).max() <= (4 if name in ("_colour", "_contrast", "_sharpness") else 1), name
+    assert np.abs(ours - theirs).max() <= (2 if name in ("_colour", "_contrast", "_sharpness") else 1), name
     assert (ours != images).any(), name
 
 
