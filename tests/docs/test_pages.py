@@ -12,6 +12,7 @@ import pytest
 
 import tfm_jax
 from tests.support import pages
+from tests.support.image_data import write_quarters
 from tests.support.launching import ROOT, WithoutSamples, tiny, write_experiment, write_untrained_run
 from tfm_jax.compare import __main__ as compare_command
 from tfm_jax.compare import scaling
@@ -25,6 +26,7 @@ from tfm_jax.tasks import __main__ as tasks_command
 from tfm_jax.tasks import attention as attention_command
 from tfm_jax.tasks import distillation as distillation_command
 from tfm_jax.tasks import sweep as sweep_command
+from tfm_jax.tasks.images import ImageTask
 from tfm_jax.tasks.lm_eval import __main__ as lm_eval_command
 from tfm_jax.tasks.table import TASKS
 from tfm_jax.text.tokenizers.table import KINDS
@@ -168,7 +170,7 @@ def test_commands_of_blocks_without_a_mark_are_not_ours(page):
 
 @PAGES
 def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
-  """Work directories that commands before them would make are empty runs here; labelled data is a small table."""
+  """Work directories that earlier commands would make are empty runs here; labelled data is a table, or pictures."""
   if page.name == "extending.md":
     for name in pages.examples():
       pages.add_example(monkeypatch, name)
@@ -188,7 +190,9 @@ def test_commands_parse_into_a_valid_configuration(page, monkeypatch, tmp_path):
     path = flags.require("config")
     config = load(str(stored) if path.startswith("runs/") else path, flags.overrides)
     if config.task.name:
-      files = {"path": str(table), "eval_path": str(table), "target_path": "", "eval_target_path": ""}
+      images = issubclass(TASKS[config.task.name], ImageTask)
+      examples = str(write_quarters(tmp_path, 100) if images else table)
+      files = {"path": examples, "eval_path": examples, "target_path": "", "eval_target_path": ""}
       data = dataclasses.replace(config.data, source="files", **files)
       config = dataclasses.replace(config, data=data)
     if name == "train.py":

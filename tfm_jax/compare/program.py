@@ -9,6 +9,7 @@ import numpy as np
 
 from tfm_jax.data.prepare import objective_fields
 from tfm_jax.errors import UserError
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import labelled_fields
 from tfm_jax.objectives.objective import Field, Fields, Vocabulary
@@ -59,7 +60,7 @@ def vocabulary_size(config: Config) -> int:
     UserError: the config does not tell the size, or there is no tokenizer at `tokenizer.path`.
   """
   tokenizer = config.tokenizer
-  if config.model.image.patch:
+  if not find_family(config.family).module.sides:
     return 0
   if config.model.vocab_size:
     return config.model.vocab_size

@@ -59,6 +59,9 @@ class TaskConfig:
   answer_tokens: int = 30  # question_answering: most tokens of a predicted answer
   no_answer: bool = False  # question_answering: whether a question may have none; set if some in training have none
   scale: float = 1.0  # similarity: labels are divided by it; set to the largest in training
+  palette: str = ""  # image_modeling: the colours of the tokens, in hexadecimal; set from the training pictures
+  captions: str = "a photo of a {}."  # image_text: what is written of a class in training, separated by "|"
+  prompts: str = "a photo of a {}."  # image_text: the texts that stand for a class in zero-shot classification
 
 
 def resolve_data(data: DataConfig) -> DataConfig:

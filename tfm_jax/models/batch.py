@@ -22,14 +22,14 @@ def check_batch(c: ModelConfig, vocab_size: int, sides: tuple[str, ...], batch: 
   Args:
     c: the resolved configuration.
     vocab_size: ids lie below it.
-    sides: prefixes of the fields' names: ("",) or ("encoder_", "decoder_").
+    sides: prefixes of the fields of tokens: ("",) or ("encoder_", "decoder_"); (): the model reads none.
     batch: name -> array.
   """
   if not isinstance(batch, Mapping):
-    raise UserError(f"a batch is a dictionary of arrays, such as {sides[0]}inputs, not a {type(batch).__name__}")
+    example = f"{sides[0]}inputs" if sides else "images"
+    raise UserError(f"a batch is a dictionary of arrays, such as {example}, not a {type(batch).__name__}")
   if c.image.patch:
     _check_shape(batch, "images", (None, (c.image.height,), (c.image.width,), (c.image.channels,)))
-    return
   table = c.max_positions - c.position_offset if c.positions == "learned" else 0
   rows: tuple[int, ...] | None = None
   for side in sides:

@@ -350,10 +350,11 @@ PARAM_AXES = (
   (r"embed/project/w", ". -> embed"),
   (r"embed/class", "."),
   (r"relative/table", ". heads"),
-  (r"dense/w|pooler/w", "embed -> ."),
+  (r"dense/w|pooler/w|(image|text)_projection/w", "embed -> ."),
   (r"(classifier|next_sentence)/w", ". -> embed"),
   (r"(dense|pooler|classifier|next_sentence|project|patch)/b", "."),
   (r"head/bias", "vocab"),
+  (r"temperature/log_scale", ""),
 )
 
 

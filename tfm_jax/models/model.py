@@ -44,7 +44,7 @@ def resolve_model(family: str, changes: Mapping[str, Any] | None = None) -> Mode
 
 def heads_of(family: str) -> tuple[str, ...]:
   """The names of the prediction heads that a family supports."""
-  return find_family(family).heads or tuple(HEADS)
+  return find_family(family).heads or tuple(name for name, head in HEADS.items() if not head.two_towers)
 
 
 def check_head(family: str, config: ModelConfig) -> None:
@@ -110,7 +110,7 @@ class Model:
     Raises:
       UserError: fields are missing, of another shape, or out of range as far as that is known (see `check_batch`).
     """
-    sides = ("encoder_", "decoder_") if self.encoder_decoder else ("",)
+    sides = find_family(self.family).module.sides
     if HEADS[self.config.head.name].grouped:
       batch, noise = flatten(batch, noise)
     check_batch(self.config, self.vocab_size, sides, batch)
@@ -172,8 +172,8 @@ class Model:
       raise UserError(f"side={side!r} is for encoder-decoders: family={self.family} has one stack")
     if side and side not in sides:
       raise UserError(f"side={side!r} is not one of {', '.join(sides)}")
-    read = ("encoder_",) if side == "encoder" else ("encoder_", "decoder_")
-    check_batch(self.config, self.vocab_size, read if self.encoder_decoder else ("",), batch)
+    family, read = find_family(self.family), ("encoder_",) if side == "encoder" else ("encoder_", "decoder_")
+    check_batch(self.config, self.vocab_size, read if self.encoder_decoder else family.module.sides, batch)
     # Without a backward pass there is nothing to rematerialise; the kernel "xla" prepares the dense masks for weights.
     changes = {"remat": "none"} | ({} if emit == HIDDEN else {"attention": "xla"})
     module = dataclasses.replace(self, config=replaced(self.config, changes)).module

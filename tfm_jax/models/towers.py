@@ -1,7 +1,7 @@
 """The two shapes of a Transformer: one stack of blocks (`Single`, `Vision`), or an encoder and a decoder."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -127,12 +127,12 @@ def tower(
   return h_BTD, cache.with_tokens(new, st) if cache and new else None, shown, routing
 
 
-def _with_routing(outputs: Outputs, **routing: Array | None) -> Outputs:
+def with_routing(outputs: Outputs, **routing: Array | None) -> Outputs:
   """The outputs, and what experts did, by name."""
   return outputs | {name: Output(x) for name, x in routing.items() if x is not None}
 
 
-def _with_hidden(outputs: Outputs, last_BTD: Array | None) -> Outputs:
+def with_hidden(outputs: Outputs, last_BTD: Array | None) -> Outputs:
   """The outputs, and the last hidden states if there are any."""
   return outputs if last_BTD is None else outputs | {"hidden": Output(last_BTD)}
 
@@ -149,6 +149,8 @@ class Network(Layer):
   vocab_size: int = 0
   causal: bool = False
   sublayers: Sublayers = STANDARD
+  sides: ClassVar[tuple[str, ...]] = ("",)
+  """Prefixes of the fields of tokens that the model reads."""
 
   @staticmethod
   def inputs(c: ModelConfig, length: int, vocab_size: int) -> Fields:
@@ -177,7 +179,7 @@ class Single(Network):
 
   def __call__(self, batch: Batch, noise: Noise | None = None, hidden: bool = False) -> Outputs:
     outputs, _, last = self.run(batch, noise=noise, emit=LAST if hidden else "")
-    return _with_hidden(outputs, last)
+    return with_hidden(outputs, last)
 
   def decode(self, batch: Batch, cache: Cache) -> tuple[Outputs, Cache | None]:
     """The outputs for tokens that follow those of the cache, and the cache with them."""
@@ -203,7 +205,7 @@ class Single(Network):
     h_BTD, cache, shown, routing = tower(c, st, x_BTD, segments, positions, noise, emit=emit, **kind)
     seen = Seen(self.vocab_size, table if c.tied else None, segments, batch.get("mlm_positions"))
     outputs = HEADS[c.head.name].apply(c, st, h_BTD, seen)
-    return _with_routing(outputs, routing=routing), cache, shown
+    return with_routing(outputs, routing=routing), cache, shown
 
 
 class Vision(Network):
@@ -212,6 +214,8 @@ class Vision(Network):
   Batch: `images` float32 [B, height, width, channels].
   """
 
+  sides: ClassVar[tuple[str, ...]] = ()
+
   @staticmethod
   def inputs(c: ModelConfig, length: int, vocab_size: int) -> Fields:
     """See `Network`."""
@@ -219,7 +223,7 @@ class Vision(Network):
     return {"images": Field(shape, FLOAT, "pixels", ("batch", None, None, None))}
 
   def __call__(self, batch: Batch, noise: Noise | None = None, hidden: bool = False) -> Outputs:
-    return _with_hidden(*self.run(batch, noise, LAST if hidden else ""))
+    return with_hidden(*self.run(batch, noise, LAST if hidden else ""))
 
   def inspect(self, batch: Batch, emit: str, stack_name: str = "") -> Array:
     """See `Network`."""
@@ -234,7 +238,7 @@ class Vision(Network):
     x_BTD = Patches(c, st, name="embed")(batch["images"], noise)
     kind: Any = {"causal": False, "depth": c.num_layers, "sublayers": self.sublayers, "emit": emit}
     h_BTD, _, shown, routing = tower(c, st, x_BTD, None, None, noise, **kind)
-    return _with_routing(HEADS[c.head.name].apply(c, st, h_BTD, Seen(0)), routing=routing), shown
+    return with_routing(HEADS[c.head.name].apply(c, st, h_BTD, Seen(0)), routing=routing), shown
 
 
 class Tower(Layer):
@@ -268,6 +272,8 @@ class EncoderDecoder(Network):
   `decoder_segment_ids`, `decoder_positions`; `encoder_embedding_shifts`, `decoder_embedding_shifts` as in `Single`.
   """
 
+  sides: ClassVar[tuple[str, ...]] = ("encoder_", "decoder_")
+
   @staticmethod
   def inputs(c: ModelConfig, length: int, vocab_size: int) -> Fields:
     """See `Network`."""
@@ -283,7 +289,7 @@ class EncoderDecoder(Network):
   def __call__(self, batch: Batch, noise: Noise | None = None, hidden: bool = False) -> Outputs:
     memory = self.encode(side(batch, "encoder"), noise)
     outputs, _, last = self.run(side(batch, "decoder"), noise=noise, memory=memory, emit=LAST if hidden else "")
-    return _with_hidden(outputs, last)
+    return with_hidden(outputs, last)
 
   def encode(self, batch: Batch, noise: Noise | None = None) -> Memory:
     """The encoder's output for `inputs` [B, S] and optional `segment_ids`, `positions`."""
@@ -325,7 +331,7 @@ class EncoderDecoder(Network):
     h_BTD, cache, shown, routing = self.decoder(x, segments, positions, noise, memory, cache, emit)
     seen = Seen(self.vocab_size, table if self.cfg.tied else None, segments, batch.get("mlm_positions"))
     outputs = HEADS[self.cfg.head.name].apply(self.cfg, self.st, h_BTD, seen)
-    outputs = _with_routing(outputs, routing=routing, encoder_routing=memory and memory.routing)
+    outputs = with_routing(outputs, routing=routing, encoder_routing=memory and memory.routing)
     return outputs, cache, shown
 
   def embedded(

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tfm_jax.data.config import eval_key
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.agreement import process_index
 from tfm_jax.tasks.generation import Generation
 from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.held_out import evaluate_objective
+from tfm_jax.tasks.images import ImageTask, without_thumbnail
 from tfm_jax.tasks.labelled import LabelledTask, Prediction, score_lines
 from tfm_jax.tasks.report.comparison import comparison_page
 from tfm_jax.tasks.report.page import errors_page
@@ -32,18 +35,22 @@ class Evaluation:
   """What a model predicts for a file.
 
   Attributes:
-    form: of the predictions, see `tasks.scores`.
+    form: of the predictions, see `tasks.scores`; "": there is no right and wrong, and no page of errors.
     predictions: one per example, in the order of the file, as in predictions.jsonl.
     scores: by name, with NAME_low and NAME_high; empty if the file has no labels.
     facts: what was evaluated, for the page.
+    pictures: PNG files by name.
   """
 
   form: str
   predictions: list[Prediction]
   scores: dict[str, float]
   facts: dict[str, str]
+  pictures: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
   def __str__(self) -> str:
+    if not self.form:
+      return "\n".join(score_lines(self.scores))
     return errors_text(self.form, self.predictions, self.scores)
 
   def _repr_html_(self) -> str:
@@ -75,6 +82,10 @@ def evaluate(
   if not name:
     raise UserError(f"the run was trained on no task: say --task=NAME, one of {', '.join(filter(None, TASKS))}")
   kind = find_task(name)
+  if issubclass(kind, ImageTask):
+    if unused := next(filter(None, (*options, "targets" * bool(targets), "prefix" * bool(prefix))), ""):
+      raise UserError(f"--{unused} is for tasks on text, and --task={name} reads pictures")
+    return _of_images(run, kind, name, data, batch_size)
   if not issubclass(kind, LabelledTask):
     raise UserError(f"--task={name} has no examples to evaluate")
   if run.tokenizer is None:
@@ -122,6 +133,26 @@ def evaluate(
   return Evaluation(evaluated.form, predictions, scores, {"run": "Errors", **facts})
 
 
+def _of_images(run: Run, kind: type[ImageTask], name: str, data: str, batch_size: int) -> Evaluation:
+  """`evaluate` of a task on pictures."""
+  path = data or run.config.data.eval_path
+  if not path:
+    raise UserError("no pictures to evaluate: say --data=PATH (the run has no data.eval_path)")
+  size = batch_size or run.config.train.batch_size
+  train, own = (
+    dataclasses.replace(run.config.train, batch_size=size),
+    dataclasses.replace(run.config.task, name=name),
+  )
+  config = dataclasses.replace(run.config, train=train, task=own)
+  _check_head(kind, config)
+  images = kind.opened(config, path, "--data" if data else "data.eval_path")
+  task, index = kind.of_run(config, run.tokenizer), np.arange(len(images))
+  predictions = task.predict(run.model, run.params, images, index)
+  scores = task.scores(predictions)
+  facts = {"run": "Errors", "task": name, "data": path, "pictures": f"{len(images):,}", "step": f"{run.step:,}"}
+  return Evaluation(kind.form, predictions, scores, facts, task.pictures(run.model, run.params, images, index))
+
+
 def _needs_prefix(run: Run, task: LabelledTask) -> bool:
   """Whether a prefix says which task is wanted; tasks that are written as text have their own."""
   config = run.config
@@ -129,7 +160,7 @@ def _needs_prefix(run: Run, task: LabelledTask) -> bool:
   return pre_trained and not config.task.prefix and not isinstance(task, TextToText)
 
 
-def _check_head(kind: type[LabelledTask], config: Any) -> None:
+def _check_head(kind: type[LabelledTask] | type[ImageTask], config: Any) -> None:
   """Raises UserError if the model has another head than the task needs."""
   needed = kind.head_name
   head = config.model.head
@@ -154,12 +185,14 @@ def write(out: str, evaluation: Evaluation, against: str = "") -> list[str]:
     UserError: the folder cannot be written, or the other predictions are not of the same examples.
   """
   e = evaluation
-  lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
-  files = {
+  lines = "".join(json.dumps(without_thumbnail(row), ensure_ascii=False) + "\n" for row in e.predictions)
+  files: dict[str, str | bytes] = {
     "predictions.jsonl": lines,
     "scores.json": _json(e.scores),
-    "errors.html": errors_page(e.form, e.predictions, e.scores, e.facts["run"], e.facts),
+    **e.pictures,
   }
+  if e.form:
+    files["errors.html"] = errors_page(e.form, e.predictions, e.scores, e.facts["run"], e.facts)
   if against:
     other, names = read_predictions(against), (e.facts["run"], against)
     try:
@@ -174,7 +207,7 @@ def _json(scores: Mapping[str, float]) -> str:
   return json.dumps(scores, indent=2, allow_nan=False) + "\n"
 
 
-def write_files(out: str, files: Mapping[str, str]) -> list[str]:
+def write_files(out: str, files: Mapping[str, str | bytes]) -> list[str]:
   """Writes files into a folder, each atomically; process 0 does. Raises UserError."""
   folder = Path(out)
   try:
@@ -182,7 +215,7 @@ def write_files(out: str, files: Mapping[str, str]) -> list[str]:
       folder.mkdir(parents=True, exist_ok=True)
       for name, text in files.items():
         temporary = folder / f".{name}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
         os.replace(temporary, folder / name)
   except OSError as error:
     raise UserError(f"cannot write to --out={out}: {error.strerror or error}") from error

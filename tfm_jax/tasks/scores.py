@@ -88,8 +88,8 @@ def score(
 
 def signatures(form: str, rows: Sequence[Row]) -> dict[str, str]:
   """How the scores of generated texts were computed, by score; {} for other forms, or if no row has a label."""
-  labelled = [row for row in rows if row["label"] is not None]
-  return Texts(labelled).signatures() if form == "texts" and labelled else {}
+  labelled = [row for row in rows if row["label"] is not None] if form == "texts" else []
+  return Texts(labelled).signatures() if labelled else {}
 
 
 def scored_rows(form: str, rows: Sequence[Row], positive: str = "", language: str = "") -> Scored:

@@ -3,6 +3,9 @@
 from tfm_jax.errors import UserError
 from tfm_jax.tasks.generation import GENERATED, Generation
 from tfm_jax.tasks.glue import GLUE
+from tfm_jax.tasks.image_classification import ImageClassification
+from tfm_jax.tasks.image_modeling import ImageModeling
+from tfm_jax.tasks.image_text import ImageText
 from tfm_jax.tasks.multiple_choice import MultipleChoice
 from tfm_jax.tasks.question_answering import QuestionAnswering
 from tfm_jax.tasks.sequence_classification import SequenceClassification, SequenceRegression
@@ -23,6 +26,9 @@ TASKS: dict[str, type[Task]] = {
   **{name: SequenceRegression if glue.numbers else SequenceClassification for name, glue in GLUE.items()},
   **dict.fromkeys(GENERATED, Generation),
   "text_to_text": TextToText,
+  "image_classification": ImageClassification,
+  "image_modeling": ImageModeling,
+  "image_text": ImageText,
 }
 
 LANGUAGE_MODELING, CHOICE, OBJECTIVE = "language_modeling", "choice", "objective"

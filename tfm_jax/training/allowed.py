@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from tfm_jax.data.images.augment import CROPS
 from tfm_jax.data.prepare import SOURCES
 from tfm_jax.models.families.table import FAMILIES
 from tfm_jax.models.heads.table import HEADS
@@ -23,6 +24,7 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
   "head.name": lambda: HEADS,
   "tokenizer.kind": lambda: KINDS,
   "tokenizer.algorithm": lambda: ALGORITHMS,
+  "augment.crop": lambda: CROPS,
   "data.source": lambda: (*SOURCES, "files"),  # files: set by tasks
   "data.document": lambda: DOCUMENTS,
   "data.errors": lambda: ERRORS,

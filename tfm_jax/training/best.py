@@ -10,7 +10,16 @@ from typing import Any
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.run_directory import RunDirectory
 
-_SMALLER = ("loss", "objective", "perplexity", "bits_per_byte", "bits_per_character", "error", "bio_faults")
+_SMALLER = (
+  "loss",
+  "objective",
+  "perplexity",
+  "bits_per_byte",
+  "bits_per_character",
+  "bits_per_pixel",
+  "error",
+  "bio_faults",
+)
 
 
 def smaller_is_better(metric: str) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from tfm_jax.data.config import DataConfig, TaskConfig, check_data, resolve_data
+from tfm_jax.data.images.augment import AugmentConfig
 from tfm_jax.errors import UserError, nearest_key
 from tfm_jax.models import config as model_config
 from tfm_jax.models.config import ModelConfig, full_key
@@ -50,6 +51,7 @@ class Config:
   model: ModelConfig = resolve_model("bert")  # the family's preset, with changes
   tokenizer: TokenizerConfig = TokenizerConfig()
   data: DataConfig = DataConfig()
+  augment: AugmentConfig = AugmentConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   loss: LossConfig = LossConfig()
   distill: DistillConfig = DistillConfig()
@@ -286,7 +288,7 @@ def resolve(config: Config) -> Config:
   for key, value in flat(to_dict(config)).items():
     check_value(key, value)
   rows, offset = model.max_positions, model.position_offset
-  if model.positions == "learned" and not model.image.patch and config.data.seq_len + offset > rows:
+  if model.positions == "learned" and find_family(config.family).module.sides and config.data.seq_len + offset > rows:
     raise UserError(
       f"data.seq_len={config.data.seq_len} is longer than the table of {rows - offset} learned positions: "
       f"set model.max_positions={config.data.seq_len + offset}"

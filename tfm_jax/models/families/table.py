@@ -3,6 +3,7 @@
 from tfm_jax.errors import UserError
 from tfm_jax.models.families import (
   bert,
+  clip,
   distilbert,
   electra,
   gpt,
@@ -38,6 +39,7 @@ FAMILIES: dict[str, Family] = {
   "gru": gru.FAMILY,
   "gru_encoder": gru.ENCODER,
   "gru_encoder_decoder": gru.ENCODER_DECODER,
+  "clip": clip.FAMILY,
 }
 
 

@@ -12,7 +12,7 @@ from jax import Array
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.heads.head import Arrays, Batch, Head, Output, Outputs, Seen
 from tfm_jax.models.heads.parts import classify, pooled
-from tfm_jax.models.heads.terms import result, weighted_terms
+from tfm_jax.models.heads.terms import contrast, result, weighted_terms
 from tfm_jax.objectives.objective import FLOAT, INT, Field, Fields
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossConfig, LossTerms
@@ -83,11 +83,9 @@ def loss_vectors(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, 
     error = jnp.square((vectors[:, 0] * vectors[:, 1]).sum(-1) - batch["targets"])
     pairs = {"labels": ((weights * error).sum(), weights.sum())}
     return LossTerms(pairs, pairs, {})
-  y = jnp.einsum("BD,AD->BA", vectors[:, 0], vectors[:, 1], precision="highest") / TEMPERATURE
   real = (batch["segment_ids"] != 0).any((1, 2)) if "segment_ids" in batch else jnp.ones(len(weights), bool)
-  log_p = jax.nn.log_softmax(jnp.where(real[None], y, -1e30))
-  own = jnp.arange(len(y))
-  return weighted_terms(-jnp.diagonal(log_p), log_p.argmax(1) == own, weights)
+  nll, right = contrast(vectors[:, 0], vectors[:, 1], 1 / TEMPERATURE, real)
+  return weighted_terms(nll, right, weights)
 
 
 def fields_vectors(c: ModelConfig, length: int) -> Fields:

@@ -46,6 +46,7 @@ class Seen(NamedTuple):
   table_VE: Array | None = None  # the embedding table, if it is also the output layer
   segments_BT: Array | None = None
   picked_BP: Array | None = None  # positions at which a language model's head is applied; None: all
+  images_BTD: Array | None = None  # hidden states of the image, in models of image and text
 
 
 class Head(NamedTuple):
@@ -58,6 +59,7 @@ class Head(NamedTuple):
     loss: (config, placement, outputs, batch, extras) -> the terms of the loss; None: the head is not trained.
     fields: (config, tokens per row) -> the labels in a batch; None: the objective declares them.
     grouped: whether a row has several sequences, [B, C, T]: see `heads.groups`.
+    two_towers: whether it compares images with texts: only families that name it have it.
   """
 
   apply: Callable[[ModelConfig, Placement, Array, Seen], Outputs]
@@ -65,6 +67,7 @@ class Head(NamedTuple):
   loss: Callable[[ModelConfig, Placement, Outputs, Batch, LossConfig], LossTerms] | None = None
   fields: Callable[[ModelConfig, int], Fields] | None = None
   grouped: bool = False
+  two_towers: bool = False
 
   @property
   def learns_from_objective(self) -> bool:
@@ -73,7 +76,7 @@ class Head(NamedTuple):
 
 
 # First part of the paths of all parameters that do not belong to a head.
-BODY = ("embed", "blocks", "final_norm", "relative", "encoder", "decoder")
+BODY = ("embed", "blocks", "final_norm", "relative", "encoder", "decoder", "image", "text")
 
 
 def of_head(path: str) -> bool:

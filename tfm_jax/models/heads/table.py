@@ -1,6 +1,7 @@
 """The heads by name."""
 
 from tfm_jax.models.heads.answers import QUESTION_ANSWERING
+from tfm_jax.models.heads.contrastive import CONTRASTIVE
 from tfm_jax.models.heads.features import NONE, POOLED
 from tfm_jax.models.heads.groups import MULTIPLE_CHOICE, SIMILARITY
 from tfm_jax.models.heads.head import Head
@@ -18,5 +19,6 @@ HEADS: dict[str, Head] = {
   "question_answering": QUESTION_ANSWERING,
   "multiple_choice": MULTIPLE_CHOICE,
   "similarity": SIMILARITY,
+  "contrastive": CONTRASTIVE,
   "replaced_token_detection": REPLACED_TOKEN_DETECTION,
 }

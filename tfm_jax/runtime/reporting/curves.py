@@ -24,6 +24,7 @@ TITLES = {
   "perplexity": "Perplexity",
   "accuracy": "Accuracy",
   "bits_per_byte": "Bits per byte",
+  "bits_per_pixel": "Bits per pixel",
   "bleu": "BLEU",
   "chrf": "chrF",
   "rouge1": "ROUGE-1",
@@ -43,7 +44,13 @@ HIDDEN = ("step", "split", "step_seconds", "data_wait_seconds", "unigram_entropy
 BY_LAYER = ("grad_norm", "param_norm", "update_norm")  # with train.layer_norms
 LOGARITHMIC = ("perplexity", "grad_norm")
 FROM_ZERO = ("tokens_per_second", "mfu")
-FALLING = ("loss", "objective", "perplexity", "bits_per_byte")  # their first values are far above the rest
+FALLING = (
+  "loss",
+  "objective",
+  "perplexity",
+  "bits_per_byte",
+  "bits_per_pixel",
+)  # their first values are far above the rest
 EXACT = ("learning_rate",)  # drawn without a moving average
 UNIGRAM = "unigram entropy: the loss of guessing each piece by its frequency"
 HELD_OUT_COLOUR = 4

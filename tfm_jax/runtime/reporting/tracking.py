@@ -40,6 +40,8 @@ _ON_CONSOLE = {
   "rougeL": ("rougeL", 4),
   "perplexity": ("perplexity", 4),
   "bits_per_byte": ("bits_per_byte", 4),
+  "bits_per_pixel": ("bits_per_pixel", 4),
+  "zero_shot_accuracy": ("zero_shot", 4),
   "learning_rate": ("lr", 3),
   "grad_norm": ("grad_norm", 3),
 }

@@ -1,10 +1,8 @@
 """Small PNG images of matrices: 16 shades of one colour, from transparent to opaque, for light and dark pages."""
 
-import base64
-import struct
-import zlib
-
 import numpy as np
+
+from tfm_jax.runtime.reporting.png import PALETTE, encoded, uri
 
 SHADES = 16
 _COLOUR = (47, 134, 208)
@@ -27,15 +25,10 @@ def png(shades_HW: np.ndarray) -> bytes:
   even = np.zeros((height, width + width % 2), np.uint8)
   even[:, :width] = shades_HW
   packed = even[:, ::2] << 4 | even[:, 1::2]  # two pixels per byte
-  lines = np.concatenate([np.zeros((height, 1), np.uint8), packed], axis=1)  # each line begins with its filter, none
   alphas = bytes(round(255 * i / (SHADES - 1)) for i in range(SHADES))
-  header = struct.pack(">IIBBBBB", width, height, 4, 3, 0, 0, 0)  # four bits per pixel, with a palette
-  parts = [(b"IHDR", header), (b"PLTE", bytes(_COLOUR) * SHADES), (b"tRNS", alphas)]
-  parts += [(b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b"")]
-  chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-  return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+  return encoded((height, width), 4, PALETTE, packed, [(b"PLTE", bytes(_COLOUR) * SHADES), (b"tRNS", alphas)])
 
 
 def data_uri(shades_HW: np.ndarray) -> str:
   """`png` as a URI that holds the whole image."""
-  return "data:image/png;base64," + base64.b64encode(png(shades_HW)).decode()
+  return uri(png(shades_HW))

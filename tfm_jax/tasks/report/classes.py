@@ -43,7 +43,9 @@ class ClassesReport:
     return sorted(wrong, key=lambda i: -confidence(self._rows[i]))
 
   def example(self, row: Row) -> str:
-    """The text, or both texts of a pair, or a text with its choices."""
+    """The text, or both texts of a pair, or a text with its choices, or a picture."""
+    if "image" in row:
+      return f'<p class="text"><img class="thumbnail" src="{row["image"]}" alt=""> {escape(row["id"])}</p>'
     if "choices" in row:
       items = (f"<li>{_choice(text, str(n), row)}</li>" for n, text in enumerate(row["choices"], 1))
       return passage(row.get("text", "")) + f'<ol class="choices">{"".join(items)}</ol>'
@@ -70,7 +72,7 @@ class ClassesReport:
     """The prediction with its probability, and the label; the texts."""
     probability = (row.get("probabilities") or {}).get(row["prediction"])
     sure = "" if probability is None else f" {probability:.1%}"
-    texts = [row.get("text", ""), *([row["pair"]] if row.get("pair") else [])]
+    texts = [row.get("text", row.get("id", "")), *([row["pair"]] if row.get("pair") else [])]
     return f"predicted {named(row['prediction'])}{sure}, label {named(row['label'])}", plain(" | ".join(texts))
 
   def sections(self) -> list[str]:

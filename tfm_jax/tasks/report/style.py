@@ -9,6 +9,7 @@ STYLE = """<style>
 .case.full > .verdict { grid-column: 2; }
 .case > small { padding-top: 2px; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .text { margin: 0 0 6px; overflow-wrap: anywhere; white-space: pre-line; }
+.thumbnail { width: 96px; image-rendering: pixelated; vertical-align: middle; margin-right: 12px; }
 .part { color: var(--soft); font-size: 0.78rem; display: block; }
 ol.choices { margin: 0 0 6px; padding-left: 1.4rem; overflow-wrap: anywhere; }
 .run { color: var(--soft); font-size: 0.78rem; font-weight: 600; margin: 6px 0 2px; overflow-wrap: anywhere; }

@@ -1,0 +1,1 @@
+"""Pictures: files, their decoded copy in the cache, augmentation, batches, palettes."""
