@@ -70,7 +70,7 @@ def ours(page: Path) -> list[tuple[str, list[str]]]:
   found = []
   for line in commands(page):
     for match in re.finditer(
-      r"(?:python3?[\d.]*|\.venv/bin/python) ((?:-m tfm_jax|train\.py|benchmarks/)[^\"#;|]*)", line
+      r"(?:python3?[\d.]*|\.venv/bin/python) ((?:-m tfm_jax|train\.py|benchmarks/)(?:'[^']*'|[^\"#;|])*)", line
     ):
       words = shlex.split(match[1])
       name = next((n for n in sorted(COMMANDS, key=len, reverse=True) if match[1].startswith(n)), "")

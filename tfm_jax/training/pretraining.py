@@ -35,8 +35,8 @@ class Pretraining(TextTask):
       remedy = ": set head.name=lm (its output layer starts afresh)" if has_lm_head else ""
       raise UserError(f"head.name={config.model.head.name} has nothing to learn from unlabelled text{remedy}")
     super().__init__(config, stored_tokenizer)
-    self._unigram = self._prepared.unigram_entropy(self._eval) if self._eval else math.nan
-    self._evaluated = self._eval.evaluated(config.eval.batches) if self._eval else None
+    self._unigram = {split: self._prepared.unigram_entropy(data, split) for split, data in self._evals.items()}
+    self._evaluated = {split: data.evaluated(config.eval.batches) for split, data in self._evals.items()}
 
   @classmethod
   def configure(cls, config: Config) -> Config:
@@ -50,22 +50,24 @@ class Pretraining(TextTask):
     token of the text once.
     """
     loss = total(totals.loss)
-    metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram}
-    if self._evaluated and self._evaluated.text_bytes:
-      metrics["bits_per_byte"] = loss / math.log(2) * self._evaluated.tokens / self._evaluated.text_bytes
+    metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram[split]}
+    evaluated = self._evaluated[split]
+    if evaluated.text_bytes:
+      metrics["bits_per_byte"] = loss / math.log(2) * evaluated.tokens / evaluated.text_bytes
     return metrics
 
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
     """The loss beside the unigram entropy, and samples of what the model does with held-out text."""
     lines = [] if self._eval else [nothing_held_out(self._config.data)]
     batch = None
-    if metrics and self._eval is not None and self._evaluated is not None:
+    if metrics and self._eval is not None:
+      evaluated = self._evaluated["eval"]
       loss, entropy = metrics["loss"], metrics["unigram_entropy"]
       side = "below" if loss < entropy else "above"
       lines += [
         f"unigram entropy: {entropy:.3f} nats, of all held-out targets",
         f"held-out loss: {loss:.3f} nats, {abs(entropy - loss):.3f} {side} the unigram entropy; on "
-        f"{self._evaluated.rows:,} of {self._evaluated.of:,} held-out rows (eval.batches)",
+        f"{evaluated.rows:,} of {evaluated.of:,} held-out rows (eval.batches)",
       ]
       if side == "above":
         lines.append("the model predicts worse than pieces by their frequency: train longer, or see docs/faq.md")

@@ -1,6 +1,6 @@
 """Sources of text: the embedded corpus, text files and JSON lines, parallel files, TensorFlow Datasets."""
 
-from tfm_jax.text.corpora.corpus import Corpus, Document
+from tfm_jax.text.corpora.corpus import Corpus, Document, joined
 from tfm_jax.text.corpora.embedded import embedded_corpus
 from tfm_jax.text.corpora.files import ERRORS, check_split
 from tfm_jax.text.corpora.parallel import parallel_corpus
@@ -14,6 +14,7 @@ __all__ = [
   "Document",
   "check_split",
   "embedded_corpus",
+  "joined",
   "parallel_corpus",
   "text_corpus",
   "tfds_corpus",
