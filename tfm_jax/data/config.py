@@ -20,21 +20,25 @@ S = TypeVar("S", bound="SourceConfig")
 class SourceConfig:
   """Where text is read from, and what of it is held out."""
 
-  # embedded (prose of the installation), text, jsonl (one object per line), parallel (pairs of files), tfds (TensorFlow
-  # Datasets). embedded with a path: text. Tasks read files unless this is tfds
+  # embedded (prose of the installation), text, jsonl (one object per line), parallel (pairs of files), parquet, arrow
+  # (a folder of Hugging Face's datasets), tfds (TensorFlow Datasets). embedded with a path: text. Tasks read files
+  # unless this is tfds
   source: str = "embedded"
   # all but embedded: file, folder, glob or a list with commas, UTF-8; plain, .gz, .bz2, .xz or .zst. Of text,
-  # files that end in .jsonl or .ndjson are read as by jsonl. tfds: NAME[/CONFIG][:VERSION] in TFDS_DATA_DIR
+  # files that end in .jsonl or .ndjson are read as by jsonl. tfds: NAME[/CONFIG][:VERSION] in TFDS_DATA_DIR. arrow: a
+  # folder that save_to_disk wrote
   path: str = ""
   target_path: str = ""  # parallel, and tasks that generate: the other side, line by line
   eval_path: str = ""  # held-out text; empty: the last eval_fraction of `path`
   eval_target_path: str = ""  # the other side of eval_path
   eval_fraction: float = 0.05  # share of the text that is held out when there is no eval_path
   document: str = "block"  # what one document of plain text is: block (between blank lines), line or file
-  split: str = "train"  # tfds: what is trained on, in its notation: train, train[:10%], train+validation
-  eval_split: str = ""  # tfds: what is held out; empty: the validation split, or eval_fraction if there is none
-  field: str = ""  # tfds: the field of the text (of pairs, of the source); empty: text, or the only field with text
-  target_field: str = ""  # tfds: of pairs, the field of the target
+  split: str = "train"  # tfds, arrow: what is trained on; of tfds in its notation: train[:10%], train+validation
+  eval_split: str = ""  # tfds, arrow: what is held out; empty: the validation split, or eval_fraction without one
+  # tfds, parquet, arrow: the field of the text (of pairs, of the source); empty: text, or the only one with text.
+  # jsonl: the same as text_key
+  field: str = ""
+  target_field: str = ""  # tfds, parquet, arrow: of pairs, the field of the target
   # jsonl: the key of the text in each object; a.b is the key b of the object under a, and a+b joins two texts
   text_key: str = "text"
   errors: str = "raise"  # text that is not UTF-8: raise, or replace by U+FFFD
@@ -138,7 +142,7 @@ def source_name(source: MixtureSource) -> str:
 
 def eval_key(data: SourceConfig) -> str:
   """The key that names held-out text."""
-  return "data.eval_split" if data.source == "tfds" else "data.eval_path"
+  return "data.eval_split" if data.source in ("tfds", "arrow") else "data.eval_path"
 
 
 def check_data(data: DataConfig) -> None:

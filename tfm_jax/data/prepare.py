@@ -26,9 +26,11 @@ from tfm_jax.objectives.plan import Split
 from tfm_jax.objectives.table import make_objective
 from tfm_jax.text.corpora.table import (
   Corpus,
+  arrow_corpus,
   embedded_corpus,
   joined,
   parallel_corpus,
+  parquet_corpus,
   text_corpus,
   tfds_corpus,
 )
@@ -51,10 +53,12 @@ _COMPLETE = Vocabulary(1 << 16, sentinel_ids=tuple(range(1 << 15, 1 << 16)))  # 
 
 SOURCES: dict[str, Callable[[SourceConfig], Corpus]] = {
   "embedded": lambda c: embedded_corpus(),
-  "text": lambda c: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.text_key),
+  "text": lambda c: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.field or c.text_key),
   "jsonl": lambda c: text_corpus(
-    c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.text_key, json_lines=True
+    c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.field or c.text_key, json_lines=True
   ),
+  "parquet": lambda c: parquet_corpus(c.path, c.eval_path, c.eval_fraction, c.field, c.target_field, c.errors),
+  "arrow": lambda c: arrow_corpus(c.path, c.split, c.eval_split, c.eval_fraction, c.field, c.target_field, c.errors),
   "parallel": lambda c: parallel_corpus(
     c.path, c.target_path, c.eval_path, c.eval_target_path, c.eval_fraction, c.errors
   ),
@@ -96,6 +100,11 @@ class Prepared:
   former_fingerprints: dict[str, str]  # what earlier releases stored for the same data and tokenizer
   seed: int
   packing: bool
+
+  @property
+  def corpus(self) -> Corpus:
+    """That of the only, or of the first source."""
+    return self.sources[0].corpus
 
   @property
   def token_file(self) -> TokenFile:
