@@ -132,9 +132,9 @@ def _resolved(source: S, section: str) -> S:
   return dataclasses.replace(source, source=kind)
 
 
-def source_name(source: MixtureSource) -> str:
+def source_name(source: SourceConfig) -> str:
   """The name of a source: its own, or that of its data set, or of its file or folder without endings."""
-  if source.name:
+  if isinstance(source, MixtureSource) and source.name:
     return source.name
   path = source.path.partition("/")[0].partition(":")[0] if source.source == "tfds" else source.path
   return re.sub(r"[^\w-]", "_", Path(path).name.partition(".")[0]) or source.source

@@ -106,6 +106,10 @@ class Dataset:
     draws = Draws.of(self._seed, epoch, self._first_row + row)
     return row, draws, self._plan.read(row, draws)
 
+  def source_names(self, rows: np.ndarray) -> list[str]:
+    """In a mixture, the source of each of these rows, by their global ids; otherwise none."""
+    return []
+
   def targets(self, rows: int | None = None) -> Iterator[np.ndarray]:
     """All targets with a weight above 0 of the first `rows` rows (None: of one pass over all), in chunks."""
     for _, draws, parts in self._pieces(self.num_rows if rows is None else rows):

@@ -74,10 +74,11 @@ class MixedDataset(Dataset):
     datasets: of the same objective, batch size and kind (training or evaluation).
     weights: the share of each, up to a common factor.
     shuffle: training (True) or evaluation (False).
+    names: of the sources.
   """
 
-  def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float], shuffle: bool):
-    self._datasets, self._mixing, self._shuffle = datasets, Mixing(weights), shuffle
+  def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float], shuffle: bool, names: Sequence[str] = ()):
+    self._names, self._datasets, self._mixing, self._shuffle = names, datasets, Mixing(weights), shuffle
     self.batch_size, self.fields = datasets[0].batch_size, datasets[0].fields
     rows = [dataset.num_rows for dataset in datasets]
     self.num_rows = sum(rows) if shuffle else self._mixing.longest(rows)
@@ -98,6 +99,10 @@ class MixedDataset(Dataset):
           result[name] = np.zeros((len(samples), *values.shape[1:]), values.dtype)
         result[name][where] = values
     return result
+
+  def source_names(self, rows: np.ndarray) -> list[str]:
+    ends = np.cumsum([dataset.num_rows for dataset in self._datasets])
+    return [self._names[k] for k in np.searchsorted(ends[:-1], rows, side="right")]
 
   def targets(self, rows: int | None = None) -> Iterator[np.ndarray]:
     counts = self._mixing.counts(self.num_rows if rows is None else rows)

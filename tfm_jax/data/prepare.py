@@ -84,7 +84,7 @@ class Source:
   @property
   def name(self) -> str:
     """In a mixture, what its held-out metrics are named by."""
-    return source_name(self.config) if isinstance(self.config, MixtureSource) else self.config.source
+    return source_name(self.config)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ class Prepared:
     """The training rows, shuffled anew in each epoch."""
     splits = [source.token_file.train for source in self.sources]
     datasets = self._datasets(splits, batch_size, self.seed, shuffle=True)
-    return datasets[0] if len(datasets) == 1 else MixedDataset(datasets, self.weights, shuffle=True)
+    names = [source.name for source in self.sources]
+    return datasets[0] if len(datasets) == 1 else MixedDataset(datasets, self.weights, True, names)
 
   def evaluation(self, batch_size: int) -> Dataset | None:
     """The held-out rows, always in the same order; None when no text is held out. Of a mixture, in its shares."""
@@ -135,8 +136,9 @@ class Prepared:
       return {}
     if len(self.sources) == 1:
       return {"eval": datasets[0]}
-    mixed = MixedDataset(datasets, [self.weights[n] for n in held_out], shuffle=False)
-    own = {f"eval_{self.sources[n].name}": dataset for n, dataset in zip(held_out, datasets, strict=True)}
+    names = [self.sources[n].name for n in held_out]
+    mixed = MixedDataset(datasets, [self.weights[n] for n in held_out], False, names)
+    own = {f"eval_{name}": dataset for name, dataset in zip(names, datasets, strict=True)}
     return {"eval": mixed} | own
 
   def unigram_entropy(self, dataset: Dataset, split: str = "eval") -> float:
@@ -194,15 +196,11 @@ def prepare(
       vocabulary, or an objective that the corpus or the tokenizer cannot serve.
   """
   # Settings are checked before the corpus is read, and before it is tokenised.
-  configs: tuple[SourceConfig, ...] = data.mixture or (data,)
-  for config in configs:
-    if config.source not in SOURCES:
-      raise UserError(f"data.source={config.source!r} is unknown: choose one of {', '.join(SOURCES)}")
-  check_data(data)
+  configs = sources_of(data)
   if stored_tokenizer is None:
     check_tokenizer(tokenizer)
   make_objective(objective, _COMPLETE, data.seq_len, data.target_len)
-  corpora = [SOURCES[config.source](config) for config in configs]
+  corpora = [open_corpus(config) for config in configs]
   if len({corpus.sides for corpus in corpora}) > 1:
     raise UserError("data.mixture: some sources have pairs of texts and others single texts, which cannot be mixed")
   documents = Documents(corpora[0].sides)
@@ -244,6 +242,21 @@ def prepare(
     seed=seed,
     packing=data.packing,
   )
+
+
+def sources_of(data: DataConfig) -> Sequence[SourceConfig]:
+  """The sources that are read: those of the mixture, or the only one. Raises UserError for an impossible value."""
+  configs: Sequence[SourceConfig] = data.mixture or (data,)
+  for config in configs:
+    if config.source not in SOURCES:
+      raise UserError(f"data.source={config.source!r} is unknown: choose one of {', '.join(SOURCES)}")
+  check_data(data)
+  return configs
+
+
+def open_corpus(config: SourceConfig) -> Corpus:
+  """The documents of a source. Raises UserError."""
+  return SOURCES[config.source](config)
 
 
 def _tokenised(config: SourceConfig, corpus: Corpus, encoder: Encoder, workers: int | None) -> Source:
