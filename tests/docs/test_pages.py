@@ -16,6 +16,7 @@ from tests.support.image_data import write_quarters
 from tests.support.launching import ROOT, WithoutSamples, tiny, write_experiment, write_untrained_run
 from tfm_jax.compare import __main__ as compare_command
 from tfm_jax.compare import scaling
+from tfm_jax.data import __main__ as data_command
 from tfm_jax.data.prepare import SOURCES
 from tfm_jax.decode import __main__ as decode_command
 from tfm_jax.hf import __main__ as hf_command
@@ -43,6 +44,7 @@ COMMANDS = {
   "train.py": FLAGS,
   "-m tfm_jax.compare": ("config", "strategies", "devices", "topology", "steps", "parameter", "out"),
   "-m tfm_jax.compare.scaling": ("config", "strategies", "topologies", "rows", "to", "out"),
+  "-m tfm_jax.data": data_command.FLAGS,
   "-m tfm_jax.decode": decode_command.FLAGS,
   "-m tfm_jax.hf import": hf_command.FLAGS["import"],
   "-m tfm_jax.hf export": hf_command.FLAGS["export"],
@@ -73,7 +75,7 @@ def ours(page: Path) -> list[tuple[str, list[str]]]:
   found = []
   for line in commands(page):
     for match in re.finditer(
-      r"(?:python3?[\d.]*|\.venv/bin/python) ((?:-m tfm_jax|train\.py|benchmarks/)[^\"#;|]*)", line
+      r"(?:python3?[\d.]*|\.venv/bin/python) ((?:-m tfm_jax|train\.py|benchmarks/)(?:'[^']*'|[^\"#;|])*)", line
     ):
       words = shlex.split(match[1])
       name = next((n for n in sorted(COMMANDS, key=len, reverse=True) if match[1].startswith(n)), "")
@@ -227,6 +229,7 @@ def test_flags_of_commands_are_those_of_the_commands():
   """`COMMANDS` above names what the commands themselves document."""
   for name, module in {
     "-m tfm_jax.compare": compare_command,
+    "-m tfm_jax.data": data_command,
     "-m tfm_jax.compare.scaling": scaling,
     "-m tfm_jax.tasks.sweep": sweep_command,
     "-m tfm_jax.tasks.distillation": distillation_command,

@@ -146,7 +146,10 @@ def test_the_fingerprint_follows_the_key_and_the_form(tmp_path):
 BINARY = {
   "a.csv": (b"text,label\nhello,1\n", "is a CSV table: convert it to JSON lines"),
   "a.csv.gz": (gzip.compress(b"text,label\n"), "is a CSV table"),
-  "a.parquet": (b"PAR1" + bytes(99), "is a table in a binary format: convert it to JSON lines.*to_json"),
+  "a.parquet": (
+    b"PAR1" + bytes(99),
+    "is a table in a binary format: .* data.source=parquet .* convert it to JSON lines.*to_json",
+  ),
   "part-0": (b"PAR1" + bytes(99), "is a table in a binary format"),
   "a.json": (b'{"text": "x"}\n', r"is JSON: .*set data\.source=jsonl"),
   "a.docx": (b"PK\x03\x04" + bytes(99), "is a zip archive"),

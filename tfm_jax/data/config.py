@@ -2,41 +2,73 @@
 
 import dataclasses
 import logging
+import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpora.table import DOCUMENTS, check_split
 
 log = logging.getLogger(__name__)
 
+S = TypeVar("S", bound="SourceConfig")
+
 
 @dataclass(frozen=True)
-class DataConfig:
-  """Where text is read from, and how it is divided into rows."""
+class SourceConfig:
+  """Where text is read from, and what of it is held out."""
 
-  # embedded (prose of the installation), text, jsonl (one object per line), parallel (pairs of files), tfds (TensorFlow
-  # Datasets). embedded with a path: text. Tasks read files unless this is tfds
+  # embedded (prose of the installation), text, jsonl (one object per line), parallel (pairs of files), parquet, arrow
+  # (a folder of Hugging Face's datasets), tfds (TensorFlow Datasets). embedded with a path: text. Tasks read files
+  # unless this is tfds
   source: str = "embedded"
   # all but embedded: file, folder, glob or a list with commas, UTF-8; plain, .gz, .bz2, .xz or .zst. Of text,
-  # files that end in .jsonl or .ndjson are read as by jsonl. tfds: NAME[/CONFIG][:VERSION] in TFDS_DATA_DIR
+  # files that end in .jsonl or .ndjson are read as by jsonl. tfds: NAME[/CONFIG][:VERSION] in TFDS_DATA_DIR. arrow: a
+  # folder that save_to_disk wrote
   path: str = ""
   target_path: str = ""  # parallel, and tasks that generate: the other side, line by line
   eval_path: str = ""  # held-out text; empty: the last eval_fraction of `path`
   eval_target_path: str = ""  # the other side of eval_path
   eval_fraction: float = 0.05  # share of the text that is held out when there is no eval_path
   document: str = "block"  # what one document of plain text is: block (between blank lines), line or file
-  split: str = "train"  # tfds: what is trained on, in its notation: train, train[:10%], train+validation
-  eval_split: str = ""  # tfds: what is held out; empty: the validation split, or eval_fraction if there is none
-  field: str = ""  # tfds: the field of the text (of pairs, of the source); empty: text, or the only field with text
-  target_field: str = ""  # tfds: of pairs, the field of the target
+  split: str = "train"  # tfds, arrow: what is trained on; of tfds in its notation: train[:10%], train+validation
+  eval_split: str = ""  # tfds, arrow: what is held out; empty: the validation split, or eval_fraction without one
+  # tfds, parquet, arrow: the field of the text (of pairs, of the source); empty: text, or the only one with text.
+  # jsonl: the same as text_key
+  field: str = ""
+  target_field: str = ""  # tfds, parquet, arrow: of pairs, the field of the target
   # jsonl: the key of the text in each object; a.b is the key b of the object under a, and a+b joins two texts
   text_key: str = "text"
   errors: str = "raise"  # text that is not UTF-8: raise, or replace by U+FFFD
+
+
+@dataclass(frozen=True)
+class MixtureSource(SourceConfig):
+  """One source of a mixture: where its text is read from, and how much of it is trained on."""
+
+  name: str = ""  # its held-out metrics are those of the split eval_NAME; empty: made from path
+  weight: float = 0.0  # its share of the training rows, beside the other weights; 0: its own number of rows
+
+
+@dataclass(frozen=True)
+class DataConfig(SourceConfig):
+  """Where text is read from, and how it is divided into rows."""
+
+  # Sources that are mixed, in place of the keys above: a list of sections, in an experiment file such as
+  # [{"path": "a.txt", "weight": 3.0}, {"source": "tfds", "path": "c4/en", "weight": 1.0}], on a command line as JSON
+  mixture: tuple[MixtureSource, ...] = ()
+  mixture_temperature: float = 1.0  # shares are weights to the power of 1/temperature: above 1 they are more equal
   seq_len: int = 128  # tokens per row; of its encoder side where there are two
   target_len: int = 0  # tokens of the decoder side; 0: the objective's natural length
   packing: bool = True  # a row may hold several documents; false: one document, or one piece of it, per row
   buckets: int = 1  # tasks: lengths that batches may have: seq_len, its half, and so on; rows come by length
   prefetch: int = 8  # batches that a background thread prepares ahead; 0: none
+
+
+SOURCE_KEYS = tuple(field.name for field in dataclasses.fields(SourceConfig))
+"""The keys that say where text is read from: of the section `data`, and of each section of a mixture."""
 
 
 @dataclass(frozen=True)
@@ -65,33 +97,70 @@ class TaskConfig:
 
 
 def resolve_data(data: DataConfig) -> DataConfig:
-  """The settings with the source that the paths imply: files named while `source` is still "embedded" are text.
+  """The settings with the sources that the paths imply, and the names of the sources of a mixture.
 
   Raises:
-    UserError: a setting that tfds would not read.
+    UserError: a setting that would not be read, or two sources of one name.
   """
-  if data.source == "tfds":
+  if not data.mixture:
+    return _resolved(data, "data")
+  for key in SOURCE_KEYS:
+    value = getattr(data, key)
+    if value != getattr(DataConfig, key):
+      raise UserError(f"data.{key}={value} is not read beside data.mixture: set it in the sections of the mixture")
+  mixture = [_resolved(source, f"data.mixture[{number}]") for number, source in enumerate(data.mixture)]
+  names = [source_name(source) for source in mixture]
+  for name in names:
+    if not re.fullmatch(r"[\w.-]+", name):
+      raise UserError(f"data.mixture: name={name!r} names metrics: use letters, digits, _, - and .")
+    if names.count(name) > 1:
+      raise UserError(f"data.mixture has two sources of the name {name}: give each a name of its own")
+  named = (dataclasses.replace(source, name=name) for source, name in zip(mixture, names, strict=True))
+  return dataclasses.replace(data, mixture=tuple(named))
+
+
+def _resolved(source: S, section: str) -> S:
+  """A source with the kind that its paths imply: files named while `source` is still "embedded" are text."""
+  if source.source == "tfds":
     for key in ("target_path", "eval_path", "eval_target_path"):
-      if value := getattr(data, key):
+      if value := getattr(source, key):
         raise UserError(
-          f"data.{key}={value} names files, and data.source=tfds reads none: see data.eval_split and data.target_field"
+          f"{section}.{key}={value} names files, and {section}.source=tfds reads none: see data.eval_split and "
+          f"data.target_field"
         )
-  if data.source != "embedded" or not (data.path or data.eval_path or data.target_path):
-    return data
-  source = "parallel" if data.target_path else "text"
-  log.info("data.path is set and data.source is not: data.source=%s is taken", source)
-  return dataclasses.replace(data, source=source)
+  if source.source != "embedded" or not (source.path or source.eval_path or source.target_path):
+    return source
+  kind = "parallel" if source.target_path else "text"
+  log.info("%s.path is set and %s.source is not: %s.source=%s is taken", section, section, section, kind)
+  return dataclasses.replace(source, source=kind)
 
 
-def eval_key(data: DataConfig) -> str:
+def source_name(source: SourceConfig) -> str:
+  """The name of a source: its own, or that of its data set, or of its file or folder without endings."""
+  if isinstance(source, MixtureSource) and source.name:
+    return source.name
+  path = source.path.partition("/")[0].partition(":")[0] if source.source == "tfds" else source.path
+  return re.sub(r"[^\w-]", "_", Path(path).name.partition(".")[0]) or source.source
+
+
+def eval_key(data: SourceConfig) -> str:
   """The key that names held-out text."""
-  return "data.eval_split" if data.source == "tfds" else "data.eval_path"
+  return "data.eval_split" if data.source in ("tfds", "arrow") else "data.eval_path"
 
 
 def check_data(data: DataConfig) -> None:
   """Raises UserError for a value that no source accepts, whether or not this source reads it."""
-  if data.document not in DOCUMENTS:
-    raise UserError(f"data.document={data.document}: expected one of {', '.join(DOCUMENTS)}")
-  if not data.text_key:
-    raise UserError("data.text_key is empty: name the key of the text in each JSON object")
-  check_split(data.eval_fraction, data.errors)
+  for source in (data, *data.mixture):
+    if source.document not in DOCUMENTS:
+      raise UserError(f"data.document={source.document}: expected one of {', '.join(DOCUMENTS)}")
+    if not source.text_key:
+      raise UserError("data.text_key is empty: name the key of the text in each JSON object")
+    check_split(source.eval_fraction, source.errors)
+  if not data.mixture_temperature > 0:
+    raise UserError(f"data.mixture_temperature={data.mixture_temperature:g} must be above 0")
+  weights = [source.weight for source in data.mixture]
+  if any(not (weight >= 0 and math.isfinite(weight)) for weight in weights) or (any(weights) and not all(weights)):
+    raise UserError(
+      f"data.mixture has the weights {', '.join(f'{weight:g}' for weight in weights)}: give every source one above 0, "
+      f"or none (each then counts by its rows)"
+    )

@@ -55,6 +55,7 @@ class Dataset:
     seed: decides the order of the rows and all random draws.
     packing: whether a row may hold several documents.
     shuffle: training (True) or evaluation (False).
+    first_row: the global id of row 0, by which sources of a mixture differ; ids decide all random draws.
 
   Attributes:
     fields: what the arrays of a batch hold, by name.
@@ -67,7 +68,17 @@ class Dataset:
     UserError: the objective makes other arrays than it declares.
   """
 
-  def __init__(self, split: Split, objective: Objective, batch_size: int, seed: int, packing: bool, shuffle: bool):
+  def __init__(
+    self,
+    split: Split,
+    objective: Objective,
+    batch_size: int,
+    seed: int,
+    packing: bool,
+    shuffle: bool,
+    first_row: int = 0,
+  ):
+    self._first_row = first_row
     self._objective, self._plan = objective, objective.plan(split, packing)
     self._predicted, self._seed, self._shuffle = split.sides[-1], seed, shuffle
     self.batch_size = batch_size
@@ -84,26 +95,39 @@ class Dataset:
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
     """The arrays of a step: the global batch, or only its rows with these indices in 0 .. batch_size - 1."""
-    samples = step * self.batch_size + (np.arange(self.batch_size) if rows is None else np.asarray(rows, np.int64))
+    return self.arrays(
+      step * self.batch_size + (np.arange(self.batch_size) if rows is None else np.asarray(rows, np.int64))
+    )
+
+  def arrays(self, samples: np.ndarray) -> Batch:
+    """The arrays of these samples [N], which are numbered through all steps and epochs."""
     row, draws, parts = self._read(samples)
-    return {**self._objective.make(draws, *parts), "rows": row.astype(np.int32)}
+    return {**self._objective.make(draws, *parts), "rows": (self._first_row + row).astype(np.int32)}
 
   def _read(self, samples: np.ndarray) -> tuple[np.ndarray, Draws, tuple[Rows, ...]]:
     """For these samples: the row ids, their random numbers, and the tokens that the row plan reads."""
     epoch, index = np.divmod(samples, self.num_rows) if self._shuffle else (np.zeros_like(samples), samples)
     row, real = index.copy(), index < self.num_rows
     row[real] = permute(index[real], self.num_rows, self._seed if self._shuffle else _HELD_OUT, epoch[real])
-    draws = Draws.of(self._seed, epoch, row)
+    draws = Draws.of(self._seed, epoch, self._first_row + row)
     return row, draws, self._plan.read(row, draws)
 
-  def targets(self) -> Iterator[np.ndarray]:
-    """All targets with a weight above 0 of one pass over the rows, in chunks."""
-    for _, draws, parts in self._pieces(self.num_rows):
+  def source_names(self, rows: np.ndarray) -> list[str]:
+    """In a mixture, the source of each of these rows, by their global ids; otherwise none."""
+    return []
+
+  def targets(self, rows: int | None = None) -> Iterator[np.ndarray]:
+    """All targets with a weight above 0 of the first `rows` rows (None: of one pass over all), in chunks."""
+    for _, draws, parts in self._pieces(self.num_rows if rows is None else rows):
       yield self._weighted(self._objective.make(draws, *parts))
 
   def evaluated(self, limit: int = 0) -> Evaluated:
     """How much text the first `limit` batches (0: all) of one pass over the rows predict."""
     rows = min(self.num_rows, self.num_batches(limit) * self.batch_size)
+    return Evaluated(rows, self.num_rows, *self.predicted(rows))
+
+  def predicted(self, rows: int) -> tuple[int, float]:
+    """(tokens, bytes) of the text that the first `rows` rows predict; (0, 0) see `Evaluated`."""
     tokens, size = 0, 0.0
     if self._objective.predicts_text:
       side = self._predicted
@@ -114,7 +138,7 @@ class Dataset:
         documents = self._weighted(self._objective.make(draws, *numbered))
         tokens += len(documents)
         size += float(bytes_per_token[documents].sum())
-    return Evaluated(rows, self.num_rows, tokens, size)
+    return tokens, size
 
   def _pieces(self, num_rows: int) -> Iterator[tuple[np.ndarray, Draws, tuple[Rows, ...]]]:
     """What `_read` gives for the first `num_rows` samples, in chunks of about `_CHUNK` tokens."""

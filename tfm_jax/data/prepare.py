@@ -7,17 +7,18 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
 from tfm_jax.cache import atomic_directory, cache_dir, recall, remember
-from tfm_jax.data.config import DataConfig, check_data, eval_key
+from tfm_jax.data.config import DataConfig, MixtureSource, SourceConfig, check_data, eval_key, source_name
 from tfm_jax.data.dataset import Dataset, unigram_entropy
 from tfm_jax.data.encode import Encoder
-from tfm_jax.data.summary import corpus_block
+from tfm_jax.data.mixture import MixedDataset, scaled
+from tfm_jax.data.summary import corpus_block, mixture_block
 from tfm_jax.data.token_file import FORMAT, TokenFile, build_token_file
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.objective import Documents, Fields, Objective, ObjectiveConfig, Vocabulary
@@ -25,8 +26,11 @@ from tfm_jax.objectives.plan import Split
 from tfm_jax.objectives.table import make_objective
 from tfm_jax.text.corpora.table import (
   Corpus,
+  arrow_corpus,
   embedded_corpus,
+  joined,
   parallel_corpus,
+  parquet_corpus,
   text_corpus,
   tfds_corpus,
 )
@@ -47,17 +51,40 @@ _EVAL_SEED = 0  # held-out masks are the same in every run
 _SLOW = 5  # seconds: counting that takes longer is remembered
 _COMPLETE = Vocabulary(1 << 16, sentinel_ids=tuple(range(1 << 15, 1 << 16)))  # has every special token
 
-SOURCES: dict[str, Callable[[DataConfig], Corpus]] = {
+SOURCES: dict[str, Callable[[SourceConfig], Corpus]] = {
   "embedded": lambda c: embedded_corpus(),
-  "text": lambda c: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.text_key),
+  "text": lambda c: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.field or c.text_key),
   "jsonl": lambda c: text_corpus(
-    c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.text_key, json_lines=True
+    c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.field or c.text_key, json_lines=True
   ),
+  "parquet": lambda c: parquet_corpus(c.path, c.eval_path, c.eval_fraction, c.field, c.target_field, c.errors),
+  "arrow": lambda c: arrow_corpus(c.path, c.split, c.eval_split, c.eval_fraction, c.field, c.target_field, c.errors),
   "parallel": lambda c: parallel_corpus(
     c.path, c.target_path, c.eval_path, c.eval_target_path, c.eval_fraction, c.errors
   ),
   "tfds": lambda c: tfds_corpus(c.path, c.split, c.eval_split, c.eval_fraction, c.field, c.target_field, c.errors),
 }
+
+
+@dataclass(frozen=True)
+class Source:
+  """A source of text that is ready to train on."""
+
+  config: SourceConfig
+  corpus: Corpus
+  token_file: TokenFile
+  fingerprint: str
+
+  @property
+  def counts(self) -> dict[str, int]:
+    """What the corpus read, skipped and replaced."""
+    counts: dict[str, int] = self.token_file.manifest["counts"]
+    return counts
+
+  @property
+  def name(self) -> str:
+    """In a mixture, what its held-out metrics are named by."""
+    return source_name(self.config)
 
 
 @dataclass(frozen=True)
@@ -67,38 +94,74 @@ class Prepared:
   tokenizer: Tokenizer
   vocabulary: Vocabulary
   objective: Objective
-  token_file: TokenFile
-  corpus: Corpus
+  sources: tuple[Source, ...]  # more than one: a mixture
+  weights: tuple[float, ...]  # the shares of the sources among the training rows
   fingerprints: dict[str, str]  # data, tokenizer
   former_fingerprints: dict[str, str]  # what earlier releases stored for the same data and tokenizer
-  counts: dict[str, int]  # what the corpus read, skipped and replaced
   seed: int
   packing: bool
 
+  @property
+  def corpus(self) -> Corpus:
+    """That of the only, or of the first source."""
+    return self.sources[0].corpus
+
+  @property
+  def token_file(self) -> TokenFile:
+    """That of the only, or of the first source."""
+    return self.sources[0].token_file
+
+  @property
+  def counts(self) -> dict[str, int]:
+    """What the only, or the first source counted."""
+    return self.sources[0].counts
+
   def train(self, batch_size: int) -> Dataset:
     """The training rows, shuffled anew in each epoch."""
-    return self._dataset(self.token_file.train, batch_size, self.seed, shuffle=True)
+    splits = [source.token_file.train for source in self.sources]
+    datasets = self._datasets(splits, batch_size, self.seed, shuffle=True)
+    names = [source.name for source in self.sources]
+    return datasets[0] if len(datasets) == 1 else MixedDataset(datasets, self.weights, True, names)
 
   def evaluation(self, batch_size: int) -> Dataset | None:
-    """The held-out rows, always in the same order; None when no text is held out."""
-    split = self.token_file.evaluation
-    return self._dataset(split, batch_size, _EVAL_SEED, shuffle=False) if split.documents else None
+    """The held-out rows, always in the same order; None when no text is held out. Of a mixture, in its shares."""
+    return next(iter(self.evaluations(batch_size).values()), None)
 
-  def unigram_entropy(self, dataset: Dataset) -> float:
-    """`unigram_entropy` of the held-out rows; remembered if counting takes long."""
+  def evaluations(self, batch_size: int) -> dict[str, Dataset]:
+    """The held-out rows by the split of their metrics: "eval", and of the sources of a mixture "eval_NAME"."""
+    held_out = [n for n, source in enumerate(self.sources) if source.token_file.evaluation.documents]
+    splits = [self.sources[n].token_file.evaluation for n in held_out]
+    datasets = self._datasets(splits, batch_size, _EVAL_SEED, shuffle=False)
+    if not datasets:
+      return {}
+    if len(self.sources) == 1:
+      return {"eval": datasets[0]}
+    names = [self.sources[n].name for n in held_out]
+    mixed = MixedDataset(datasets, [self.weights[n] for n in held_out], False, names)
+    own = {f"eval_{name}": dataset for name, dataset in zip(names, datasets, strict=True)}
+    return {"eval": mixed} | own
+
+  def unigram_entropy(self, dataset: Dataset, split: str = "eval") -> float:
+    """`unigram_entropy` of the held-out rows of a split; remembered if counting takes long."""
     objective = self.objective
     key = [1, self.fingerprints["data"], dataclasses.asdict(objective.config), objective.seq_len, objective.target_len]
-    known = recall("entropies", [*key, self.packing])
+    key += [self.packing] if split == "eval" else [self.packing, split]
+    known = recall("entropies", key)
     if isinstance(known, float):
       return known
     begin = time.monotonic()
     entropy = unigram_entropy(dataset)
     if time.monotonic() - begin > _SLOW:
-      remember("entropies", [*key, self.packing], entropy)
+      remember("entropies", key, entropy)
     return entropy
 
-  def _dataset(self, split: Split, batch_size: int, seed: int, shuffle: bool) -> Dataset:
-    return Dataset(split, self.objective, batch_size, seed, self.packing, shuffle)
+  def _datasets(self, splits: Sequence[Split], batch_size: int, seed: int, shuffle: bool) -> list[Dataset]:
+    """A data set per split, whose rows are numbered through."""
+    datasets: list[Dataset] = []
+    for split in splits:
+      first = sum(dataset.num_rows for dataset in datasets)
+      datasets.append(Dataset(split, self.objective, batch_size, seed, self.packing, shuffle, first))
+    return datasets
 
 
 def objective_fields(objective: ObjectiveConfig, data: DataConfig, vocabulary: Vocabulary) -> Fields:
@@ -133,47 +196,83 @@ def prepare(
       vocabulary, or an objective that the corpus or the tokenizer cannot serve.
   """
   # Settings are checked before the corpus is read, and before it is tokenised.
-  if data.source not in SOURCES:
-    raise UserError(f"data.source={data.source!r} is unknown: choose one of {', '.join(SOURCES)}")
-  check_data(data)
+  configs = sources_of(data)
   if stored_tokenizer is None:
     check_tokenizer(tokenizer)
   make_objective(objective, _COMPLETE, data.seq_len, data.target_len)
-  corpus = SOURCES[data.source](data)
-  documents = Documents(corpus.sides)
+  corpora = [open_corpus(config) for config in configs]
+  if len({corpus.sides for corpus in corpora}) > 1:
+    raise UserError("data.mixture: some sources have pairs of texts and others single texts, which cannot be mixed")
+  documents = Documents(corpora[0].sides)
   make_objective(objective, _COMPLETE, data.seq_len, data.target_len, documents).check()
-  log.info("reading data.source=%s: %s", data.source, data.path or "the documentation of this installation")
+  for config in configs:
+    log.info("reading data.source=%s: %s", config.source, config.path or "the documentation of this installation")
 
-  loaded = find_tokenizer(tokenizer, corpus, stored_tokenizer)
+  loaded = find_tokenizer(tokenizer, joined(corpora), stored_tokenizer)
   vocabulary = vocabulary_of(loaded)
   built = make_objective(objective, vocabulary, data.seq_len, data.target_len, documents)
   built.check()
-
-  fingerprint, former = (
-    _digest(FORMAT, of_corpus, loaded.fingerprint, built.adds_bos, built.adds_eos)
-    for of_corpus in (corpus.fingerprint, corpus.former_fingerprint or corpus.fingerprint)
-  )
   encoder = Encoder(loaded, built.adds_bos, built.adds_eos)
-  token_file = build_token_file(cache_dir() / "tokens" / fingerprint, corpus, encoder, workers)
-  counts: dict[str, int] = token_file.manifest["counts"]
-  if not token_file.train.num_tokens:
-    raise UserError(f"data.source={data.source} has no text to train on: check data.path and data.eval_fraction")
-  _log_corpus(corpus, token_file, built, data)
-  if counts.get("evaluation_cut_lines"):  # earlier releases held out nothing of such a text
-    former = fingerprint
-  fingerprints = {"data": fingerprint, "tokenizer": loaded.fingerprint}
+  sources = tuple(_tokenised(config, corpus, encoder, workers) for config, corpus in zip(configs, corpora, strict=True))
+  rows = [_log_corpus(source, built, data.packing) for source in sources]
+  weights = scaled(
+    [c.weight if isinstance(c, MixtureSource) and c.weight else n for c, n in zip(configs, rows, strict=True)],
+    data.mixture_temperature,
+  )
+  if len(sources) > 1:
+    log.info("%s", mixture_block([source.name for source in sources], rows, weights))
+  if not any(source.token_file.evaluation.documents for source in sources):
+    log.warning("%s", nothing_held_out(data))
+
+  first = sources[0]
+  data_fingerprint = former = first.fingerprint
+  if len(sources) > 1:
+    data_fingerprint = former = _digest("mixture", [source.fingerprint for source in sources], weights)
+  elif first.corpus.former_fingerprint and not first.counts.get("evaluation_cut_lines"):
+    # Earlier releases held out nothing of a text that is cut within a line.
+    former = _fingerprint(first.corpus.former_fingerprint, encoder)
   return Prepared(
     tokenizer=loaded,
     vocabulary=vocabulary,
     objective=built,
-    token_file=token_file,
-    corpus=corpus,
-    fingerprints=fingerprints,
-    former_fingerprints=fingerprints | {"data": former},
-    counts=counts,
+    sources=sources,
+    weights=tuple(weights),
+    fingerprints={"data": data_fingerprint, "tokenizer": loaded.fingerprint},
+    former_fingerprints={"data": former, "tokenizer": loaded.fingerprint},
     seed=seed,
     packing=data.packing,
   )
+
+
+def sources_of(data: DataConfig) -> Sequence[SourceConfig]:
+  """The sources that are read: those of the mixture, or the only one. Raises UserError for an impossible value."""
+  configs: Sequence[SourceConfig] = data.mixture or (data,)
+  for config in configs:
+    if config.source not in SOURCES:
+      raise UserError(f"data.source={config.source!r} is unknown: choose one of {', '.join(SOURCES)}")
+  check_data(data)
+  return configs
+
+
+def open_corpus(config: SourceConfig) -> Corpus:
+  """The documents of a source. Raises UserError."""
+  return SOURCES[config.source](config)
+
+
+def _tokenised(config: SourceConfig, corpus: Corpus, encoder: Encoder, workers: int | None) -> Source:
+  """A source with its token file. Raises UserError if it has no text to train on."""
+  fingerprint = _fingerprint(corpus.fingerprint, encoder)
+  token_file = build_token_file(cache_dir() / "tokens" / fingerprint, corpus, encoder, workers)
+  if not token_file.train.num_tokens:
+    place = f" ({config.path})" if isinstance(config, MixtureSource) else ""
+    raise UserError(
+      f"data.source={config.source}{place} has no text to train on: check data.path and data.eval_fraction"
+    )
+  return Source(config, corpus, token_file, fingerprint)
+
+
+def _fingerprint(corpus: str, encoder: Encoder) -> str:
+  return _digest(FORMAT, corpus, encoder.tokenizer.fingerprint, encoder.bos, encoder.eos)
 
 
 def find_tokenizer(config: TokenizerConfig, corpus: Corpus, stored: epath.PathLike | None = None) -> Tokenizer:
@@ -228,12 +327,13 @@ def _cached_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
   return tokenizer
 
 
-def _log_corpus(corpus: Corpus, token_file: TokenFile, objective: Objective, data: DataConfig) -> None:
-  """Logs what the run reads, and warns of what the user may not expect."""
+def _log_corpus(source: Source, objective: Objective, packing: bool) -> int:
+  """Logs what the run reads, and warns of what the user may not expect; returns the number of training rows."""
+  token_file = source.token_file
   splits = (token_file.train, token_file.evaluation)
-  plans = [objective.plan(split, data.packing) if split.documents else None for split in splits]
+  plans = [objective.plan(split, packing) if split.documents else None for split in splits]
   rows = [plan.num_rows if plan else 0 for plan in plans]
-  log.info("%s", corpus_block(corpus, splits, rows, token_file.manifest["counts"], objective.row_tokens))
+  log.info("%s", corpus_block(source.corpus, splits, rows, source.counts, objective.row_tokens))
   for split, plan in zip(splits, plans, strict=True):
     if plan and plan.truncated:
       cut = f"{plan.truncated:,} texts are longer than their row and were cut"
@@ -242,13 +342,14 @@ def _log_corpus(corpus: Corpus, token_file: TokenFile, objective: Objective, dat
     unknown = sum(side["unknown_tokens"] for side in sides)
     if unknown:  # text that the vocabulary cannot express
       log.warning("%s: %s tokens are unknown to the tokenizer", name, f"{unknown:,}")
-  if not token_file.evaluation.documents:
-    log.warning("%s", nothing_held_out(data))
+  return rows[0]
 
 
 def nothing_held_out(data: DataConfig) -> str:
   """Why a run has no evaluation."""
   what = "nothing is held out, so there is no evaluation:"
+  if data.mixture:
+    return f"{what} raise eval_fraction in a section of data.mixture, or set its {eval_key(data.mixture[0])[5:]}"
   if not data.eval_fraction:
     return f"{what} data.eval_fraction is 0 and {eval_key(data)} is empty"
   return (

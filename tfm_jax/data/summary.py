@@ -39,3 +39,21 @@ def corpus_block(
   if listed:
     lines.append(f"  left out of both: {', '.join(listed)}")
   return "\n".join(lines)
+
+
+def mixture_block(names: Sequence[str], rows: Sequence[int], shares: Sequence[float]) -> str:
+  """A table of the sources of a mixture: their training rows, their shares, and how often each row is seen.
+
+  Args:
+    names: of the sources.
+    rows: the number of training rows of each.
+    shares: of each among the rows of a batch.
+  """
+  width = max(6, *map(len, names))
+  lines = [
+    "mixture:",
+    f"  {'source':{width}}  {'rows':>14}  {'share':>7}  passes while all rows are seen once on average",
+  ]
+  for name, count, share in zip(names, rows, shares, strict=True):
+    lines.append(f"  {name:{width}}  {count:>14,}  {share:>7.2%}  {share * sum(rows) / count:.2f}")
+  return "\n".join(lines)

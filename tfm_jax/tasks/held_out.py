@@ -44,7 +44,8 @@ def evaluate_objective(
     batch_size: rows of a batch; 0: as in training.
 
   Returns:
-    `loss`, `perplexity` and what else applies; `step`, `rows`, and `bytes` where each token is predicted once.
+    `step`; `loss`, `perplexity` and what else applies, `rows`, and `bytes` where each token is predicted once: of a
+    mixture `eval_NAME/loss` and so on for each source.
 
   Raises:
     UserError: a run of another task, nothing held out, or a mistake in the files.
@@ -63,7 +64,8 @@ def evaluate_objective(
   elif data:
     # As the text to train on as well, which nothing reads: what is held out of it is all of it.
     files: dict[str, Any] = {"path": data, "target_path": targets, "eval_path": data, "eval_target_path": targets}
-    source = dataclasses.replace(source, source="text" if source.source == "embedded" else source.source, **files)
+    kind = "text" if source.mixture or source.source == "embedded" else source.source
+    source = dataclasses.replace(source, source=kind, mixture=(), **files)
   size = batch_size or config.train.batch_size
   config = dataclasses.replace(
     config,
@@ -83,9 +85,13 @@ def evaluate_objective(
   program = build_program(config, task.tokenizer.vocab_size, task.fields, devices, task.loss)
   step, params = load_params(run, program.model, step)
   rows = rows_here(program.placement.sharding(("batch",)), size)
-  ((split, stream),) = streams.items()
-  metrics = evaluate_stream(program, program.eval_step(1), params, task, split, stream, rows)
-  if not metrics:
-    raise UserError(f"{data or run.path}: there is nothing to predict")
-  covered = {"step": step, "rows": task.evaluated.rows, "bytes": task.evaluated.text_bytes}
-  return {name: float(value) for name, value in (metrics | covered).items() if value and math.isfinite(value)}
+  eval_step, result = program.eval_step(1), {"step": float(step)}
+  for split, stream in streams.items():
+    metrics = evaluate_stream(program, eval_step, params, task, split, stream, rows)
+    if not metrics:
+      raise UserError(f"{data or run.path}: there is nothing to predict")
+    covered = task.evaluated[split]
+    metrics |= {"rows": covered.rows, "bytes": covered.text_bytes}
+    prefix = "" if len(streams) == 1 else f"{split}/"
+    result |= {f"{prefix}{name}": float(value) for name, value in metrics.items() if value and math.isfinite(value)}
+  return result

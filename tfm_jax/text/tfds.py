@@ -19,12 +19,10 @@ import numpy as np
 
 from tfm_jax.errors import UserError, nearest
 from tfm_jax.text.corpora.corpus import Counts
+from tfm_jax.text.corpora.files import decoded_value
 
 EVALUATED = ("validation", "validation_matched", "dev")
 """Splits that are held out unless `data.eval_split` names another; the first that the data set has."""
-
-UNDECODABLE = {"undecodable": "texts not UTF-8, replaced by U+FFFD"}
-"""The label of what `TfdsSplit.examples` counts, see `Corpus.left_out`."""
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _FORMAT = "array_record"
@@ -148,7 +146,7 @@ class TfdsSplit:
   def _plain(self, value: Any, feature: Any, place: str, errors: str, counts: Counts) -> Any:
     """A value as TFDS decodes it, as one of Python."""
     if isinstance(value, bytes):
-      return _text(value, place, errors, counts)
+      return decoded_value(value, place, errors, counts)
     if isinstance(value, (list, np.ndarray)):
       inner = getattr(feature, "feature", feature)
       return [self._plain(one, inner, place, errors, counts) for one in value]
@@ -301,18 +299,6 @@ def _overlap(one: TfdsSplit, other: TfdsSplit) -> bool:
     for a in one.shards
     for b in other.shards
   )
-
-
-def _text(value: bytes, place: str, errors: str, counts: Counts) -> str:
-  """Raises UserError for bytes that are not UTF-8, unless `errors` is "replace"."""
-  try:
-    return value.decode()
-  except UnicodeDecodeError as error:
-    if errors == "raise":
-      reason = f"{error.reason} at byte {error.start + 1}"
-      raise UserError(f"{place}: not UTF-8 ({reason}); set data.errors=replace") from error
-    counts["undecodable"] = counts.get("undecodable", 0) + 1
-    return value.decode(errors="replace")
 
 
 def _listed(names: Sequence[str]) -> str:

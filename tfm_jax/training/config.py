@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
-from tfm_jax.data.config import DataConfig, TaskConfig, check_data, resolve_data
+from tfm_jax.data.config import SOURCE_KEYS, DataConfig, TaskConfig, check_data, resolve_data
 from tfm_jax.data.images.augment import AugmentConfig
 from tfm_jax.errors import UserError, nearest_key
 from tfm_jax.models import config as model_config
@@ -36,6 +36,7 @@ from tfm_jax.training.lora import AdapterConfig
 from tfm_jax.training.moved import MOVED, translated
 from tfm_jax.training.optimizer import OptimizerConfig
 from tfm_jax.training.settings import EvalConfig, TrainConfig
+from tfm_jax.training.values import TYPE_NAMES, converted, of_sections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +86,6 @@ MODEL_SECTIONS = (
   "model",
   *(field.name for field in dataclasses.fields(ModelConfig) if dataclasses.is_dataclass(field.default)),
 )
-
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
 
 # Keys.
 
@@ -201,16 +199,7 @@ def typed(key: str, value: Any) -> Any:
   kind = type_of(key)
   if value is None and optional(key):
     return None
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if kind is int and isinstance(value, float) and value.is_integer():
-    return int(value)
-  if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-    return value
-  example = f", such as {default(key)!r}" if default(key) != "" else ""
-  raise UserError(
-    f"config.{key}={value!r} is of type {type(value).__name__}, but {TYPE_NAMES[kind]} is expected{example}"
-  )
+  return converted(f"config.{key}", value, kind, default(key))
 
 
 def optional(key: str) -> bool:
@@ -223,6 +212,11 @@ def parse_value(key: str, text: str) -> Any:
   kind = type_of(key)
   if text.lower() in ("none", "null") and kind is not str and optional(key):
     return None
+  if of_sections(kind):
+    try:
+      return typed(key, json.loads(text))
+    except ValueError as error:
+      raise UserError(f"--config.{key}={text}: a JSON list of sections is expected ({error})") from None
   try:
     if kind is bool:
       return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -287,6 +281,9 @@ def resolve(config: Config) -> Config:
   check_head(config.family, model)
   for key, value in flat(to_dict(config)).items():
     check_value(key, value)
+  for source in config.data.mixture:
+    for name in SOURCE_KEYS:
+      check_value(f"data.{name}", getattr(source, name))
   rows, offset = model.max_positions, model.position_offset
   if model.positions == "learned" and find_family(config.family).module.sides and config.data.seq_len + offset > rows:
     raise UserError(
@@ -327,6 +324,8 @@ def resolve(config: Config) -> Config:
   if not tokenizer.path and not tokenizer.kind:
     tokenizer = dataclasses.replace(tokenizer, kind="sentencepiece")
   check_data(config.data)
+  if config.task.name and config.data.mixture:
+    raise UserError(f"task.name={config.task.name} reads data.path: data.mixture is for pre-training")
   data = config.data if config.task.name else resolve_data(config.data)  # a task names its own source
   return dataclasses.replace(config, model=model, tokenizer=tokenizer, data=data)
 

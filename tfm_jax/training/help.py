@@ -1,12 +1,15 @@
 """The keys of the configuration, as `--help` lists them."""
 
 import ast
+import dataclasses
 import inspect
 import io
+import json
 import re
 import shlex
 import textwrap
 import tokenize
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +45,8 @@ def config_keys(path: str = "", overrides: Mapping[str, str] | None = None) -> l
 
 def _kind(kind: type, names: Sequence[str], comment: str) -> str:
   """What a key takes: its type, or the names that it can have; empty if the comment already has them."""
+  if typing.get_origin(kind):
+    return ""
   if not names:
     return kind.__name__
   return "" if set(names) <= set(re.findall(r"\w+", comment)) else f"one of {', '.join(names)}"
@@ -54,7 +59,10 @@ def _summary(kind: type) -> str:
 
 
 def comments(kind: type) -> dict[str, str]:
-  """Field of a dataclass -> the comment beside it in the source, or else the comment lines above it."""
+  """Field of a dataclass, inherited ones first -> the comment beside it in the source, or else the lines above it."""
+  inherited = {
+    name: text for base in kind.__bases__ if dataclasses.is_dataclass(base) for name, text in comments(base).items()
+  }
   source = textwrap.dedent(inspect.getsource(kind))
   code = source.splitlines()
   beside: dict[int, str] = {}  # line -> comment
@@ -63,7 +71,7 @@ def comments(kind: type) -> dict[str, str]:
     if token.type == tokenize.COMMENT:
       line, column = token.start
       (beside if code[line - 1][:column].strip() else above)[line] = token.string.removeprefix("#").strip()
-  result = {}
+  result = dict(inherited)
   definition: Any = ast.parse(source).body[0]
   for node in definition.body:
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -79,5 +87,7 @@ def _text(value: Any) -> str:
   """A value as it is written on a command line."""
   if isinstance(value, bool):
     return str(value).lower()
+  if isinstance(value, (list, tuple)):
+    value = json.dumps(value) if value else ""
   text = str(value)
   return shlex.quote(text) if text else ""

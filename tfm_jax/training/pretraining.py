@@ -6,7 +6,6 @@ from typing import Any
 
 from etils import epath
 
-from tfm_jax.data.dataset import Evaluated
 from tfm_jax.data.prepare import nothing_held_out
 from tfm_jax.decode import samples
 from tfm_jax.errors import UserError
@@ -27,7 +26,7 @@ class Pretraining(TextTask):
       read `tokenizer.path`.
 
   Attributes:
-    evaluated: how much held-out text an evaluation covers.
+    evaluated: how much held-out text an evaluation covers, by the split of its records.
 
   Raises:
     UserError: the head needs labels, or the data cannot be prepared.
@@ -39,8 +38,8 @@ class Pretraining(TextTask):
       remedy = ": set head.name=lm (its output layer starts afresh)" if has_lm_head else ""
       raise UserError(f"head.name={config.model.head.name} has nothing to learn from unlabelled text{remedy}")
     super().__init__(config, stored_tokenizer)
-    self._unigram = self._prepared.unigram_entropy(self._eval) if self._eval else math.nan
-    self.evaluated = self._eval.evaluated(config.eval.batches) if self._eval else Evaluated(0, 0, 0, 0.0)
+    self._unigram = {split: self._prepared.unigram_entropy(data, split) for split, data in self._evals.items()}
+    self.evaluated = {split: data.evaluated(config.eval.batches) for split, data in self._evals.items()}
 
   @classmethod
   def configure(cls, config: Config) -> Config:
@@ -54,9 +53,10 @@ class Pretraining(TextTask):
     token of the text once.
     """
     loss = total(totals.loss)
-    metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram}
-    if self.evaluated.text_bytes:
-      metrics["bits_per_byte"] = loss / math.log(2) * self.evaluated.tokens / self.evaluated.text_bytes
+    metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram[split]}
+    evaluated = self.evaluated[split]
+    if evaluated.text_bytes:
+      metrics["bits_per_byte"] = loss / math.log(2) * evaluated.tokens / evaluated.text_bytes
     return metrics
 
   def report(self, model: Model, params: Any, metrics: Mapping[str, float], run: RunDirectory) -> list[str]:
@@ -64,12 +64,13 @@ class Pretraining(TextTask):
     lines = [] if self._eval else [nothing_held_out(self._config.data)]
     batch = None
     if metrics and self._eval is not None:
+      evaluated = self.evaluated["eval"]
       loss, entropy = metrics["loss"], metrics["unigram_entropy"]
       side = "below" if loss < entropy else "above"
       lines += [
         f"unigram entropy: {entropy:.3f} nats, of all held-out targets",
         f"held-out loss: {loss:.3f} nats, {abs(entropy - loss):.3f} {side} the unigram entropy; on "
-        f"{self.evaluated.rows:,} of {self.evaluated.of:,} held-out rows (eval.batches)",
+        f"{evaluated.rows:,} of {evaluated.of:,} held-out rows (eval.batches)",
       ]
       if side == "above":
         lines.append("the model predicts worse than pieces by their frequency: train longer, or see docs/faq.md")

@@ -1,12 +1,13 @@
 """`Task`: what a run trains on. A task supplies batches, a loss, metrics and a report; the loop does the rest."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
 
-from tfm_jax.data.dataset import Batches, batches
+from tfm_jax.data.dataset import Batches, Dataset, batches
 from tfm_jax.data.prepare import prepare
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Fields
@@ -121,7 +122,8 @@ class TextTask:
     prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer)
     self._config, self._prepared = config, prepared
     self._train = prepared.train(config.train.batch_size)
-    self._eval = prepared.evaluation(config.train.batch_size)
+    self._evals = prepared.evaluations(config.train.batch_size)
+    self._eval = next(iter(self._evals.values()), None)
     self.tokenizer = prepared.tokenizer
     self.fields = self._train.fields
     self.num_rows = self._train.num_rows
@@ -136,11 +138,11 @@ class TextTask:
   @property
   def eval_streams(self) -> dict[str, EvalStream]:
     """See `Task`."""
-    held_out = self._eval
-    if held_out is None:
-      return {}
-    steps = range(held_out.num_batches(self._config.eval.batches))
-    return {"eval": lambda rows: (held_out.batch(step, rows) for step in steps)}
+    return {split: functools.partial(self._held_out, dataset) for split, dataset in self._evals.items()}
+
+  def _held_out(self, dataset: Dataset, rows: np.ndarray | None) -> Iterator[Batch]:
+    """The batches of an evaluation."""
+    return (dataset.batch(step, rows) for step in range(dataset.num_batches(self._config.eval.batches)))
 
   def loss(self, model: Model) -> LossFunction:
     """See `Task`."""

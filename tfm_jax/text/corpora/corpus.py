@@ -1,6 +1,9 @@
 """What a corpus is: documents of one text or of a pair of texts, in a training and a held-out part."""
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Document = tuple[str, ...]
@@ -60,3 +63,16 @@ class Corpus:
       counts["bytes"] += sum(len(text.encode()) for text in document)
       yield document
     self.counts.update({f"{part}_{name}": count for name, count in counts.items()})
+
+
+def joined(corpora: Sequence[Corpus]) -> Corpus:
+  """Several corpora one after another, as a tokenizer learns from a mixture; of one, itself."""
+  if len(corpora) == 1:
+    return corpora[0]
+  return Corpus(
+    name="mixture",
+    description="; ".join(corpus.description for corpus in corpora),
+    fingerprint=hashlib.sha256(json.dumps([corpus.fingerprint for corpus in corpora]).encode()).hexdigest()[:16],
+    read=lambda part, counts: itertools.chain.from_iterable(corpus.read(part, {}) for corpus in corpora),
+    sides=corpora[0].sides,
+  )

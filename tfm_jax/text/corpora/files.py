@@ -25,6 +25,9 @@ T = TypeVar("T")
 ERRORS = ("raise", "replace")
 """What `data.errors` may be: what happens to bytes that are not UTF-8."""
 
+UNDECODABLE = {"undecodable": "texts not UTF-8, replaced by U+FFFD"}
+"""The label of what `decoded_value` counts, see `Corpus.left_out`."""
+
 _CHUNK = 1 << 20
 _TICK = 2 * 10**9  # ns: the coarsest clock of a file system
 _BOM = b"\xef\xbb\xbf"
@@ -166,6 +169,18 @@ def decoded(lines: Iterable[Line], errors: str, counts: Counts) -> Iterator[str]
     if "\0" in text:
       _count(counts, "nul_lines", line, "NUL characters, which are kept: is the file damaged?")
     yield text[:-2] + "\n" if text.endswith("\r\n") else text
+
+
+def decoded_value(value: bytes, place: str, errors: str, counts: Counts) -> str:
+  """The text of a value of a table, which is at `place`. Raises UserError unless it is UTF-8 or replaced."""
+  try:
+    return value.decode()
+  except UnicodeDecodeError as error:
+    if errors == "raise":
+      reason = f"{error.reason} at byte {error.start + 1}"
+      raise UserError(f"{place}: not UTF-8 ({reason}); set data.errors=replace") from error
+    counts["undecodable"] = counts.get("undecodable", 0) + 1
+    return value.decode(errors="replace")
 
 
 def _count(counts: Counts, name: str, line: Line, remark: str) -> None:

@@ -29,7 +29,8 @@ _REFUSED_ENDINGS = {
   ".json": "is JSON: if it has one object per line, set data.source=jsonl; otherwise convert it to that form",
   **dict.fromkeys(
     (".parquet", ".arrow", ".feather", ".orc"),
-    f"is a table in a binary format: {_TO_JSON_LINES}, for instance by pandas' to_json(orient='records', lines=True)",
+    f"is a table in a binary format: for pre-training set data.source=parquet (or arrow, for a folder of Hugging "
+    f"Face's datasets); otherwise {_TO_JSON_LINES}, for instance by pandas' to_json(orient='records', lines=True)",
   ),
 }
 # How the bytes of a file begin that holds no UTF-8 text.

@@ -1,6 +1,7 @@
-"""Sources of text: the embedded corpus, text files and JSON lines, parallel files, TensorFlow Datasets."""
+"""Sources of text: the embedded corpus, text files and JSON lines, parallel files, columns, TensorFlow Datasets."""
 
-from tfm_jax.text.corpora.corpus import Corpus, Document
+from tfm_jax.text.corpora.columns import arrow_corpus, parquet_corpus
+from tfm_jax.text.corpora.corpus import Corpus, Document, joined
 from tfm_jax.text.corpora.embedded import embedded_corpus
 from tfm_jax.text.corpora.files import ERRORS, check_split
 from tfm_jax.text.corpora.parallel import parallel_corpus
@@ -12,9 +13,12 @@ __all__ = [
   "ERRORS",
   "Corpus",
   "Document",
+  "arrow_corpus",
   "check_split",
   "embedded_corpus",
+  "joined",
   "parallel_corpus",
+  "parquet_corpus",
   "text_corpus",
   "tfds_corpus",
 ]

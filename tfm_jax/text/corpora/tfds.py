@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpora.corpus import Corpus, Counts, Document
-from tfm_jax.text.corpora.files import check_split, content_fingerprint
+from tfm_jax.text.corpora.files import UNDECODABLE, check_split, content_fingerprint
 from tfm_jax.text.corpora.held_out import is_held_out
-from tfm_jax.text.tfds import UNDECODABLE, TfdsData, open_splits
+from tfm_jax.text.tfds import TfdsData, open_splits
 
 
 def tfds_corpus(
