@@ -46,16 +46,13 @@ def _done(n: Array, first: int, last: int) -> Array:
   return jnp.clip((n - first) / max(last - first, 1), 0.0, 1.0)
 
 
-def _falling(config: OptimizerConfig, fraction: Array) -> Array:
-  """From the peak to `final_fraction`, as the fraction falls from 1 to 0."""
-  return config.final_fraction + (1 - config.final_fraction) * fraction
-
-
 # Name -> learning rate after the warm-up, as a fraction of the peak. Arguments: the config; the update n, from 1; and
 # the number of updates of the whole training.
 SCHEDULES: dict[str, Callable[[OptimizerConfig, Array, int], Array]] = {
-  "linear": lambda c, n, steps: _falling(c, 1 - _done(n, c.warmup_steps, steps)),
-  "cosine": lambda c, n, steps: _falling(c, 0.5 * (1 + jnp.cos(math.pi * _done(n, c.warmup_steps, steps)))),
+  "linear": lambda c, n, steps: 1 - (1 - c.final_fraction) * _done(n, c.warmup_steps, steps),
+  "cosine": lambda c, n, steps: (
+    c.final_fraction + (1 - c.final_fraction) * 0.5 * (1 + jnp.cos(math.pi * _done(n, c.warmup_steps, steps)))
+  ),
   "rsqrt": lambda c, n, steps: jnp.sqrt(max(c.warmup_steps, 1) / n),
   # 1 / sqrt(max(n, warmup_steps)), as in T5 (Raffel et al. 2020, 3.1.2).
   "rsqrt_flat": lambda c, n, steps: jnp.sqrt(max(c.warmup_steps, 1) / n),
@@ -63,9 +60,7 @@ SCHEDULES: dict[str, Callable[[OptimizerConfig, Array, int], Array]] = {
   # Warm-up, stable, decay (Hu et al. 2024), with the decay of Hägele et al. 2024. Its stable part does not depend on
   # `steps`, so that a run can be made longer, and be cooled down from any of its checkpoints (`branch_from`).
   "wsd": lambda c, n, steps: (
-    _falling(c, 1 - jnp.sqrt(_done(n, max(steps - c.decay_steps, c.warmup_steps), steps)))
-    if c.decay_steps
-    else jnp.ones_like(n)
+    1 - (1 - c.final_fraction) * jnp.sqrt(_done(n, max(steps - c.decay_steps, c.warmup_steps), steps))
   ),
 }
 
