@@ -89,6 +89,10 @@ def test_the_step_is_by_default_the_last_one_and_the_data_may_change(experiment,
     ({"branch_at": 5}, r"no checkpoint of branch_at=5 \(it has 2, 4, 6, 8\)"),
     ({"train__steps": 4}, r"train\.steps=4 counts from the start of branch_from: set more than 4"),
     ({"branch_from": ""}, "branch_at=4 is a step of which run"),
+    (
+      {"optimizer__schedule": "linear", "optimizer__decay_steps": 2},
+      r"decay_steps=2 is a part of optimizer.schedule=wsd, not of linear",
+    ),
     ({"optimizer__name": "sgd"}, "unlike this model or optimizer|was saved from another"),
   ],
 )

@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.launching import ROOT, SHORT_RUN, quick_fit, tiny, write_experiment
 from tfm_jax.errors import UserError
+from tfm_jax.runtime.command import parse
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training import reference
 from tfm_jax.training.config import all_keys, from_stored, load, resolve, to_dict
@@ -21,9 +22,18 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(experiment, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("finished") / "run"
-  quick_fit(tiny(experiment, **SETTINGS), workdir)
-  return RunDirectory(workdir)
+  """A run directory as `fit` leaves it, as far as curves are concerned."""
+  run = RunDirectory(tmp_path_factory.mktemp("finished") / "run")
+  run.create()
+  run.write_config(to_dict(resolve(tiny(experiment, **SETTINGS))))
+  entry = {"fingerprints": {"data": "a", "tokenizer": "b"}, "versions": {"tfm_jax": "0.1.0", "jax": "0.12"}}
+  run.append_start(entry | {"devices": {"count": 1, "kind": "cpu", "processes": 1}})
+  writer = run.open_metrics()
+  for step, loss in ((0, 5.5), (2, 4.25), (4, 4.0)):
+    writer.write({"step": step, "split": "train", "loss": 9.0})
+    writer.write({"step": step, "split": "eval", "loss": loss})
+  writer.close()
+  return run
 
 
 @pytest.fixture
@@ -44,10 +54,10 @@ def test_a_run_of_the_same_settings_is_compared_wherever_its_text_lies(finished,
   assert content["config"]["seed"] == 0 and "path" not in content["config"]["data"]
   assert str(experiment.parent) not in curves.read_text()
   (line,) = lines(finished, experiment)
-  loss = f"{losses(finished)[4]:.4f}"
+  assert losses(finished) == {0: 5.5, 2: 4.25, 4: 4.0}
   assert line == (
-    f"reference curve (tiny.json, seed 0): held-out loss {loss} at step 4, here {loss} (+0.00%); "
-    f"largest difference +0.00%, at step 2"
+    "reference curve (tiny.json, seed 0): held-out loss 4.0000 at step 4, here 4.0000 (+0.00%); "
+    "largest difference +0.00%, at step 2"
   )
   content["losses"] = {"2": content["losses"]["2"] * 0.8, "4": content["losses"]["4"] * 1.1, "6": 1.0}
   curves.write_text(json.dumps(content))
@@ -82,10 +92,20 @@ def test_only_a_finished_run_from_its_seed_becomes_a_reference(finished, tmp_pat
   assert not (tmp_path / "x.json").exists()
 
 
-def test_the_end_of_a_run_says_it(curves, finished, caplog, experiment):
+@pytest.mark.slow
+def test_the_end_of_a_run_says_it(caplog, experiment, tmp_path, monkeypatch):
+  monkeypatch.setattr(reference, "CURVES", tmp_path / "curves")
+  quick_fit(tiny(experiment, **SETTINGS), tmp_path / "run")
+  assert (
+    reference.main(
+      parse([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'curves' / 'tiny.json'}"], ("workdir", "out"))
+    )
+    is None
+  )
   with caplog.at_level("INFO", "tfm_jax"):
-    quick_fit(tiny(experiment, **SETTINGS), finished.path)  # prints its result again
-  assert any(message.startswith("reference curve (tiny.json, seed 0)") for message in caplog.messages)
+    quick_fit(tiny(experiment, **SETTINGS, seed=1), tmp_path / "other")
+  (line,) = [message for message in caplog.messages if message.startswith("reference curve")]
+  assert line.startswith("reference curve (tiny.json, seed 0): held-out loss") and "(+0.00%)" not in line
 
 
 COMMITTED = sorted((ROOT / "configs" / "curves").glob("*.json"))

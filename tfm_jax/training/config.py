@@ -302,6 +302,11 @@ def resolve(config: Config) -> Config:
   if config.train.ramp.first < config.train.batch_size and (config.task.name or config.train.epochs):
     why = f"task.name={config.task.name} has none" if config.task.name else "train.epochs counts batches of one size"
     raise UserError(f"train.ramp_from={config.train.ramp_from} is for pre-training by train.steps: {why}")
+  if config.optimizer.decay_steps and config.optimizer.schedule != "wsd":
+    raise UserError(
+      f"optimizer.decay_steps={config.optimizer.decay_steps} is a part of optimizer.schedule=wsd, not of "
+      f"{config.optimizer.schedule}"
+    )
   if config.branch_at and not config.branch_from:
     raise UserError(f"branch_at={config.branch_at} is a step of which run? Set branch_from")
   if config.eval.patience and not config.eval.metric:

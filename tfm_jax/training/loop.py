@@ -121,16 +121,14 @@ class _Start:
     self.program = build_program(config, vocab_size, task.fields, loss=task.loss)
     self.model = self.program.model
     self.abstract = self.program.state  # computed here so that mistakes in optimizer.frozen are raised early
-    self.rows = self._rows_of(config.train.batch_size)
+    self.rows = rows_here(self.model.placement.sharding(("batch",)), config.train.batch_size)
     shards, first = self.model.placement.batch_shards, config.train.ramp.first
     if first % shards:
       raise UserError(f"train.ramp_from={first} does not divide into the {shards} parts of replica x data")
     self.eval_step: Any = None  # set once the number of microbatches is known
     self.result: dict[str, float] = {}
     self.base: tuple[RunDirectory, int] | None = None  # the run and the step whose parameters this one starts from
-    self.restored: tuple[RunDirectory, int] | None = (
-      None  # the run and the step whose whole state this start goes on from
-    )
+    self.restored: tuple[RunDirectory, int] | None = None  # the run and the step whose whole state this start takes
     self.begin = 0  # the step that this start begins at
     self.teacher = teacher_entry(run, config) if config.distill.teacher else None
     self.best = Best(config.eval.metric, config.eval.patience)
@@ -184,9 +182,8 @@ class _Start:
         self.task.tokenizer.save(run.tokenizer)
       run.write_config(to_dict(self.config))
     run.write_best(self.best.describe(self.split))
-    source = (
-      self.restored[0] if self.restored else RunDirectory(self.config.init_from) if self.config.init_from else run
-    )
+    source = RunDirectory(self.config.init_from) if self.config.init_from else run
+    source = self.restored[0] if self.restored else source
     entry = start_entry(self.program, self.task, self.begin, microbatches) | {"origin": source.origin()}
     if source is not run and self.restored:
       entry["branch"] = {"path": str(source.path), "step": self.begin}
@@ -245,7 +242,9 @@ class _Start:
 
   def _rows_of(self, size: int) -> np.ndarray | None:
     """See `rows_here`, of a global batch of so many rows."""
-    return rows_here(self.model.placement.sharding(("batch",)), size)
+    return (
+      self.rows if size == self.config.train.batch_size else rows_here(self.model.placement.sharding(("batch",)), size)
+    )
 
   def _state(self) -> TrainState:
     """The state of the checkpoint that this start goes on from, or one of step 0."""

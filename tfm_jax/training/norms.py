@@ -25,7 +25,7 @@ def layer_norms(trees: dict[str, Any]) -> dict[str, Array]:
       square = jnp.square(leaf.astype(jnp.float32))
       if axes_of(path).layers:
         before = path.partition("blocks/")[0]
-        sums = square.reshape(square.shape[0], -1).sum(1)
+        sums = square.sum(tuple(range(1, square.ndim)))
         parts = {f"{before}blocks/{layer}": sums[layer] for layer in range(square.shape[0])}
       else:
         first, *rest = path.split("/")

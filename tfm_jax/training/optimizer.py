@@ -1,6 +1,7 @@
 """Optimizers, as Optax chains for stacked parameters, and learning-rate schedules."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import Axes
 from tfm_jax.runtime.trees import flat
-from tfm_jax.sharding.placement import Placement
+from tfm_jax.sharding.placement import Placement, single_device
 from tfm_jax.training.lora import axes_of
 
 
@@ -45,16 +46,13 @@ def _done(n: Array, first: int, last: int) -> Array:
   return jnp.clip((n - first) / max(last - first, 1), 0.0, 1.0)
 
 
-def _falling(config: OptimizerConfig, fraction: Array) -> Array:
-  """From the peak to `final_fraction`, as the fraction falls from 1 to 0."""
-  return config.final_fraction + (1 - config.final_fraction) * fraction
-
-
 # Name -> learning rate after the warm-up, as a fraction of the peak. Arguments: the config; the update n, from 1; and
 # the number of updates of the whole training.
 SCHEDULES: dict[str, Callable[[OptimizerConfig, Array, int], Array]] = {
-  "linear": lambda c, n, steps: _falling(c, 1 - _done(n, c.warmup_steps, steps)),
-  "cosine": lambda c, n, steps: _falling(c, 0.5 * (1 + jnp.cos(math.pi * _done(n, c.warmup_steps, steps)))),
+  "linear": lambda c, n, steps: 1 - (1 - c.final_fraction) * _done(n, c.warmup_steps, steps),
+  "cosine": lambda c, n, steps: (
+    c.final_fraction + (1 - c.final_fraction) * 0.5 * (1 + jnp.cos(math.pi * _done(n, c.warmup_steps, steps)))
+  ),
   "rsqrt": lambda c, n, steps: jnp.sqrt(max(c.warmup_steps, 1) / n),
   # 1 / sqrt(max(n, warmup_steps)), as in T5 (Raffel et al. 2020, 3.1.2).
   "rsqrt_flat": lambda c, n, steps: jnp.sqrt(max(c.warmup_steps, 1) / n),
@@ -62,9 +60,7 @@ SCHEDULES: dict[str, Callable[[OptimizerConfig, Array, int], Array]] = {
   # Warm-up, stable, decay (Hu et al. 2024), with the decay of Hägele et al. 2024. Its stable part does not depend on
   # `steps`, so that a run can be made longer, and be cooled down from any of its checkpoints (`branch_from`).
   "wsd": lambda c, n, steps: (
-    _falling(c, 1 - jnp.sqrt(_done(n, max(steps - c.decay_steps, c.warmup_steps), steps)))
-    if c.decay_steps
-    else jnp.ones_like(n)
+    1 - (1 - c.final_fraction) * jnp.sqrt(_done(n, max(steps - c.decay_steps, c.warmup_steps), steps))
   ),
 }
 
@@ -103,21 +99,21 @@ def _decay(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   return optax.add_decayed_weights(config.weight_decay, mask) if config.weight_decay else optax.identity()
 
 
-def _adam(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+def _adam(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
   return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
 
 
-def _adamw(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
-  return optax.chain(_adam(config, axes), _decay(config, axes))
+def _adamw(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
+  return optax.chain(_adam(config, axes, st), _decay(config, axes))
 
 
-def _sgd(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+def _sgd(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
   momentum = optax.trace(config.beta1) if config.beta1 else optax.identity()
   # The decay comes last, outside the momentum. The identity keeps the path of the momentum in older checkpoints.
   return optax.chain(optax.identity(), momentum, _decay(config, axes))
 
 
-def _adafactor(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+def _adafactor(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
   """Shazeer and Stern 2018, without momentum, with updates relative to each parameter's scale, as in T5."""
   return per_matrix(
     optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()),
@@ -125,12 +121,12 @@ def _adafactor(config: OptimizerConfig, axes: Any) -> optax.GradientTransformati
   )
 
 
-def _lion(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+def _lion(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
   """Chen et al. 2023: the sign of a momentum. Rates are 3 to 10 times smaller than AdamW's, decays as much larger."""
   return optax.chain(optax.scale_by_lion(config.beta1, config.beta2), _decay(config, axes))
 
 
-def _muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+def _muon(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
   """Jordan et al. 2024: an orthogonal matrix for the momentum of each matrix of the blocks. The rest is AdamW.
 
   Embeddings, the head, biases and norms are not matrices of the blocks. Each direction has the size that AdamW's would
@@ -138,17 +134,21 @@ def _muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   """
   of_blocks = lambda a: a.is_matrix and a.layers > 0
   theirs = _map_axes(lambda a: a if of_blocks(a) else optax.MaskedNode(), axes)
-  orthogonal = optax.stateless(lambda momentum, _: jax.tree.map(_orthogonal_direction, momentum, theirs))
+  direction = functools.partial(_orthogonal_direction, st)
+  orthogonal = optax.stateless(lambda momentum, _: jax.tree.map(direction, momentum, theirs))
   return optax.chain(
     optax.masked(optax.chain(optax.trace(config.momentum, nesterov=True), orthogonal), _map_axes(of_blocks, axes)),
-    optax.masked(_adam(config, axes), _map_axes(lambda a: not of_blocks(a), axes)),
+    optax.masked(_adam(config, axes, st), _map_axes(lambda a: not of_blocks(a), axes)),
     _decay(config, axes),
   )
 
 
-def _orthogonal_direction(x: Array, axes: Axes) -> Array:
-  """The orthogonal matrix for each matrix of a stacked parameter, with a root mean square of about 0.2, as AdamW's."""
-  matrices = x.reshape(matrix_shape(x.shape, axes))
+def _orthogonal_direction(st: Placement, x: Array, axes: Axes) -> Array:
+  """The orthogonal matrix for each matrix of a stacked parameter, with a root mean square of about 0.2, as AdamW's.
+
+  Each device takes whole matrices of some layers: products of matrices that are cut would be sums over devices.
+  """
+  matrices = st.spread(x.reshape(matrix_shape(x.shape, axes)))
   return (0.2 * math.sqrt(max(matrices.shape[-2:])) * orthogonalized(matrices)).reshape(x.shape)
 
 
@@ -179,22 +179,25 @@ OPTIMIZERS = {
 }
 
 
-def find_optimizer(name: str) -> Callable[[OptimizerConfig, Any], optax.GradientTransformation]:
+def find_optimizer(name: str) -> Callable[[OptimizerConfig, Any, Placement], optax.GradientTransformation]:
   """The optimizer of that name. Raises UserError, which lists the names."""
   if name not in OPTIMIZERS:
     raise UserError(f"optimizer.name={name!r} is not one of {', '.join(OPTIMIZERS)}")
   return OPTIMIZERS[name]
 
 
-def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+def make_optimizer(
+  config: OptimizerConfig, axes: Any, placement: Placement | None = None
+) -> optax.GradientTransformation:
   """The chain that turns gradients into a direction, which the training step multiplies by minus the learning rate.
 
   Args:
     config: the optimizer by name, and its numbers.
     axes: a tree like the parameters', with the `Axes` of each.
+    placement: of the parameters; None: one device.
   """
   clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
-  return optax.chain(clip, find_optimizer(config.name)(config, axes))
+  return optax.chain(clip, find_optimizer(config.name)(config, axes, placement or single_device()))
 
 
 def matrix_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:

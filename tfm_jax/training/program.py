@@ -214,7 +214,8 @@ class Program:
   @functools.cached_property
   def tx(self) -> optax.GradientTransformation:
     """The Optax chain over the trained parameters. The learning rate is applied by the train step, not by the chain."""
-    return make_optimizer(self.config.optimizer, nested({path: axes_of(path) for path in flat(self.trained)}))
+    axes = nested({path: axes_of(path) for path in flat(self.trained)})
+    return make_optimizer(self.config.optimizer, axes, self.placement)
 
   @functools.cached_property
   def state(self) -> TrainState:
