@@ -1,12 +1,14 @@
 """Experts: routing, capacity and losses against plain loops; nothing depends on how a batch is cut."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.launching import SHORT_RUN, tiny, write_experiment
 from tests.support.plain_decoder import forward
 from tests.support.tiny import VOCAB, make_batch, make_model, make_program, placement
 from tfm_jax.errors import UserError
@@ -16,6 +18,8 @@ from tfm_jax.ops import experts as ops
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import total
 from tfm_jax.runtime.trees import flat
+from tfm_jax.training.load import load_run
+from tfm_jax.training.loop import fit
 from tfm_jax.training.loss import LossConfig, make_loss
 from tfm_jax.training.optimizer import per_matrix
 
@@ -208,6 +212,23 @@ def test_an_optimizer_of_matrices_sees_each_expert_alone():
     for e in range(3):
       one = jnp.asarray(w["w"][n, e])
       np.testing.assert_allclose(update["w"][n, e], tx.update(g["w"][n, e], tx.init(one), one)[0], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_reports_what_experts_did_resumes_under_another_strategy_and_generates(tmp_path):
+  changes = {"experts__count": 4, "experts__capacity": 1.0, "train__steps": 4, "model__dropout": 0.0}
+  experiment, path = write_experiment(tmp_path / "experiment"), tmp_path / "run"
+  fit(tiny(experiment, **SHORT_RUN | changes), path)
+  fit(tiny(experiment, **SHORT_RUN | changes | {"train__steps": 6, "sharding__strategy": "fsdp_ep"}), path)
+  records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+  for record in records:
+    assert 0.9 < record["balance"] < 4 and record["router_z"] > 0
+    assert ("dropped" in record) == (record["split"] == "train")
+  assert records[-1]["step"] == 6 and any(record.get("dropped", 0) > 0 for record in records)
+  entry = json.loads((path / "run.json").read_text())[-1]
+  assert entry["active_parameters"] == entry["parameters"] - 2 * (2 * 32 * 64 + 64 + 32)
+  run = load_run(path)
+  assert run.model.config.experts.count == 4 and run.generate(["the cat"], max_new_tokens=4)
 
 
 def test_parameters_are_counted_in_all_and_as_a_token_uses_them():
