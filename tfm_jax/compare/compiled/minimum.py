@@ -22,8 +22,8 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   Over `model`: four all-reduces of the residual stream [B, T, D] per block (six with cross-attention), one more for
   each attention that remat computes again, one for the embeddings and one for the output layer.
 
-  Experts that are split over axes of the batch are not gathered: for each layer, four all-to-alls of the tokens in their
-  places, and two more if remat computes the layer again.
+  Experts that are split over axes of the batch are not gathered: for each layer, four all-to-alls of the tokens in
+  their places, and two more if remat computes the layer again.
   """
   model = program.model
   shape = model.placement.mesh.shape
