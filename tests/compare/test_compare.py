@@ -148,6 +148,8 @@ PLAIN = {"model__norm": "rms", "model__bias": "none", "model__positions": "rotar
 BLOCKS = 2 * (4 * 32 * 32 + 2 * 32 * 64) * 4
 TABLE = 384 * 32 * 4
 NORMS = (2 * 2 * 32 + 32) * 4
+ROUTED = 2 * (4 * 32 * 32 + 32 * 8) * 4  # attention and router, without the experts
+SENT = 8 * 5 * 32 * 4  # of the one row of a device: 5 places of each of 8 experts, for 16 tokens with 2 experts each
 STREAM = 4 * 16 * 32 * 4  # half of the batch's rows, 16 tokens
 
 
@@ -176,6 +178,7 @@ STREAM = 4 * 16 * 32 * 4  # half of the batch's rows, 16 tokens
         "replica,data": 2 * 7 / 8 * NORMS,
       },
     ),
+    ("fsdp_ep", {"experts__count": 8}, {"data": 7 / 8 * (3 * ROUTED + 2 * TABLE + 2 * NORMS + 2 * 4 * SENT)}),
   ],
 )
 def test_minimum_bytes_by_hand(experiment, strategy, changes, expected):

@@ -174,6 +174,9 @@ ROTARY = {"positions": "rotary"}
     ("bert", ROTARY | {"norm_order": "pre", "head.name": "token_classification"}, "model.token_types=2"),
     ("roberta", ROTARY, "model.positions='rotary'"),
     ("gpt", ROTARY | {"gated": True}, "model.gated=True"),
+    ("gpt", {"positions": "alibi"}, "model.positions='alibi'"),
+    ("llama", {"norm_order": "parallel"}, "model.norm_order='parallel'"),
+    ("llama", {"experts.count": 4}, "experts.count=4"),
   ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(family, changes, named):

@@ -1,12 +1,14 @@
 """Experts: routing, capacity and losses against plain loops; nothing depends on how a batch is cut."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.launching import SHORT_RUN, tiny, write_experiment
 from tests.support.plain_decoder import forward
 from tests.support.tiny import VOCAB, make_batch, make_model, make_program, placement
 from tfm_jax.errors import UserError
@@ -16,6 +18,8 @@ from tfm_jax.ops import experts as ops
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import total
 from tfm_jax.runtime.trees import flat
+from tfm_jax.training.load import load_run
+from tfm_jax.training.loop import fit
 from tfm_jax.training.loss import LossConfig, make_loss
 from tfm_jax.training.optimizer import per_matrix
 
@@ -68,7 +72,7 @@ def test_outputs_losses_and_counts_equal_plain_loops(case, training):
   assert (dropped > 0) == (case != "no limit")
   # The published losses: summed over layers, with their factors.
   extra = 0.01 * total_of("balance") / n + 0.001 * total_of("router_z") / n
-  assert means["objective"] - means["loss"] == pytest.approx(extra, rel=1e-4)
+  assert means["objective"] - means["loss"] == pytest.approx(extra, rel=1e-3)
 
 
 def test_places_are_given_in_the_order_of_the_row_and_none_to_padding():
@@ -145,7 +149,7 @@ def test_no_later_token_takes_the_place_of_an_earlier_one():
 def stepped(microbatches=1, strategy="dp", devices=1):
   """(metrics, gradient by path): one step of SGD with rate 1 moves each parameter by its gradient."""
   model = make_model("experts", placement(strategy, devices), num_layers=1, **{"experts.group": 8})
-  batch = make_batch("experts", rows=8)
+  batch = make_batch("experts")
   batch["segment_ids"][2:4, 5:] = 0
   batch["weights"] *= batch["segment_ids"] > 0
   sgd = {"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0}
@@ -173,7 +177,7 @@ def test_a_step_does_not_depend_on_how_the_batch_and_the_experts_are_cut(cut):
 
 def test_tokens_go_to_the_experts_and_experts_to_no_other_device():
   model = make_model("experts", placement("fsdp_ep", 8), num_layers=1)
-  program = make_program(model, make_batch("experts", rows=8))
+  program = make_program(model, make_batch("experts"))
   text = program.compile(1).as_text()
   assert "all-to-all" in text
   assert "f32[8,32,2,64]" not in text and "f32[1,8,32,64]" not in text  # the weights of all experts, gathered
@@ -186,13 +190,12 @@ def test_gradients_reach_router_and_experts_through_the_plain_derivative():
   gradient = jax.jit(jax.grad(objective))(params)["blocks"]["mlp"]
   for name, x in flat(gradient).items():
     place = np.unravel_index(np.argmax(np.abs(x)), x.shape)
-    moved = {}
+    step, moved = 2e-4 if name == "router" else 1e-3, {}  # a small one changes no choice
     for sign in (1, -1):
       tree = jax.tree.map(np.copy, params)
-      flat_mlp = flat(tree["blocks"]["mlp"])
-      flat_mlp[name][place] += sign * 2e-3
+      flat(tree["blocks"]["mlp"])[name][place] += sign * step
       moved[sign] = float(objective(tree))
-    assert (moved[1] - moved[-1]) / 4e-3 == pytest.approx(float(x[place]), rel=0.05), name
+    assert (moved[1] - moved[-1]) / (2 * step) == pytest.approx(float(x[place]), rel=0.05), name
 
 
 def test_an_optimizer_of_matrices_sees_each_expert_alone():
@@ -209,6 +212,23 @@ def test_an_optimizer_of_matrices_sees_each_expert_alone():
     for e in range(3):
       one = jnp.asarray(w["w"][n, e])
       np.testing.assert_allclose(update["w"][n, e], tx.update(g["w"][n, e], tx.init(one), one)[0], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_reports_what_experts_did_resumes_under_another_strategy_and_generates(tmp_path):
+  changes = {"experts__count": 4, "experts__capacity": 1.0, "train__steps": 4, "model__dropout": 0.0}
+  experiment, path = write_experiment(tmp_path / "experiment"), tmp_path / "run"
+  fit(tiny(experiment, **SHORT_RUN | changes), path)
+  fit(tiny(experiment, **SHORT_RUN | changes | {"train__steps": 6, "sharding__strategy": "fsdp_ep"}), path)
+  records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+  for record in records:
+    assert 0.9 < record["balance"] < 4 and record["router_z"] > 0
+    assert ("dropped" in record) == (record["split"] == "train")
+  assert records[-1]["step"] == 6 and any(record.get("dropped", 0) > 0 for record in records)
+  entry = json.loads((path / "run.json").read_text())[-1]
+  assert entry["active_parameters"] == entry["parameters"] - 2 * (2 * 32 * 64 + 64 + 32)
+  run = load_run(path)
+  assert run.model.config.experts.count == 4 and run.generate(["the cat"], max_new_tokens=4)
 
 
 def test_parameters_are_counted_in_all_and_as_a_token_uses_them():

@@ -191,6 +191,7 @@ def _normal(config: ModelConfig, key: str) -> Any:
 
 
 _ROTARY = tuple(key for key in KINDS if key.startswith("rotary."))
+_EXPERTS = tuple(key for key in KINDS if key.startswith("experts.") and key != "experts.count")
 _TRANSFORM = ("head.transform", "head.activation", "bias.transform")
 # Fields, and the models in which they have no meaning.
 UNUSED: tuple[tuple[tuple[str, ...], Callable[[ModelConfig], bool]], ...] = (
@@ -200,6 +201,7 @@ UNUSED: tuple[tuple[tuple[str, ...], Callable[[ModelConfig], bool]], ...] = (
   (_ROTARY, lambda c: c.positions != "rotary"),
   (("rotary.low", "rotary.high"), lambda c: not c.rotary.original),
   (("window.global_every", "rotary.local_base"), lambda c: not c.window.size),
+  (_EXPERTS, lambda c: not c.experts.count),
   (("first_norm",), lambda c: c.norm_order != "pre"),
   (("head.num_labels", "head.labels"), lambda c: not c.head.name.endswith("_classification")),
   (("head.pooler", "head.pooling"), lambda c: c.head.name not in ("pretraining", "pooled", "sequence_classification")),

@@ -84,9 +84,8 @@ class Block(Layer):
     new: Kept = {}
     shown: dict[str, Array | None] = {}
     routed: Routing | None = None
-
     order = ORDERS[c.norm_order]
-    kept_share = np.float32(self.deepnorm()[0]) if order.deep else None
+    factor = np.float32(self.deepnorm()[0]) if order.deep else None
     gain = self.param("gain", nn.initializers.zeros, ()) if order.gain else None
     shared_BTD = Norm(c, st, name="norm")(x_BTD) if order.parallel else None
 
@@ -105,7 +104,7 @@ class Block(Layer):
         y, new[name], shown[name] = sublayer(y, layer, ctx, (kept or {}).get(name))
       y = dropout(st.constrain(y, STREAM), c.dropout, ctx.noise, layer, site)
       y = y if gain is None else (gain * y).astype(y.dtype)
-      x = x + y if kept_share is None else (kept_share * x + y).astype(x.dtype)
+      x = x + y if factor is None else (factor * x + y).astype(x.dtype)
       return norm(x) if order.after else x
 
     attention: Any = self.sublayers.attention

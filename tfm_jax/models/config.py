@@ -265,11 +265,11 @@ def check(config: ModelConfig) -> None:
   if config.positions == "rotary" and config.head_features % 2:
     raise UserError(f"rotary positions need an even head dimension, not {config.head_features}: set model.head_dim")
   head, image, experts = config.head, config.image, config.experts
-  if experts.count and not 1 <= experts.top_k <= experts.count:
-    raise UserError(f"experts.top_k={experts.top_k} must lie between 1 and experts.count={experts.count}")
   for key in ("count", "capacity", "group", "balance", "z_loss"):
     if getattr(experts, key) < 0:
       raise UserError(f"experts.{key}={getattr(experts, key)} must not be negative")
+  if experts.count and not 1 <= experts.top_k <= experts.count:
+    raise UserError(f"experts.top_k={experts.top_k} must lie between 1 and experts.count={experts.count}")
   if experts.count and config.inner_dropout and config.dropout:
     raise UserError(
       f"experts.count={experts.count}: experts have no dropout inside, as model.inner_dropout=true asks: set it to "

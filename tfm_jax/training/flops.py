@@ -108,7 +108,7 @@ def _of_jaxpr(jaxpr: Any, scope: str = "") -> Flops:
 def _counted(flops: float, scope: str) -> Flops:
   """Both counts of products in a name scope, of which only a share may be needed (`ops.experts.share_scope`)."""
   names = re.split(r"[/()]", scope)
-  for part, whole in re.findall(rf"{SHARE}(\d+)_of_(\d+)", scope):
+  for part, whole in set(re.findall(rf"{SHARE}(\d+)_of_(\d+)", scope)):
     flops = flops * int(part) / int(whole)
   return Flops(flops, flops / 2 if CAUSAL in names else flops)
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 
+from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.families.table import find_family
-from tfm_jax.sharding.strategy import BATCH_AXES
+from tfm_jax.ops.experts import places_per_expert
+from tfm_jax.sharding.strategy import BATCH_AXES, STAYING
 from tfm_jax.training.flops import sequence_lengths
 from tfm_jax.training.program import Program
 
@@ -22,6 +24,9 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   each attention that remat computes again, one for the embeddings and one for the output layer. Per recurrent layer one
   all-gather of its output and one reduce-scatter of its gradient, together as much as one all-reduce; two all-reduces
   for the attention of its decoder.
+
+  Experts that are split over axes of the batch are not gathered: for each layer, four all-to-alls of the tokens in
+  their places, and two more if remat computes the layer again.
   """
   model = program.model
   shape = model.placement.mesh.shape
@@ -41,12 +46,18 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     scattered = tuple(name for name in BATCH_AXES if name in used and shape[name] > 1)
     name = "/".join(str(key.key) for key in path)
     once = name.startswith("embed/") or name == "head/w"
-    add(scattered, 2 if once else 3 * microbatches, size)
+    if not set(STAYING) & set(axes.names):
+      add(scattered, 2 if once else 3 * microbatches, size)
     reduced = tuple(name for name in BATCH_AXES if name not in used)
     add(reduced, 2, size / math.prod(shape[name] for name in scattered))
 
   jax.tree.map_with_path(add_weight, model.shapes())
   c, rows = model.config, program.config.train.batch_size / model.placement.batch_shards
+  sent_to = tuple(name for name in model.placement.strategy.mesh_axes("act_experts") if name in BATCH_AXES)
+  if c.experts.count and c.experts.capacity and sent_to:
+    lengths = sequence_lengths(c, program.fields)
+    places = sum(n * _places(c, T) for n, T in zip((c.num_layers, c.decoder_depth), lengths, strict=False))
+    add(sent_to, 6 if c.remat == "full" else 4, rows * places * c.embed_dim * item)
   if dict(model.placement.strategy.rules).get("heads") and shape["model"] > 1:
     again = 1 if c.remat == "full" else 0
     recurrent = find_family(model.family).cell is not None
@@ -60,6 +71,13 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
       positions = c.num_layers * own * T + T + predicted
     add(("model",), 2, rows * positions * c.embed_dim * item)
   return total
+
+
+def _places(c: ModelConfig, tokens: int) -> int:
+  """The places of all experts of a layer for the tokens of one row."""
+  group = min(c.experts.group or tokens, tokens)
+  count = c.experts.count
+  return math.ceil(tokens / group) * count * places_per_expert(c.experts.capacity, group, count, c.experts.top_k)
 
 
 def _names(part: Any) -> tuple[str, ...]:
