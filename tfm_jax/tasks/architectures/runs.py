@@ -18,7 +18,7 @@ from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.architectures.plan import Entry, Plan
 from tfm_jax.tasks.sweeps.worker import RESULT, replace
 from tfm_jax.tasks.table import find_task
-from tfm_jax.training.config import Config, to_dict
+from tfm_jax.training.config import Config, from_stored, to_dict
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
 from tfm_jax.training.memory import peak_bytes
@@ -120,9 +120,9 @@ def measured(workdir: Path) -> Measures:
   steps = steps or [record for record in records if record["split"] == "train"]
   median = lambda name: statistics.median(record[name] for record in steps)
   run = load_run(workdir)
-  task = Pretraining(run.config, directory.stored_tokenizer())
-  vocab_size = task.tokenizer.vocab_size if task.tokenizer else 0
-  program = build_program(run.config, vocab_size, task.fields, list(run.model.placement.mesh.devices.flat))
+  config = from_stored(directory.read_config())
+  task = Pretraining(config, directory.stored_tokenizer())
+  program = build_program(config, task.tokenizer.vocab_size, task.fields)
   microbatches = directory.starts()[-1]["microbatches"] or 1
   metrics = {name: x for name, x in held_out[-1].items() if name not in ("step", "split")}
   return Measures(
