@@ -36,7 +36,7 @@ def get_config(variant):
   c.tokenizer.sentinels = 10
   if of_task:
     c.data.update({"source": "text", "path": "TABLE", "eval_path": "TABLE", "target_len": 16})
-    c.task.name = "sequence_classification"
+    c.task.name = "sst2"
     if name == "encoder_decoder":
       c.objective.name = "seq2seq"
       c.task.update({"name": "text_to_text", "source_task": "sst2"})
