@@ -1,6 +1,7 @@
 """The runs of a comparison of architectures, and what is measured on each."""
 
 import dataclasses
+import functools
 import json
 import logging
 import statistics
@@ -156,7 +157,7 @@ def loss_by_place(model: Model, params: Any, task: Pretraining) -> list[tuple[in
   return bins
 
 
-@jax.jit(static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _place_sums(model: Model, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
   """(sum of losses, sum of weights) of the targets at each place, [L]."""
   side = "" if "targets" in batch else "decoder_"
