@@ -11,7 +11,7 @@ there is something distant to use. Measured: not yet run; see docs/architectures
 
 import os
 
-from configs import task
+from configs import base, task
 
 # name -> family, objective, layers, peak of the learning rate
 ARCHITECTURES = {
@@ -37,7 +37,7 @@ TRANSFORMERS = ("bert", "gpt")
 def get_config(variant="encoder"):
   name, _, of_task = variant.partition("-")
   family, objective, layers, rate = ARCHITECTURES[name]
-  c = task.base.get_config()
+  c = base.get_config()
   c.family, c.objective.name = family, objective
   c.model.update({"num_layers": layers, "embed_dim": 128, "dropout": 0.0, "attention_dropout": 0.0})
   if family in (*TRANSFORMERS, "t5"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,7 +18,9 @@ from tfm_jax.tasks.architectures import __main__ as command
 from tfm_jax.tasks.architectures.page import architectures_page, row, terminal_table, to_json
 from tfm_jax.tasks.architectures.plan import FLOPS, PARAMETERS, make_plan
 from tfm_jax.tasks.architectures.runs import Measures, Result, loss_by_place
+from tfm_jax.training.config import load
 from tfm_jax.training.load import load_run
+from tfm_jax.training.loop import fit
 from tfm_jax.training.pretraining import Pretraining
 
 VARIANTS = """
@@ -33,11 +36,22 @@ def get_config(variant):
   c.tokenizer.sentinels = 10
   if of_task:
     c.data.update({"source": "text", "path": "TABLE", "eval_path": "TABLE", "target_len": 16})
-    c.task.name = "sequence_classification"
+    c.task.name = "sst2"
     if name == "encoder_decoder":
       c.objective.name = "seq2seq"
       c.task.update({"name": "text_to_text", "source_task": "sst2"})
     c.train.update({"steps": 2})
+  return c.lock()
+"""
+
+OTHER = """
+
+same = get_config
+
+
+def get_config(variant):
+  c = same(variant).unlock()
+  c.data.seq_len = 8 if variant == "lstm" else 16
   return c.lock()
 """
 
@@ -85,6 +99,9 @@ def test_mistakes_are_told_before_anything_starts(experiment, tmp_path):
     assert message in refusal(command.main, Flags({"config": experiment, "out": str(out), **flags}, {}))
   assert not out.exists()
   keys = {"model.head_dim": "8"}
+  changed = experiment.replace("several", "changed")
+  Path(changed).write_text(Path(experiment).read_text() + OTHER)
+  assert "has another data.seq_len than the first" in refusal(make_plan, changed, {}, ["encoder", "lstm"], ["words"], 1)
   assert "they follow the width" in refusal(make_plan, experiment, keys, ["encoder", "lstm"], ["words"], 1)
 
 
@@ -144,9 +161,6 @@ def test_the_page_shows_what_was_measured(experiment):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["encoder", "lstm"])
 def test_the_loss_by_place_is_that_of_a_loop_over_targets(experiment, tmp_path, name):
-  from tfm_jax.training.config import load
-  from tfm_jax.training.loop import fit
-
   workdir = tmp_path / "run"
   fit(load(f"{experiment}:{name}", {"train.steps": "2"}), workdir)
   run = load_run(workdir)

@@ -42,7 +42,8 @@ def architectures_page(plan: Plan, results: Sequence[Result]) -> str:
   parts = [page.header("Architectures side by side", intro, facts)]
   for equal in (PARAMETERS, FLOPS):
     part = [result for result in results if result.entry.equal == equal]
-    parts.append(page.section(_TITLES[equal], _SAID[equal], page.table(columns(plan), [row(plan, r) for r in part])))
+    table = page.table(columns(plan), [row(plan, result) for result in part], text_columns=2)
+    parts.append(page.section(_TITLES[equal], _SAID[equal], table))
   parts.append(page.section("How to read the losses", _LOSSES, ""))
   cards = "".join(
     f'<div class="card"><h2>{_TITLES[equal]}</h2>{_places([r for r in results if r.entry.equal == equal])}</div>'

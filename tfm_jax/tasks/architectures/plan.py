@@ -11,7 +11,7 @@ from tfm_jax.runtime.devices import first_device
 from tfm_jax.tasks.labelled import LabelledTask
 from tfm_jax.tasks.scores import MAIN
 from tfm_jax.tasks.table import find_task
-from tfm_jax.training.config import Config, load, resolve
+from tfm_jax.training.config import Config, flat, load, resolve, to_dict
 from tfm_jax.training.program import build_model
 
 PARAMETERS, FLOPS = "parameters", "flops"
@@ -74,23 +74,20 @@ def make_plan(
   is the nearest; depth and heads stay.
 
   Raises:
-    UserError: a variant does not exist, or a configuration is not possible.
+    UserError: a variant does not exist, a configuration is not possible, or text, tokenizer, rows or steps differ.
   """
   entries: list[Entry] = []
   metrics: dict[str, str] = {}
-  target, steps, budget = 0, 0, 0.0
+  target, budget = 0, 0.0
   for name in architectures:
     config = load(f"{path}:{name}", overrides)
     config = _as_wide(config, _width(config, target)) if target else config
     parameters = parameter_count(config)
-    target, steps = target or parameters, steps or config.train.steps
-    if config.train.steps != steps:
-      raise UserError(
-        f"{path}:{name} has train.steps={config.train.steps}, and {architectures[0]} has {steps}: "
-        f"all train equally long"
-      )
+    if entries:
+      _check_alike(f"{path}:{name}", config, entries[0].config)
+    target = target or parameters
     flops = build_program(config, [first_device()]).flops.full
-    budget = budget or flops * steps
+    budget = budget or flops * config.train.steps
     tuned = {}
     for task in tasks:
       tuned[task] = _as_wide(load(f"{path}:{name}-{task}", overrides), config.model.embed_dim)
@@ -99,6 +96,17 @@ def make_plan(
     again = dataclasses.replace(config.train, steps=max(round(budget / flops), 1))
     entries += [one, dataclasses.replace(one, equal=FLOPS, config=dataclasses.replace(config, train=again))]
   return Plan(tuple(sorted(entries, key=lambda entry: entry.equal == FLOPS)), metrics, seeds)
+
+
+def _check_alike(variant: str, config: Config, first: Config) -> None:
+  """Raises UserError for a pre-training on other data, or with another tokenizer or number of steps than the first."""
+  if not (config.data.eval_path or config.data.eval_fraction):
+    raise UserError(f"{variant}: nothing is held out to measure the loss on: set data.eval_path or data.eval_fraction")
+  ours, theirs = flat(to_dict(config)), flat(to_dict(first))
+  keys = [key for key in ours if key.split(".")[0] in ("data", "tokenizer", "train") and key != "data.target_len"]
+  other = [key for key in keys if ours[key] != theirs[key]]
+  if other:
+    raise UserError(f"{variant} has another {other[0]} than the first architecture: they would not be comparable")
 
 
 def parameter_count(config: Config) -> int:

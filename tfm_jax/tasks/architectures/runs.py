@@ -1,6 +1,7 @@
 """The runs of a comparison of architectures, and what is measured on each."""
 
 import dataclasses
+import functools
 import json
 import logging
 import statistics
@@ -18,7 +19,7 @@ from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.architectures.plan import Entry, Plan
 from tfm_jax.tasks.sweeps.worker import RESULT, replace
 from tfm_jax.tasks.table import find_task
-from tfm_jax.training.config import Config, to_dict
+from tfm_jax.training.config import Config, from_stored, to_dict
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
 from tfm_jax.training.memory import peak_bytes
@@ -120,9 +121,9 @@ def measured(workdir: Path) -> Measures:
   steps = steps or [record for record in records if record["split"] == "train"]
   median = lambda name: statistics.median(record[name] for record in steps)
   run = load_run(workdir)
-  task = Pretraining(run.config, directory.stored_tokenizer())
-  vocab_size = task.tokenizer.vocab_size if task.tokenizer else 0
-  program = build_program(run.config, vocab_size, task.fields, list(run.model.placement.mesh.devices.flat))
+  config = from_stored(directory.read_config())
+  task = Pretraining(config, directory.stored_tokenizer())
+  program = build_program(config, task.tokenizer.vocab_size, task.fields)
   microbatches = directory.starts()[-1]["microbatches"] or 1
   metrics = {name: x for name, x in held_out[-1].items() if name not in ("step", "split")}
   return Measures(
@@ -156,7 +157,7 @@ def loss_by_place(model: Model, params: Any, task: Pretraining) -> list[tuple[in
   return bins
 
 
-@jax.jit(static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _place_sums(model: Model, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
   """(sum of losses, sum of weights) of the targets at each place, [L]."""
   side = "" if "targets" in batch else "decoder_"
