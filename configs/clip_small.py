@@ -37,7 +37,8 @@ def get_config(variant=""):
     return c.lock()
   c.model.update({"num_layers": 4, "decoder_layers": 2, "embed_dim": 128, "num_heads": 4, "mlp_dim": 512})
   c.tokenizer.kind, c.data.seq_len = "byte", 48
-  c.optimizer.warmup_fraction = 0.1
+  c.model.init = "xavier"
+  c.optimizer.update({"learning_rate": 5e-4, "warmup_fraction": 0.1})
   c.train.update({"batch_size": 128, "steps": 1500, "log_every": 20})
   c.eval.every = 250
   if variant == "cifar10":

@@ -32,16 +32,17 @@ def get_config(variant=""):
     c.sharding.strategy = "fsdp"
     c.eval.every = 2500
     return c.lock()
+  c.model.init = "xavier"
   c.optimizer.update({"weight_decay": 0.05, "warmup_fraction": 0.1})
   c.train.update({"batch_size": 128, "log_every": 20})
   c.eval.every = 500
   if variant == "fashion_mnist":
     c.model.update({"num_layers": 4, "embed_dim": 128, "num_heads": 4, "mlp_dim": 512})
-    c.image.update({"height": 28, "width": 28, "channels": 1, "patch": 4})
+    c.image.update({"height": 28, "width": 28, "channels": 1, "patch": 7})
     c.head.update({"labels": FASHION, "num_labels": 10})
     c.augment.update({"crop": "shift", "pad": 2, "flip": True})
     c.data.update(task.files("fashion_mnist", "train20k-images-idx3-ubyte.gz", "val5k-images-idx3-ubyte.gz"))
-    c.train.epochs = 15.0
+    c.train.epochs = 45.0
   elif variant == "cifar10":
     c.model.update({"num_layers": 6, "embed_dim": 192, "num_heads": 6, "mlp_dim": 768})
     c.image.update({"height": 32, "width": 32, "channels": 3, "patch": 4})

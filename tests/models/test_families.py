@@ -197,8 +197,10 @@ def test_an_answer_ends_where_it_starts_or_later_and_lies_in_no_padding():
   np.testing.assert_allclose(predicted["probability"], [(0.1 / 0.3) * (0.5 / 0.6)], rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert", "t5_encoder"])
-@pytest.mark.parametrize("name", sorted(HEADS))
+@pytest.mark.parametrize(
+  ("name", "family"),
+  [(name, family) for family in ("bert", "t5_encoder", "clip") for name in sorted(heads_of(family))],
+)
 def test_every_head_predicts_what_can_be_written_down(name, family):
   model = Model(family, resolve_model(family, PLAIN | {"head.name": name}), single_device(), VOCAB)
   batch = random_batch(labelled_fields(family, model.config, 12, VOCAB), 3)

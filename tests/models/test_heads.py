@@ -15,7 +15,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.model import Model, labelled_fields, resolve_model
+from tfm_jax.models.model import Model, heads_of, labelled_fields, resolve_model
 from tfm_jax.ops.losses import LossConfig, total
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.training import flops
@@ -181,10 +181,12 @@ def test_the_names_of_the_heads_parameters_are_complete():
   base = make("bert rows").config
   trees = [
     {p[0].key for p, _ in jax.tree.leaves_with_path(Model("bert", c, single_device(), VOCAB).shapes())}
-    for c in (replaced(base, {"head.name": head}) for head in HEADS)
+    for c in (replaced(base, {"head.name": head}) for head in heads_of("bert"))
   ]
   assert all(of_head(path) for path in set.union(*trees) - set.intersection(*trees))
   assert not any(of_head(path) for path in set.intersection(*trees))
+  towers = Model("clip", resolve_model("clip", SIZES | PLAIN), single_device(), VOCAB).shapes()
+  assert {name for name in towers if not of_head(name)} == {"image", "text"} and len(towers) == 5
 
 
 @pytest.mark.parametrize(

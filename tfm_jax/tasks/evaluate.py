@@ -149,7 +149,7 @@ def _of_images(run: Run, kind: type[ImageTask], name: str, data: str, batch_size
   task, index = kind.of_run(config, run.tokenizer), np.arange(len(images))
   predictions = task.predict(run.model, run.params, images, index)
   scores = task.scores(predictions)
-  facts = {"run": "Errors", "task": name, "data": path, "pictures": f"{len(images):,}", "step": f"{run.step:,}"}
+  facts = {"run": "Errors", "task": name, "data": path, "step": f"{run.step:,}"}
   return Evaluation(kind.form, predictions, scores, facts, task.pictures(run.model, run.params, images, index))
 
 

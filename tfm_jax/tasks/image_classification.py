@@ -30,6 +30,7 @@ class ImageClassification(ImageTask):
   on the step alone, whichever of its rows a process makes.
   """
 
+  family: ClassVar[str] = "vit"
   head_name: ClassVar[str] = "sequence_classification"
 
   @classmethod

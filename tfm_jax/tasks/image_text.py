@@ -1,6 +1,7 @@
 """Pictures and captions that learn to agree (CLIP, Radford et al. 2021), and classes by the texts that name them."""
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,6 +20,8 @@ from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.task import Batch, EvalStream, Predictions
 
+log = logging.getLogger(__name__)
+
 _CAPTION = 220  # site of the draws
 
 
@@ -32,6 +35,7 @@ class ImageText(ImageTask):
   paper. So the loss does not reach 0: with C classes in batches of B rows, log(B / C) is about the least.
   """
 
+  family: ClassVar[str] = "clip"
   head_name: ClassVar[str] = "contrastive"
 
   @classmethod
@@ -109,6 +113,8 @@ class ImageText(ImageTask):
     out = np.full((len(templates), len(names), length), -1, np.int32)
     for i, template in enumerate(templates):
       for j, ids in enumerate(self.tokenizer.encode_batch([_written(template, name) for name in names])):
+        if len(ids) >= length:
+          log.warning("%r is longer than data.seq_len=%d and was cut", _written(template, names[j]), length)
         whole = np.append(ids[: length - 1], self.tokenizer.eos_id)
         out[i, j, : len(whole)] = whole
     return out

@@ -51,6 +51,8 @@ class ImageTask(abc.ABC):
 
   predicts: ClassVar[bool] = True
   lengths: tuple[int, ...] = ()
+  family: ClassVar[str] = ""
+  """The family that has the head, if the model must read images."""
   head_name: ClassVar[str]
   """The prediction head, see `models.heads.table`."""
   form: ClassVar[str] = "classes"
@@ -86,6 +88,8 @@ class ImageTask(abc.ABC):
     """Sets the head and what else follows from the pictures. Raises UserError."""
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=SOURCE))
     config.augment.check()
+    if cls.family and not config.model.image.patch:
+      raise UserError(f"family={config.family} reads no images: task.name={config.task.name} needs family={cls.family}")
     check_split(config.data.eval_fraction, config.data.errors)
     changes = cls.keys(config, cls.opened(config, config.data.path, "data.path"))
     sections: dict[str, dict[str, Any]] = {name: {} for name in ("task", "data", "train")}
