@@ -11,6 +11,9 @@ from typing import TypeVar
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpora.table import DOCUMENTS, check_split
 
+DUPLICATES = ("keep", "exact", "near")
+"""What `data.duplicates` may be."""
+
 log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound="SourceConfig")
@@ -42,6 +45,13 @@ class SourceConfig:
   # jsonl: the key of the text in each object; a.b is the key b of the object under a, and a+b joins two texts
   text_key: str = "text"
   errors: str = "raise"  # text that is not UTF-8: raise, or replace by U+FFFD
+  duplicates: str = "keep"  # documents like an earlier one: keep, or leave out exact ones, or near ones too
+  similarity: float = 0.8  # of near duplicates: the smallest share of common runs of five words (Jaccard)
+  min_characters: int = 0  # shorter documents are left out
+  max_characters: int = 0  # longer documents are left out; 0: none
+  min_letters: float = 0.0  # documents with a smaller share of letters among their visible characters are left out
+  max_repeated_lines: float = 1.0  # documents in which a larger share of the lines repeats another are left out
+  unwanted: str = ""  # documents with a match of this regular expression are left out, such as (?i)lorem ipsum
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,12 @@ def check_data(data: DataConfig) -> None:
     if not source.text_key:
       raise UserError("data.text_key is empty: name the key of the text in each JSON object")
     check_split(source.eval_fraction, source.errors)
+    if source.duplicates not in DUPLICATES:
+      raise UserError(f"data.duplicates={source.duplicates}: expected one of {', '.join(DUPLICATES)}")
+    try:
+      re.compile(source.unwanted)
+    except re.error as error:
+      raise UserError(f"data.unwanted={source.unwanted}: not a regular expression ({error})") from error
   if not data.mixture_temperature > 0:
     raise UserError(f"data.mixture_temperature={data.mixture_temperature:g} must be above 0")
   weights = [source.weight for source in data.mixture]

@@ -17,6 +17,7 @@ from tfm_jax.cache import atomic_directory, cache_dir, recall, remember
 from tfm_jax.data.config import DataConfig, MixtureSource, SourceConfig, check_data, eval_key, source_name
 from tfm_jax.data.dataset import Dataset, unigram_entropy
 from tfm_jax.data.encode import Encoder
+from tfm_jax.data.filters import filtered
 from tfm_jax.data.mixture import MixedDataset, scaled
 from tfm_jax.data.summary import corpus_block, mixture_block
 from tfm_jax.data.token_file import FORMAT, TokenFile, build_token_file
@@ -255,8 +256,8 @@ def sources_of(data: DataConfig) -> Sequence[SourceConfig]:
 
 
 def open_corpus(config: SourceConfig) -> Corpus:
-  """The documents of a source. Raises UserError."""
-  return SOURCES[config.source](config)
+  """The documents of a source, without those that are left out. Raises UserError."""
+  return filtered(SOURCES[config.source](config), config)
 
 
 def _tokenised(config: SourceConfig, corpus: Corpus, encoder: Encoder, workers: int | None) -> Source:
