@@ -80,6 +80,9 @@ class DataConfig(SourceConfig):
 SOURCE_KEYS = tuple(field.name for field in dataclasses.fields(SourceConfig))
 """The keys that say where text is read from: of the section `data`, and of each section of a mixture."""
 
+FILTERS = SOURCE_KEYS[SOURCE_KEYS.index("duplicates") :]
+"""Those of them that leave documents out."""
+
 
 @dataclass(frozen=True)
 class TaskConfig:
@@ -124,6 +127,13 @@ def resolve_data(data: DataConfig) -> DataConfig:
       raise UserError(f"data.mixture has two sources of the name {name}: give each a name of its own")
   named = (dataclasses.replace(source, name=name) for source, name in zip(mixture, names, strict=True))
   return dataclasses.replace(data, mixture=tuple(named))
+
+
+def check_task(data: DataConfig, task: str) -> None:
+  """Raises UserError for a setting that only pre-training reads, beside a task."""
+  for key in ("mixture", *FILTERS):
+    if getattr(data, key) != getattr(DataConfig, key):
+      raise UserError(f"data.{key} is for pre-training, and task.name={task} does not read it: unset one of them")
 
 
 def _resolved(source: S, section: str) -> S:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tfm_jax.cache import cache_dir
 from tfm_jax.data import minhash
-from tfm_jax.data.config import SourceConfig
+from tfm_jax.data.config import FILTERS, SourceConfig
 from tfm_jax.data.encode import CHUNK
 from tfm_jax.data.journal import Journal, resumable_directory
 from tfm_jax.text.corpora.corpus import Corpus, Counts, Document
@@ -41,15 +41,6 @@ REASONS = (
   "near_duplicates",
 )
 _EXACT, _NEAR = REASONS.index("duplicates"), REASONS.index("near_duplicates")
-_KEYS = (
-  "duplicates",
-  "similarity",
-  "min_characters",
-  "max_characters",
-  "min_letters",
-  "max_repeated_lines",
-  "unwanted",
-)
 _PARTS = ("evaluation", "train")  # in this order, so that text like the held-out one is not trained on
 _FORMAT = 1  # part of the fingerprint: raise it when the reasons change
 _SAVED = 64  # chunks between entries of the journal
@@ -67,8 +58,8 @@ def filtered(corpus: Corpus, config: SourceConfig, workers: int | None = None) -
     config: the rules.
     workers: processes that read the texts; None: one per core.
   """
-  settings = {key: getattr(config, key) for key in _KEYS}
-  if settings == {key: getattr(SourceConfig, key) for key in _KEYS}:
+  settings = {key: getattr(config, key) for key in FILTERS}
+  if settings == {key: getattr(SourceConfig, key) for key in FILTERS}:
     return corpus
   digest = hashlib.sha256(json.dumps([_FORMAT, corpus.fingerprint, settings]).encode()).hexdigest()[:16]
 
