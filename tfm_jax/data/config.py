@@ -41,7 +41,7 @@ class SourceConfig:
   # tfds, parquet, arrow: the field of the text (of pairs, of the source); empty: text, or the only one with text.
   # jsonl: the same as text_key
   field: str = ""
-  target_field: str = ""  # tfds, parquet, arrow: of pairs, the field of the target
+  target_field: str = ""  # tfds, parquet, arrow, jsonl: of pairs, the field of the target
   # jsonl: the key of the text in each object; a.b is the key b of the object under a, and a+b joins two texts
   text_key: str = "text"
   errors: str = "raise"  # text that is not UTF-8: raise, or replace by U+FFFD

@@ -56,7 +56,14 @@ SOURCES: dict[str, Callable[[SourceConfig], Corpus]] = {
   "embedded": lambda c: embedded_corpus(),
   "text": lambda c: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.field or c.text_key),
   "jsonl": lambda c: text_corpus(
-    c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.field or c.text_key, json_lines=True
+    c.path,
+    c.eval_path,
+    c.eval_fraction,
+    c.document,
+    c.errors,
+    c.field or c.text_key,
+    json_lines=True,
+    target_key=c.target_field,
   ),
   "parquet": lambda c: parquet_corpus(c.path, c.eval_path, c.eval_fraction, c.field, c.target_field, c.errors),
   "arrow": lambda c: arrow_corpus(c.path, c.split, c.eval_split, c.eval_fraction, c.field, c.target_field, c.errors),
