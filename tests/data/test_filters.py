@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.refusal import refusal
-from tfm_jax.data import filters, minhash
+from tfm_jax.data import encode, filters, minhash
 from tfm_jax.data.config import DataConfig, check_data
+from tfm_jax.data.encode import Encoder
 from tfm_jax.data.filters import filtered, reason
 from tfm_jax.data.prepare import prepare
+from tfm_jax.data.token_file import build_token_file
 from tfm_jax.objectives.objective import ObjectiveConfig
 from tfm_jax.text.corpora.table import Corpus
-from tfm_jax.text.tokenizers.table import TokenizerConfig
+from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
 
 WORDS = np.array([f"word{n}" for n in range(5000)])
 
@@ -244,3 +247,29 @@ def test_prepare_leaves_them_out(cache, tmp_path, caplog):
   (block,) = [message for message in caplog.messages if message.startswith("corpus (text)")]
   assert "exact duplicates, left out" in block and "150" in block
   assert prepared.counts["train_duplicates"] == 150
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
+  """Of a text that is made while it is read: only some bytes per document, whatever its length."""
+  monkeypatch.setattr(filters, "CHUNK", 10_000)
+  monkeypatch.setattr(encode, "CHUNK", 10_000)
+  monkeypatch.setattr(minhash, "_PAIRS", 64)
+  tokenizer = train_tokenizer(TokenizerConfig(kind="byte"), [])
+
+  def peak(documents: int) -> int:
+    def read(part: str, counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
+      yield from ((f"{n} and {n * n} are numbers " * 20,) for n in range(documents if part == "train" else 5))
+
+    monkeypatch.setenv("TFM_CACHE_DIR", str(tmp_path / str(documents)))
+    corpus = filtered(Corpus("made up", "", "f00d", read), DataConfig(duplicates="near"), workers=0)
+    tracemalloc.start()
+    try:
+      build_token_file(tmp_path / f"{documents}.tokens", corpus, Encoder(tokenizer, True, True), workers=0)
+      return tracemalloc.get_traced_memory()[1]
+    finally:
+      tracemalloc.stop()
+
+  peak(20)  # what is imported late
+  few, many = peak(300), peak(1500)
+  assert many - few < 1200 * 100, (few, many)  # a document has 500 characters, and a signature of 512 bytes

@@ -177,7 +177,7 @@ def _joined(directory: Path, kind: str, dtype: type, columns: int, sizes: Sequen
   first, second = (directory / f"{part}.{kind}" for part in _PARTS)
   os.truncate(first, sizes[0] * columns * np.dtype(dtype).itemsize)  # a killed process may have joined them already
   with first.open("ab") as end, second.open("rb") as source:
-    shutil.copyfileobj(source, end, 1 << 20)
+    shutil.copyfileobj(source, end)
   if not sum(sizes):
     return np.zeros((0, columns), dtype)
   return np.memmap(first, dtype, mode="r").view(np.ndarray).reshape(-1, columns)
