@@ -197,7 +197,7 @@ def prepare(
   """Reads the corpus, trains or loads the tokenizer, writes the token file: once, later calls open them.
 
   stored_tokenizer: the directory of a run's own tokenizer, which is used whatever the config says.
-  workers: processes that tokenise (None: the cores). The result does not depend on it.
+  workers: processes that read and tokenise (None: the cores). The result does not depend on it.
 
   Raises:
     UserError: an unknown source or objective, a corpus that is missing, empty or undecodable, an impossible
@@ -208,7 +208,7 @@ def prepare(
   if stored_tokenizer is None:
     check_tokenizer(tokenizer)
   make_objective(objective, _COMPLETE, data.seq_len, data.target_len)
-  corpora = [open_corpus(config) for config in configs]
+  corpora = [open_corpus(config, workers) for config in configs]
   if len({corpus.sides for corpus in corpora}) > 1:
     raise UserError("data.mixture: some sources have pairs of texts and others single texts, which cannot be mixed")
   documents = Documents(corpora[0].sides)
@@ -262,9 +262,9 @@ def sources_of(data: DataConfig) -> Sequence[SourceConfig]:
   return configs
 
 
-def open_corpus(config: SourceConfig) -> Corpus:
-  """The documents of a source, without those that are left out. Raises UserError."""
-  return filtered(SOURCES[config.source](config), config)
+def open_corpus(config: SourceConfig, workers: int | None = None) -> Corpus:
+  """The documents of a source, without those that are left out; `workers` as in `prepare`. Raises UserError."""
+  return filtered(SOURCES[config.source](config), config, workers)
 
 
 def _tokenised(config: SourceConfig, corpus: Corpus, encoder: Encoder, workers: int | None) -> Source:
