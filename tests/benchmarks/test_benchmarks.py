@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -220,3 +221,12 @@ def test_losses_of_the_peers_agree_with_ours(name, tmp_path):
   assert done.returncode == 0, done.stderr
   names = ["ours", "transformers", "transformers-tuned", *(["pytorch", "pytorch-eager"] if name == "gpt2" else [])]
   check_case(only_case(out), names, blocks=2, steps=3)
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_preparation_is_measured():
+  command = [sys.executable, "benchmarks/preparation.py", "--megabytes=2", "--kind=byte"]
+  done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+  assert done.returncode == 0, done.stderr
+  match = re.fullmatch(r"2 MB: \d+ s, largest memory (\d+) MB", done.stdout.splitlines()[-1])
+  assert match and 50 < int(match[1]) < 2000

@@ -183,6 +183,7 @@ def test_a_mixture_in_an_experiment_file_and_on_a_command_line(texts, tmp_path):
     ({"data.mixture": '[{"path": "a/x.txt"}, {"path": "b/x.txt"}]'}, "two sources of the name x"),
     ({"data.mixture": '[{"path": "a.txt"}]', "data.path": "b.txt"}, "data.path=b.txt is not read beside data.mixture"),
     ({"data.mixture": '[{"path": "a.txt"}]', "task.name": "sst2"}, "data.mixture is for pre-training"),
+    ({"data.duplicates": "near", "task.name": "sst2"}, "data.duplicates is for pre-training"),
     ({"data.mixture": '[{"path": "a.txt"}]', "data.mixture_temperature": "0"}, "must be above 0"),
   ],
 )

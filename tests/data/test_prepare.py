@@ -314,7 +314,8 @@ def test_json_lines_are_a_source(tmp_path, text_file):
   (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": f"Paragraph {n}.\n\nIt."}) + "\n" for n in range(99)))
   prepared = prepare_text(tmp_path / "a.jsonl", text_key="body")
   assert prepared.token_file.train.documents + prepared.token_file.evaluation.documents == 99
-  assert prepare_text(tmp_path / "a.jsonl", source="jsonl", text_key="body").fingerprints == prepared.fingerprints
+  for key in ("text_key", "field"):
+    assert prepare_text(tmp_path / "a.jsonl", source="jsonl", **{key: "body"}).fingerprints == prepared.fingerprints
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])

@@ -132,6 +132,7 @@ def test_the_command_trains_a_tokenizer_alone(text, tmp_path, capsys):
     ({"show": "1", "split": "dev"}, "--split=dev: there are train, eval"),
     ({"show": "1", "tokenizer": "t"}, "exclude each other"),
     ({"tokenizer": "configs"}, "--tokenizer=configs exists already"),
+    ({"config": "configs/sst2.py"}, "task.name=sst2: this command prepares and shows the data of pre-training"),
   ],
 )
 def test_mistakes_of_the_command(text, flags, message):

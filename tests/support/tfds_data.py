@@ -17,6 +17,7 @@ def write_data(
   config: str = "",
   version: str = "1.0.0",
   shards: int = 1,
+  file_format: str = "array_record",
 ) -> Path:
   """Prepares a data set NAME[/CONFIG]:VERSION and returns its folder. Keys decide the order, as TFDS shuffles."""
   import tensorflow_datasets as tfds
@@ -36,7 +37,7 @@ def write_data(
       yield from enumerate(examples)
 
   Data.name = name
-  return _prepare(Data, root, config, shards)
+  return _prepare(Data, root, config, shards, file_format)
 
 
 def write_glue(root: Path, task: str, splits: Examples) -> Path:
@@ -57,11 +58,11 @@ def write_glue(root: Path, task: str, splits: Examples) -> Path:
   return _prepare(Glue, root, task)
 
 
-def _prepare(kind: type, root: Path, config: str, shards: int = 1) -> Path:
+def _prepare(kind: type, root: Path, config: str, shards: int = 1, file_format: str = "array_record") -> Path:
   import tensorflow_datasets as tfds
 
   tfds.disable_progress_bar()
-  builder = kind(data_dir=root, config=config or None, file_format="array_record")
+  builder = kind(data_dir=root, config=config or None, file_format=file_format)
   download_config = tfds.download.DownloadConfig(num_shards=shards, try_download_gcs=False)
   builder.download_and_prepare(download_config=download_config)
   return Path(builder.data_dir)

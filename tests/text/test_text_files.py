@@ -141,6 +141,18 @@ def test_the_fingerprint_follows_the_key_and_the_form(tmp_path):
   assert prints[0] == prints[3] and len(set(prints)) == 3
 
 
+def test_pairs_of_json_lines(tmp_path):
+  lines = [{"t": {"en": f"one {n}", "de": f"eins {n}"}} for n in range(20)] + [{"t": {"en": "lost", "de": " "}}]
+  path = write(tmp_path / "a.jsonl", json_lines(*lines))
+  corpus = text_corpus(path, eval_fraction=0.0, text_key="t.en", target_key="t.de")
+  assert [*corpus.train()] == [(f"one {n}", f"eins {n}") for n in range(20)]
+  assert corpus.sides == 2 and corpus.counts["train_blank"] == 1
+  assert corpus.fingerprint != text_corpus(path, eval_fraction=0.0, text_key="t.en").fingerprint
+  plain = write(tmp_path / "b.txt", b"text\n")
+  with pytest.raises(UserError, match=r"data\.target_field=de: .* files of plain text"):
+    text_corpus(f"{path},{plain}", target_key="de")
+
+
 # What is no text
 
 BINARY = {

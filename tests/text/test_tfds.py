@@ -377,3 +377,20 @@ def test_bytes_that_are_not_utf_8(tmp_path, monkeypatch):
     list(tfds_corpus("broken", eval_fraction=0.0).train())
   corpus = tfds_corpus("broken", eval_fraction=0.0, errors="replace")
   assert list(corpus.train()) == [("caf\ufffd",)] and corpus.counts["train_undecodable"] == 1
+
+
+@pytest.mark.parametrize("split", ["train", "train[:10%]", "train[95:215]", "train[-7:]", "train[:5]+train[299:]"])
+def test_parquet_is_read_as_array_records_are(root, tmp_path, monkeypatch, split):
+  from tensorflow_datasets import features
+
+  articles = [{"text": f"Article {n} is é.", "title": f"T{n}", "length": n} for n in range(300)]
+  texts = {"text": features.Text(), "title": features.Text(), "length": np.int32}
+  write_data(tmp_path, "wikipedia", texts, {"train": articles}, "20230601.en", shards=3, file_format="parquet")
+  monkeypatch.setattr(tfds, "_BATCH", 32)
+  expected = [*open_data("wikipedia/20230601.en").split(split, "data.split").examples(("text", "length"), "raise", {})]
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  data = open_data("wikipedia/20230601.en")
+  assert [*data.split(split, "data.split").examples(("text", "length"), "raise", {})] == expected and len(expected) > 4
+  shard = sorted(data.folder.glob("*.parquet*"))[1]
+  shard.write_bytes(shard.read_bytes()[:-100])
+  assert "truncated or damaged" in refusal(lambda: open_data("wikipedia/20230601.en").split("train", "data.split"))

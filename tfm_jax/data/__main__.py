@@ -27,7 +27,6 @@ FLAGS = ("config", "show", "split", "step", "tokenizer")
 
 def main(flags: Flags) -> None:
   """Does what the flags say."""
-  from tfm_jax.tasks.table import find_task
   from tfm_jax.training.config import load, resolve
 
   path = flags.require("config")
@@ -38,9 +37,9 @@ def main(flags: Flags) -> None:
   if "tokenizer" in flags.values and ("show" in flags.values or "split" in flags.values):
     raise UserError("--tokenizer and --show exclude each other: the tokenizer alone has no rows to show")
   config = load(path, flags.overrides)
-  config = resolve(find_task(config.task.name).configure(config))
   if config.task.name:
-    raise UserError(f"task.name={config.task.name}: this command shows the data of pre-training")
+    raise UserError(f"task.name={config.task.name}: this command prepares and shows the data of pre-training")
+  config = resolve(config)
   stored = Path(path) / "tokenizer"
   stored_tokenizer = stored if stored.is_dir() else None
   if "tokenizer" in flags.values:

@@ -11,6 +11,9 @@ from typing import TypeVar
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpora.table import DOCUMENTS, check_split
 
+DUPLICATES = ("keep", "exact", "near")
+"""What `data.duplicates` may be."""
+
 log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound="SourceConfig")
@@ -38,10 +41,17 @@ class SourceConfig:
   # tfds, parquet, arrow: the field of the text (of pairs, of the source); empty: text, or the only one with text.
   # jsonl: the same as text_key
   field: str = ""
-  target_field: str = ""  # tfds, parquet, arrow: of pairs, the field of the target
+  target_field: str = ""  # tfds, parquet, arrow, jsonl: of pairs, the field of the target
   # jsonl: the key of the text in each object; a.b is the key b of the object under a, and a+b joins two texts
   text_key: str = "text"
   errors: str = "raise"  # text that is not UTF-8: raise, or replace by U+FFFD
+  duplicates: str = "keep"  # documents like an earlier one: keep, or leave out exact ones, or near ones too
+  similarity: float = 0.8  # of near duplicates: the smallest share of common runs of five words (Jaccard)
+  min_characters: int = 0  # shorter documents are left out
+  max_characters: int = 0  # longer documents are left out; 0: none
+  min_letters: float = 0.0  # documents with a smaller share of letters among their visible characters are left out
+  max_repeated_lines: float = 1.0  # documents in which a larger share of the lines repeats another are left out
+  unwanted: str = ""  # documents with a match of this regular expression are left out, such as (?i)lorem ipsum
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,9 @@ class DataConfig(SourceConfig):
 
 SOURCE_KEYS = tuple(field.name for field in dataclasses.fields(SourceConfig))
 """The keys that say where text is read from: of the section `data`, and of each section of a mixture."""
+
+FILTERS = SOURCE_KEYS[SOURCE_KEYS.index("duplicates") :]
+"""Those of them that leave documents out."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,13 @@ def resolve_data(data: DataConfig) -> DataConfig:
   return dataclasses.replace(data, mixture=tuple(named))
 
 
+def check_task(data: DataConfig, task: str) -> None:
+  """Raises UserError for a setting that only pre-training reads, beside a task."""
+  for key in ("mixture", *FILTERS):
+    if getattr(data, key) != getattr(DataConfig, key):
+      raise UserError(f"data.{key} is for pre-training, and task.name={task} does not read it: unset one of them")
+
+
 def _resolved(source: S, section: str) -> S:
   """A source with the kind that its paths imply: files named while `source` is still "embedded" are text."""
   if source.source == "tfds":
@@ -156,6 +176,12 @@ def check_data(data: DataConfig) -> None:
     if not source.text_key:
       raise UserError("data.text_key is empty: name the key of the text in each JSON object")
     check_split(source.eval_fraction, source.errors)
+    if source.duplicates not in DUPLICATES:
+      raise UserError(f"data.duplicates={source.duplicates}: expected one of {', '.join(DUPLICATES)}")
+    try:
+      re.compile(source.unwanted)
+    except re.error as error:
+      raise UserError(f"data.unwanted={source.unwanted}: not a regular expression ({error})") from error
   if not data.mixture_temperature > 0:
     raise UserError(f"data.mixture_temperature={data.mixture_temperature:g} must be above 0")
   weights = [source.weight for source in data.mixture]

@@ -1,28 +1,18 @@
 """Documents to token ids on all cores, in order, in bounded memory."""
 
 import itertools
-import logging
-import multiprocessing
 import os
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 
 from tfm_jax.errors import UserError
 from tfm_jax.text.tokenizers.table import Tokenizer, load_tokenizer
-from tfm_jax.text.workers import deaf_to_interrupts
-
-log = logging.getLogger(__name__)
+from tfm_jax.text.workers import map_in_workers
 
 CHUNK = 1 << 18  # approximate number of characters that a worker gets at once; longer documents are cut into parts
-_FEW = 12  # a text of fewer chunks is tokenised without workers
 
 
 @dataclass(frozen=True)
@@ -102,6 +92,7 @@ def encode_documents(
   encoder: Encoder,
   tokenizer_directory: Path,
   workers: int | None = None,
+  skip: int = 0,
 ) -> Iterator[tuple[Encoded, ...]]:
   """The encoded chunks in order, the same for any number of workers.
 
@@ -110,45 +101,11 @@ def encode_documents(
     encoder: used in this process.
     tokenizer_directory: the same tokenizer as saved, which workers load.
     workers: processes; None: one per core, or none if the text is small; 0 or 1: this process alone.
+    skip: chunks at the beginning that are read, and not encoded.
   """
-  stream = chunks(documents)
-  head = list(itertools.islice(stream, _FEW))
-  if workers is None:
-    workers = _cores() if len(head) == _FEW else 0
-  stream = itertools.chain(head, stream)
-  if workers <= 1:
-    yield from map(encoder.encode, stream)
-  else:
-    yield from _in_workers(stream, encoder, tokenizer_directory, workers)
-
-
-def _in_workers(
-  stream: Iterator[list[Part]], encoder: Encoder, tokenizer_directory: Path, workers: int
-) -> Iterator[tuple[Encoded, ...]]:
-  """Encodes in worker processes, with at most three chunks per worker in flight. If they die, this process goes on."""
-  context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+  stream = itertools.islice(chunks(documents), skip, None)
   arguments = (str(tokenizer_directory), encoder.bos, encoder.eos)
-  pool = ProcessPoolExecutor(workers, context, _start_worker, arguments)
-  waiting: deque[list[Part]] = deque()
-  futures: deque[Future[tuple[Encoded, ...]]] = deque()
-  try:
-    for chunk in stream:
-      waiting.append(chunk)
-      with deaf_to_interrupts():
-        futures.append(pool.submit(_work, chunk))
-      if len(futures) > 3 * workers:
-        encoded = futures.popleft().result()
-        waiting.popleft()
-        yield encoded
-    while futures:
-      encoded = futures.popleft().result()
-      waiting.popleft()
-      yield encoded
-  except BrokenProcessPool:
-    log.warning("a worker process died (a script without `if __name__ == '__main__'`?): tokenising on one core")
-    yield from map(encoder.encode, itertools.chain(waiting, stream))
-  finally:
-    pool.shutdown(cancel_futures=True)
+  return map_in_workers(_work, stream, workers, "tokenising", encoder.encode, _start_worker, arguments)
 
 
 def _parts(document: tuple[str, ...]) -> Iterator[Part]:
@@ -165,20 +122,13 @@ def _parts(document: tuple[str, ...]) -> Iterator[Part]:
     begin = end
 
 
-def _cores() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 _worker_encoder: Encoder
 
 
 def _start_worker(tokenizer_directory: str, bos: bool, eos: bool) -> None:
-  """Loads the tokenizer once per process. The process ends with its parent, even if that is killed."""
+  """Loads the tokenizer once per process."""
   global _worker_encoder
   os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core has a worker already
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
   _worker_encoder = Encoder(load_tokenizer(tokenizer_directory), bos, eos)
 
 

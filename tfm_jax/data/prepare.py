@@ -17,6 +17,7 @@ from tfm_jax.cache import atomic_directory, cache_dir, recall, remember
 from tfm_jax.data.config import DataConfig, MixtureSource, SourceConfig, check_data, eval_key, source_name
 from tfm_jax.data.dataset import Dataset, unigram_entropy
 from tfm_jax.data.encode import Encoder
+from tfm_jax.data.filters import filtered
 from tfm_jax.data.mixture import MixedDataset, scaled
 from tfm_jax.data.summary import corpus_block, mixture_block
 from tfm_jax.data.token_file import FORMAT, TokenFile, build_token_file
@@ -55,7 +56,14 @@ SOURCES: dict[str, Callable[[SourceConfig], Corpus]] = {
   "embedded": lambda c: embedded_corpus(),
   "text": lambda c: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.field or c.text_key),
   "jsonl": lambda c: text_corpus(
-    c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.field or c.text_key, json_lines=True
+    c.path,
+    c.eval_path,
+    c.eval_fraction,
+    c.document,
+    c.errors,
+    c.field or c.text_key,
+    json_lines=True,
+    target_key=c.target_field,
   ),
   "parquet": lambda c: parquet_corpus(c.path, c.eval_path, c.eval_fraction, c.field, c.target_field, c.errors),
   "arrow": lambda c: arrow_corpus(c.path, c.split, c.eval_split, c.eval_fraction, c.field, c.target_field, c.errors),
@@ -189,7 +197,7 @@ def prepare(
   """Reads the corpus, trains or loads the tokenizer, writes the token file: once, later calls open them.
 
   stored_tokenizer: the directory of a run's own tokenizer, which is used whatever the config says.
-  workers: processes that tokenise (None: the cores). The result does not depend on it.
+  workers: processes that read and tokenise (None: the cores). The result does not depend on it.
 
   Raises:
     UserError: an unknown source or objective, a corpus that is missing, empty or undecodable, an impossible
@@ -200,7 +208,7 @@ def prepare(
   if stored_tokenizer is None:
     check_tokenizer(tokenizer)
   make_objective(objective, _COMPLETE, data.seq_len, data.target_len)
-  corpora = [open_corpus(config) for config in configs]
+  corpora = [open_corpus(config, workers) for config in configs]
   if len({corpus.sides for corpus in corpora}) > 1:
     raise UserError("data.mixture: some sources have pairs of texts and others single texts, which cannot be mixed")
   documents = Documents(corpora[0].sides)
@@ -254,9 +262,9 @@ def sources_of(data: DataConfig) -> Sequence[SourceConfig]:
   return configs
 
 
-def open_corpus(config: SourceConfig) -> Corpus:
-  """The documents of a source. Raises UserError."""
-  return SOURCES[config.source](config)
+def open_corpus(config: SourceConfig, workers: int | None = None) -> Corpus:
+  """The documents of a source, without those that are left out; `workers` as in `prepare`. Raises UserError."""
+  return filtered(SOURCES[config.source](config), config, workers)
 
 
 def _tokenised(config: SourceConfig, corpus: Corpus, encoder: Encoder, workers: int | None) -> Source:

@@ -43,9 +43,9 @@ def _row(row: Mapping[str, np.ndarray], fields: Fields, tokenizer: Tokenizer, so
     length = len(row[name])
     segments = row.get(f"{prefix}segment_ids", np.ones(length, np.int32))
     predicted: dict[int, int] = {}
-    for label in labels if places and fields[places].axes[-1:] == (None,) else ():
+    for label in labels if places else ():
       if fields[label].shape == fields[places].shape and fields[label].classes == fields[name].classes:
-        seen = row[_weights(label, fields)] > 0
+        seen = _weights(row, label, fields) > 0
         predicted |= dict(zip(row[places][seen].tolist(), row[label][seen].tolist(), strict=True))
     yield f"  {name}: {_text(row[name], segments, tokenizer, predicted)}"
     types = next((n for n, field in fields.items() if field.kind == "types" and n.startswith(prefix)), "")
@@ -55,18 +55,18 @@ def _row(row: Mapping[str, np.ndarray], fields: Fields, tokenizer: Tokenizer, so
       if (
         fields[label].shape == (length,) and label.startswith(prefix) and fields[label].classes == fields[name].classes
       ):
-        weights = row[_weights(label, fields)]
+        weights = _weights(row, label, fields)
         yield f"  {label}: {_text(row[label], np.where(weights > 0, segments, -1), tokenizer, {}, segments)}"
   for label in labels:
     if fields[label].shape == ():
       yield f"  {label}: {row[label]}"
 
 
-def _weights(label: str, fields: Fields) -> str:
-  """The weights of labels: those of the same shape, of the same prefix if there are several."""
+def _weights(row: Mapping[str, np.ndarray], label: str, fields: Fields) -> np.ndarray:
+  """The weights of labels: those of the same shape, of the same prefix if there are several; without any, ones."""
   shape, prefix = fields[label].shape, label.removesuffix("targets")
   same = [name for name, field in fields.items() if field.kind == "weights" and field.shape == shape]
-  return next((name for name in same if name == f"{prefix}weights"), same[0])
+  return row[next((name for name in same if name == f"{prefix}weights"), same[0])] if same else np.ones(shape)
 
 
 def _text(

@@ -8,7 +8,7 @@ A directory that contains
   SPLIT.SIDE.offsets   int64 [documents + 1], where documents begin among the tokens
   SPLIT.SIDE.bytes     int64 [documents + 1], where documents begin among the bytes of their text
 
-It is written under a temporary name and renamed when it is complete.
+It is written under another name and renamed when it is complete; after a kill, the next process goes on (`journal`).
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tfm_jax.cache import atomic_directory
-from tfm_jax.data.encode import Encoded, Encoder, encode_documents
+from tfm_jax.data.encode import CHUNK, Encoded, Encoder, encode_documents
+from tfm_jax.data.journal import Journal, resumable_directory
 from tfm_jax.objectives.plan import Side, Split
 from tfm_jax.text.corpora.table import Corpus
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # part of the fingerprint: raise it when the bytes that are written change
 SPLITS = ("train", "evaluation")
 _VERIFIED = 1 << 30  # bytes: smaller files are checked against their checksum each time (about a second per GiB)
+_SAVED = 64  # chunks between entries of the journal: about 16 million characters
 
 
 class Damaged(Exception):
@@ -58,11 +59,10 @@ def build_token_file(directory: Path, corpus: Corpus, encoder: Encoder, workers:
     except Damaged as damage:
       log.warning("%s: it is built again", damage)
       shutil.rmtree(directory)
-  with atomic_directory(directory) as temporary:
+  with resumable_directory(directory) as temporary:
     encoder.tokenizer.save(temporary / "tokenizer")
-    splits = {
-      name: _write_split(temporary, name, _documents(corpus, name), corpus.sides, encoder, workers) for name in SPLITS
-    }
+    journals = {name: Journal(temporary, name, [FORMAT, CHUNK]) for name in SPLITS}
+    splits = {name: _write_split(temporary, journals[name], name, corpus, encoder, workers) for name in SPLITS}
     manifest = {
       "format": FORMAT,
       "corpus": corpus.name,
@@ -74,6 +74,8 @@ def build_token_file(directory: Path, corpus: Corpus, encoder: Encoder, workers:
       "splits": splits,
     }
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    for journal in journals.values():
+      journal.remove()
   return open_token_file(directory)
 
 
@@ -95,63 +97,81 @@ def _documents(corpus: Corpus, split: str) -> Iterator[tuple[str, ...]]:
 
 
 def _write_split(
-  directory: Path,
-  name: str,
-  documents: Iterable[tuple[str, ...]],
-  sides: int,
-  encoder: Encoder,
-  workers: int | None,
+  directory: Path, journal: Journal, name: str, corpus: Corpus, encoder: Encoder, workers: int | None
 ) -> list[dict[str, Any]]:
-  """Writes the files of a split and returns its part of the manifest."""
+  """Writes the files of a split, from where the journal says, and returns its part of the manifest."""
+  if journal.done:
+    corpus.counts.update(journal.state["counts"])
+    manifest: list[dict[str, Any]] = journal.state["manifest"]
+    return manifest
   with contextlib.ExitStack() as files:  # closes all files, even if closing one fails on a full disk
-    writers = [_SideWriter(directory, f"{name}.{side}", files) for side in range(sides)]
-    with tqdm(desc=f"tokenising ({name})", unit="B", unit_scale=True, disable=None) as bar:
-      for chunk in encode_documents(documents, encoder, directory / "tokenizer", workers):
+    states = journal.state.get("sides", [{}] * corpus.sides)
+    writers = [_SideWriter(directory, f"{name}.{side}", journal, files, state) for side, state in enumerate(states)]
+    written = sum(writer.text_bytes for writer in writers)
+    with tqdm(desc=f"tokenising ({name})", unit="B", unit_scale=True, disable=None, initial=written) as bar:
+      encoded_chunks = encode_documents(
+        _documents(corpus, name), encoder, directory / "tokenizer", workers, journal.chunks
+      )
+      for number, chunk in enumerate(encoded_chunks, journal.chunks + 1):
         for writer, encoded in zip(writers, chunk, strict=True):
           writer.write(encoded)
           bar.update(int(encoded.text_bytes.sum()))
-  return [writer.manifest() for writer in writers]
+        if number % _SAVED == 0:
+          journal.save(number, {"sides": [writer.state() for writer in writers]})
+    manifest = [writer.manifest() for writer in writers]
+    counts = {key: count for key, count in corpus.counts.items() if key.startswith(name)}
+    journal.save(0, {"manifest": manifest, "counts": counts}, done=True)
+  return manifest
 
 
 class _File:
-  """A file being written that tracks its length and checksum."""
+  """A file being written that tracks its length and checksum; `length`: what a former process wrote."""
 
-  def __init__(self, path: Path):
-    self.name, self.length, self._hash, self._file = path.name, 0, hashlib.sha256(), path.open("wb")
+  def __init__(self, directory: Path, name: str, journal: Journal, files: contextlib.ExitStack, length: int):
+    self.name, self.length, self._hash, self._file = name, length, hashlib.sha256(), journal.open(name, files)
+    if length:
+      with (directory / name).open("rb") as written:
+        while piece := written.read(1 << 20):
+          self._hash.update(piece)
 
   def write(self, array: np.ndarray) -> None:
     self._file.write(array.data)
     self._hash.update(array.data)
     self.length += len(array)
 
-  def close(self) -> None:
-    self._file.close()
-
   def manifest(self) -> dict[str, Any]:
     return {"file": self.name, "length": self.length, "sha256": self._hash.hexdigest()}
 
 
 class _SideWriter:
-  """Writes the files of one side of a split."""
+  """Writes the files of one side of a split; state: what `state` returned in a former process, or empty."""
 
-  def __init__(self, directory: Path, name: str, files: contextlib.ExitStack):
-    opened = ((kind, _File(directory / f"{name}.{kind}")) for kind in ("tokens", "offsets", "bytes"))
-    self._files = {kind: files.enter_context(contextlib.closing(file)) for kind, file in opened}
-    for kind in ("offsets", "bytes"):
-      self._files[kind].write(np.zeros(1, np.int64))
-    self._text_bytes = self._unknown = 0
+  def __init__(self, directory: Path, name: str, journal: Journal, files: contextlib.ExitStack, state: dict[str, Any]):
+    lengths = state.get("lengths", {})
+    self._files = {
+      kind: _File(directory, f"{name}.{kind}", journal, files, lengths.get(kind, 0))
+      for kind in ("tokens", "offsets", "bytes")
+    }
+    self.text_bytes, self._unknown = state.get("text_bytes", 0), state.get("unknown", 0)
+    if not state:
+      for kind in ("offsets", "bytes"):
+        self._files[kind].write(np.zeros(1, np.int64))
 
   def write(self, encoded: Encoded) -> None:
     begin, last = self._files["tokens"].length, encoded.last
     self._files["offsets"].write((begin + np.cumsum(encoded.lengths))[last])
-    self._files["bytes"].write((self._text_bytes + np.cumsum(encoded.text_bytes))[last])
+    self._files["bytes"].write((self.text_bytes + np.cumsum(encoded.text_bytes))[last])
     self._files["tokens"].write(encoded.tokens)
-    self._text_bytes += int(encoded.text_bytes.sum())
+    self.text_bytes += int(encoded.text_bytes.sum())
     self._unknown += encoded.unknown
+
+  def state(self) -> dict[str, Any]:
+    lengths = {kind: file.length for kind, file in self._files.items()}
+    return {"lengths": lengths, "text_bytes": self.text_bytes, "unknown": self._unknown}
 
   def manifest(self) -> dict[str, Any]:
     files = {kind: file.manifest() for kind, file in self._files.items()}
-    return {**files, "text_bytes": self._text_bytes, "unknown_tokens": self._unknown}
+    return {**files, "text_bytes": self.text_bytes, "unknown_tokens": self._unknown}
 
 
 def _open_split(directory: Path, name: str, sides: list[dict[str, Any]], dtype: np.dtype) -> Split:

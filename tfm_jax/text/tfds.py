@@ -25,7 +25,7 @@ EVALUATED = ("validation", "validation_matched", "dev")
 """Splits that are held out unless `data.eval_split` names another; the first that the data set has."""
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
-_FORMAT = "array_record"
+_FORMATS = ("array_record", "parquet")  # what is read without TensorFlow; the first that there is
 _BATCH = 256  # records that are read at once
 _LISTED = 10  # names in a message
 
@@ -120,28 +120,53 @@ class TfdsSplit:
     Raises:
       UserError: a damaged file, or a text that is not UTF-8.
     """
-    from tensorflow_datasets import decode, features
+    from tensorflow_datasets import features
 
     fields = [self.data.fields[name] for name in names]
     declared = self.data.builder.info.features
     parser = features.FeaturesDict({key: declared[key] for key in sorted({field.keys[0] for field in fields})})
-    raw = decode.DeserializeMethod.RAW_BYTES
-    records = self.data.builder.as_data_source(self.split, deserialize_method=raw)
-    for begin in range(0, len(self), _BATCH):
-      numbers = range(begin, min(begin + _BATCH, len(self)))
+    parquet = self.data.builder.info.file_format.value == "parquet"
+    batches = self._parquet_records() if parquet else self._array_records()
+    begin = 0
+    while True:
       try:
-        examples = [parser.deserialize_example_np(record) for record in records.__getitems__(numbers)]
+        examples = [parser.deserialize_example_np(record) for record in next(batches, ())]
       except Exception as error:  # the reader and the parser have many
         raise UserError(
-          f"cannot read {self}, examples {numbers[0] + 1} to {numbers[-1] + 1}: {_first_line(error)}; "
+          f"cannot read {self}, examples {begin + 1} to {min(begin + _BATCH, len(self))}: {_first_line(error)}; "
           f"copy or prepare {self.data.folder} again"
         ) from error
-      for number, example in zip(numbers, examples, strict=True):
+      if not examples:
+        return
+      for number, example in enumerate(examples, begin):
         values = (functools.reduce(operator.getitem, field.keys, example) for field in fields)
         place = f"{self}, example {number + 1}"
         yield tuple(
           self._plain(value, field.feature, place, errors, counts) for field, value in zip(fields, values, strict=True)
         )
+      begin += len(examples)
+
+  def _array_records(self) -> Iterator[Sequence[bytes]]:
+    """The serialised examples, `_BATCH` at a time."""
+    from tensorflow_datasets import decode
+
+    raw = decode.DeserializeMethod.RAW_BYTES
+    records = self.data.builder.as_data_source(self.split, deserialize_method=raw)
+    for begin in range(0, len(self), _BATCH):
+      yield records.__getitems__(range(begin, min(begin + _BATCH, len(self))))
+
+  def _parquet_records(self) -> Iterator[Sequence[bytes]]:
+    """The same of Parquet files. TFDS's own reader holds them all in memory, and does not slice splits."""
+    import pyarrow.parquet as pq
+
+    for shard in self.shards:
+      skip, left = shard.skip, shard.take if shard.take >= 0 else shard.examples_in_shard
+      with pq.ParquetFile(shard.filename) as file:
+        for batch in file.iter_batches(_BATCH, columns=["data"]):
+          records = batch.column(0).to_pylist()[skip : skip + left]
+          skip, left = max(skip - len(batch), 0), left - len(records)
+          if records:
+            yield records
 
   def _plain(self, value: Any, feature: Any, place: str, errors: str, counts: Counts) -> Any:
     """A value as TFDS decodes it, as one of Python."""
@@ -194,17 +219,19 @@ def open_data(path: str) -> TfdsData:
   info = _json(folder / "dataset_info.json")
   _json(folder / "features.json")
   stored = info.get("fileFormat") or "tfrecord"
-  if _FORMAT not in (stored, *info.get("alternativeFileFormats", ())):
+  present = (stored, *info.get("alternativeFileFormats", ()))
+  readable = next((name for name in _FORMATS if name in present), "")
+  if not readable:
     raise UserError(
       f"data.path={path}: {folder} holds {stored} files, which only TensorFlow reads; where TensorFlow is installed, "
-      f"run once: tfds convert_format --dataset_version_dir={folder} --out_file_format={_FORMAT}"
+      f"run once: tfds convert_format --dataset_version_dir={folder} --out_file_format={_FORMATS[0]}"
     )
   # Imported late: it takes a second, and reading other sources does not need it.
   from tensorflow_datasets import builder_from_directory
 
   builder = builder_from_directory(folder)
-  if stored != _FORMAT:  # ArrayRecord files lie beside others
-    builder.info.set_file_format(_FORMAT, override=True, override_if_initialized=True)
+  if stored != readable:  # its files lie beside others
+    builder.info.set_file_format(readable, override=True, override_if_initialized=True)
   return TfdsData(folder, builder)
 
 
@@ -218,7 +245,7 @@ def _folder(path: str) -> Path:
   where = f"TFDS_DATA_DIR={root}" if setting else f"{root} (the default, as TFDS_DATA_DIR is not set)"
   advice = (
     f"set TFDS_DATA_DIR, or prepare it where TensorFlow is installed: tfds build {match['name']}"
-    f"{'/' + match['config'] if match['config'] else ''} --file_format={_FORMAT} --data_dir={root}"
+    f"{'/' + match['config'] if match['config'] else ''} --file_format={_FORMATS[0]} --data_dir={root}"
   )
   if not root.is_dir():
     raise UserError(f"data.path={path}: there is no folder {where}; {advice}")
@@ -264,12 +291,10 @@ def _json(file: Path) -> Mapping[str, Any]:
 
 def _check_shard(file: Path, examples: int) -> None:
   """Raises UserError if a file is missing or has not as many records as TFDS noted: a truncated one opens as empty."""
-  from array_record.python.array_record_data_source import ArrayRecordDataSource  # tensorflow_datasets depends on it
-
   if not file.is_file():
     raise UserError(f"{file} is missing: copy or prepare the data set again")
   try:
-    records = len(ArrayRecordDataSource(str(file)))
+    records = _records(file)
   except Exception as error:  # of C++
     raise UserError(
       f"cannot read {file}, which is truncated or damaged ({_first_line(error)}): copy or prepare the data set again"
@@ -279,6 +304,18 @@ def _check_shard(file: Path, examples: int) -> None:
       f"{file} has {records:,} records, and dataset_info.json counts {examples:,}: it is truncated or of another "
       f"version; copy or prepare the data set again"
     )
+
+
+def _records(file: Path) -> int:
+  """The number of records of a file."""
+  if ".parquet" in file.name:
+    import pyarrow.parquet as pq
+
+    rows: int = pq.read_metadata(file).num_rows
+    return rows
+  from array_record.python.array_record_data_source import ArrayRecordDataSource  # tensorflow_datasets depends on it
+
+  return len(ArrayRecordDataSource(str(file)))
 
 
 def _fields(features: Any, keys: tuple[str, ...]) -> Iterator[Field]:

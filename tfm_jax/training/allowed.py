@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from tfm_jax.data.config import DUPLICATES
 from tfm_jax.data.images.augment import CROPS
 from tfm_jax.data.prepare import SOURCES
 from tfm_jax.models.families.table import FAMILIES
@@ -28,6 +29,7 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
   "data.source": lambda: (*SOURCES, "files"),  # files: set by tasks
   "data.document": lambda: DOCUMENTS,
   "data.errors": lambda: ERRORS,
+  "data.duplicates": lambda: DUPLICATES,
   "objective.name": lambda: OBJECTIVES,
   "optimizer.name": lambda: OPTIMIZERS,
   "optimizer.schedule": lambda: SCHEDULES,
@@ -49,6 +51,9 @@ FRACTIONS = (  # from 0 to 1
   "optimizer.warmup_fraction",
   "optimizer.layer_decay",
   "data.eval_fraction",
+  "data.similarity",
+  "data.min_letters",
+  "data.max_repeated_lines",
   "objective.mask_rate",
   "objective.random_rate",
   "objective.keep_rate",

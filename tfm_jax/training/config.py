@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
-from tfm_jax.data.config import SOURCE_KEYS, DataConfig, TaskConfig, check_data, resolve_data
+from tfm_jax.data.config import SOURCE_KEYS, DataConfig, TaskConfig, check_data, check_task, resolve_data
 from tfm_jax.data.images.augment import AugmentConfig
 from tfm_jax.errors import UserError, nearest_key
 from tfm_jax.models import config as model_config
@@ -329,8 +329,8 @@ def resolve(config: Config) -> Config:
   if not tokenizer.path and not tokenizer.kind:
     tokenizer = dataclasses.replace(tokenizer, kind="sentencepiece")
   check_data(config.data)
-  if config.task.name and config.data.mixture:
-    raise UserError(f"task.name={config.task.name} reads data.path: data.mixture is for pre-training")
+  if config.task.name:
+    check_task(config.data, config.task.name)
   data = config.data if config.task.name else resolve_data(config.data)  # a task names its own source
   return dataclasses.replace(config, model=model, tokenizer=tokenizer, data=data)
 

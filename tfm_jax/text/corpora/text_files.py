@@ -3,8 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tfm_jax.errors import UserError
@@ -27,6 +26,7 @@ def text_corpus(
   errors: str = "raise",
   text_key: str = "text",
   json_lines: bool = False,
+  target_key: str = "",
 ) -> Corpus:
   """Text files, cut into documents. Files that end in .jsonl or .ndjson hold one document per line.
 
@@ -43,6 +43,7 @@ def text_corpus(
     text_key: JSON lines: the key of the text in each object; dots lead into nested objects, and the texts of several
       keys with plus signs are joined.
     json_lines: all files are JSON lines, whatever their endings.
+    target_key: JSON lines: the key of the other side of pairs, as `text_key`; empty: there are no pairs.
 
   Raises:
     UserError: a missing, unreadable or empty file set, or a file that holds no text; while reading, undecodable
@@ -55,30 +56,34 @@ def text_corpus(
   for file in every if json_lines else ():
     check_json_lines(file)
   in_json = frozenset(file for file in every if json_lines or ending(file) in JSON_LINES)
+  if target_key and len(in_json) < len(every):
+    raise UserError(f"data.target_field={target_key}: {path} has files of plain text, which have no fields")
   split = split._replace(whole=frozenset(every) if document == "line" else in_json)
+  keys = (text_key, target_key) if target_key else (text_key,)
 
   def read(part: str, counts: Counts) -> Iterator[Document]:
     counts["blank"] = documents = 0
     for file, lines in itertools.groupby(split.lines(part, counts), key=lambda line: line.file):
       if file in in_json:
-        texts = _json_texts(lines, text_key, errors, counts)
+        found = _json_texts(lines, keys, errors, counts)
       else:
-        texts = _documents(decoded(lines, errors, counts), document)
-      for text in texts:
-        if not text or text.isspace():
+        found = ((text,) for text in _documents(decoded(lines, errors, counts), document))
+      for texts in found:
+        if any(not text or text.isspace() for text in texts):
           counts["blank"] += 1
         else:
           documents += 1
-          yield (text,)
+          yield texts
     check_documents(documents, part, path, eval_path)
 
   settings: list[Any] = ["text", document, errors]
   former = former_fingerprint(settings, split.cut, every)
   if in_json:
     flags = [[file in in_json for file in group] for group in (split.files, split.eval_files)]
-    settings += [["jsonl", text_key, flags]]
+    settings += [["jsonl", *keys, flags]]
     former = ""  # earlier releases read JSON lines as plain text
-  kind = f"texts of {text_key!r} in JSON lines (data.text_key)" if in_json else f"{document}s (data.document)"
+  of = f"pairs of {text_key!r} and {target_key!r}" if target_key else f"texts of {text_key!r}"
+  kind = f"{of} in JSON lines (data.text_key)" if in_json else f"{document}s (data.document)"
   if in_json and len(in_json) < len(every):
     kind = f"{document}s (data.document), and {kind}"
   return Corpus(
@@ -88,6 +93,7 @@ def text_corpus(
     fingerprint=content_fingerprint([*settings, split.cut], [split.files, split.eval_files]),
     former_fingerprint=former,
     read=read,
+    sides=len(keys),
     left_out={"blank": "blank lines, left out" if document == "line" else "blank documents, left out", **LINE_COUNTS},
   )
 
@@ -105,16 +111,17 @@ def _documents(lines: Iterable[str], document: str) -> Iterator[str]:
         yield "".join(block).removesuffix("\n")
 
 
-def _json_texts(lines: Iterable[Line], text_key: str, errors: str, counts: Counts) -> Iterator[str]:
-  """The text of each line's JSON object; "" of a blank line. Raises UserError naming file and line."""
+def _json_texts(lines: Iterable[Line], keys: Sequence[str], errors: str, counts: Counts) -> Iterator[Document]:
+  """The texts of each line's JSON object; "" of a blank line. Raises UserError naming file and line."""
   lines, numbered = itertools.tee(lines)
   for line, text in zip(numbered, decoded(lines, errors, counts), strict=True):
-    yield "" if text.isspace() else _json_text(text, text_key, errors, line.file, line.number)
+    yield (
+      tuple("" for _ in keys) if text.isspace() else _from_json(text, keys, errors, f"{line.file}, line {line.number}")
+    )
 
 
-def _json_text(line: str, text_key: str, errors: str, file: Path, number: int) -> str:
-  """The text under `text_key` in the JSON object that `line` holds."""
-  place = f"{file}, line {number}"
+def _from_json(line: str, keys: Sequence[str], errors: str, place: str) -> Document:
+  """The texts under `keys` in the JSON object that `line` holds."""
   try:
     value: Any = json.loads(line)
   except (ValueError, RecursionError) as error:
@@ -122,6 +129,11 @@ def _json_text(line: str, text_key: str, errors: str, file: Path, number: int) -
     raise UserError(f"{place}: not a JSON object ({reason}); JSON lines have one object per line") from error
   if not isinstance(value, dict):
     raise UserError(f"{place}: not a JSON object but {_type(value)}; JSON lines have one object per line")
+  return tuple(_joined(value, key, errors, place) for key in keys)
+
+
+def _joined(value: dict[str, Any], text_key: str, errors: str, place: str) -> str:
+  """The text under one key, or the texts under several with plus signs."""
   text = "".join(_value(value, key, place) for key in ([text_key] if text_key in value else text_key.split("+")))
   if SURROGATES.search(text):
     if errors == "raise":
