@@ -87,7 +87,7 @@ class Dataset:
     epoch, index = np.divmod(samples, self.num_rows) if self._shuffle else (np.zeros_like(samples), samples)
     row, real = index.copy(), index < self.num_rows
     row[real] = permute(index[real], self.num_rows, self._seed if self._shuffle else _HELD_OUT, epoch[real])
-    draws = Draws.of(self._seed, epoch, row)
+    draws = Draws.of(self._seed, epoch, row, samples // self.batch_size if self._shuffle else None)
     return row, draws, self._plan.read(row, draws)
 
   def targets(self) -> Iterator[np.ndarray]:

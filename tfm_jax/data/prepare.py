@@ -17,6 +17,7 @@ from tfm_jax.cache import atomic_directory, cache_dir, recall, remember
 from tfm_jax.data.config import DataConfig, check_data, eval_key
 from tfm_jax.data.dataset import Dataset, unigram_entropy
 from tfm_jax.data.encode import Encoder
+from tfm_jax.data.pieces import piece_kinds
 from tfm_jax.data.summary import corpus_block
 from tfm_jax.data.token_file import FORMAT, TokenFile, build_token_file
 from tfm_jax.errors import UserError
@@ -112,7 +113,8 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
   # GPT-2 has no padding id. Rows need some id where their segment is 0, preferably one that stands for no text.
   ids["pad_id"] = next((id for id in (tokenizer.pad_id, tokenizer.eos_id) if id >= 0), 0)
   sentinels, specials = tuple(tokenizer.sentinel_ids.tolist()), tuple(tokenizer.special_ids.tolist())
-  return Vocabulary(tokenizer.vocab_size, **ids, sentinel_ids=sentinels, special_ids=specials)
+  pieces = piece_kinds(tokenizer)
+  return Vocabulary(tokenizer.vocab_size, **ids, sentinel_ids=sentinels, special_ids=specials, pieces=pieces)
 
 
 def prepare(

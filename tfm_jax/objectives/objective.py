@@ -50,9 +50,13 @@ class ObjectiveConfig:
   """What is predicted, and how inputs are corrupted."""
 
   name: str = "mlm"  # what is predicted
-  mask_rate: float = 0.15  # mlm: the share of a row's ordinary tokens that is predicted
-  random_rate: float = 0.1  # mlm: of those, the share that is replaced by a random token
-  keep_rate: float = 0.1  # mlm: of those, the share that stays as it is; the rest becomes the mask token
+  mask_rate: float = 0.15  # mlm, nsp, sop, electra: the share of a row's ordinary tokens that is predicted
+  final_mask_rate: float = 0.0  # the same at the end of mask_rate_steps
+  mask_rate_steps: int = 0  # steps over which mask_rate goes to final_mask_rate, evenly; 0: it stays
+  random_rate: float = 0.1  # mlm, nsp, sop: of those, the share that is replaced by a random token
+  keep_rate: float = 0.1  # mlm, nsp, sop: of those, the share that stays as it is; the rest becomes the mask token
+  whole_word: bool = False  # all tokens of a word are masked or none; Chinese in pieces of one to four characters
+  ngram: int = 1  # most neighbouring tokens (words, with whole_word) that are masked together
   noise_density: float = 0.15  # span_corruption: the share of tokens that is removed
   mean_span: float = 3.0  # span_corruption: mean length of a removed span, in tokens
 
@@ -69,6 +73,7 @@ class Vocabulary:
   mask_id: int = 4
   sentinel_ids: tuple[int, ...] = ()  # in order of use
   special_ids: tuple[int, ...] = (0, 1, 2, 3, 4)  # never masked and never a random replacement
+  pieces: bytes = b""  # what each id is of a text, see `words`; empty: unknown
 
   def require(self, name: str, objective: str) -> int:
     """The id of a token that the objective needs. Raises UserError if the tokenizer has none."""
@@ -106,8 +111,11 @@ class Objective:
   """
 
   adds_bos: ClassVar[bool] = False  # documents start with bos in the token file
+  begins_with_bos: ClassVar[bool] = False  # `make` puts bos before the text of a row; documents have none then
   adds_eos: ClassVar[bool] = True  # documents end with eos in the token file
   targets_begin_with_bos: ClassVar[bool] = False  # where the tokenizer has it; otherwise with pad, as T5's do
+  head: ClassVar[str] = ""  # head.name that reads the labels; empty: any head that learns from objectives
+  token_types: ClassVar[int] = 0  # token types in a batch, which model.token_types must cover
   sides: ClassVar[int] = 1  # most texts that a document may have
   lookahead: ClassVar[int] = 0  # extra tokens read past the end of a row: `make` gets row_tokens + lookahead
   # Whether each token of the text is a target exactly once and unchanged (except perhaps the first of a document), and

@@ -4,11 +4,14 @@ from tfm_jax.errors import UserError
 from tfm_jax.objectives.causal import CausalLanguageModel
 from tfm_jax.objectives.mlm import MaskedLanguageModel
 from tfm_jax.objectives.objective import PLAIN, Documents, Objective, ObjectiveConfig, Vocabulary
+from tfm_jax.objectives.pairs import NextSentence, SentenceOrder
 from tfm_jax.objectives.seq2seq import SequenceToSequence
 from tfm_jax.objectives.span_corruption import SpanCorruption
 
 OBJECTIVES: dict[str, type[Objective]] = {
   "mlm": MaskedLanguageModel,
+  "nsp": NextSentence,
+  "sop": SentenceOrder,
   "causal": CausalLanguageModel,
   "span_corruption": SpanCorruption,
   "seq2seq": SequenceToSequence,

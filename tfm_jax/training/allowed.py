@@ -48,6 +48,7 @@ FRACTIONS = (  # from 0 to 1
   "optimizer.layer_decay",
   "data.eval_fraction",
   "objective.mask_rate",
+  "objective.final_mask_rate",
   "objective.random_rate",
   "objective.keep_rate",
   "objective.noise_density",

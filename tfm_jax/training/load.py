@@ -197,7 +197,7 @@ def symbols_of(config: Config, tokenizer: Tokenizer | None, imported: bool) -> S
   if tokenizer is None:
     return Symbols()
   objective = OBJECTIVES[config.objective.name]
-  begin = tokenizer.bos_id if imported or objective.adds_bos else -1
+  begin = tokenizer.bos_id if imported or objective.adds_bos or objective.begins_with_bos else -1
   with_bos = objective.targets_begin_with_bos and not imported and tokenizer.bos_id >= 0
   return Symbols(begin, tokenizer.bos_id if with_bos else max(tokenizer.pad_id, 0))
 

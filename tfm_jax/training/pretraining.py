@@ -11,7 +11,7 @@ from tfm_jax.decode import samples
 from tfm_jax.errors import UserError
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model, heads_of
-from tfm_jax.ops.losses import LossTerms, total
+from tfm_jax.ops.losses import LossTerms, mean
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training.config import Config
 from tfm_jax.training.task import Predictions, TextTask
@@ -44,12 +44,12 @@ class Pretraining(TextTask):
     return config
 
   def eval_metrics(self, split: str, totals: LossTerms, predictions: Predictions) -> dict[str, float]:
-    """Perplexity, unigram entropy, and bits per byte of the evaluated text.
+    """Perplexity, unigram entropy, and bits per byte of the evaluated text, all of the predicted tokens.
 
     The unigram entropy is that of all held-out targets, in nats. Bits per byte exist for objectives that predict each
     token of the text once.
     """
-    loss = total(totals.loss)
+    loss = mean(totals.loss["labels"])
     metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram}
     if self._evaluated and self._evaluated.text_bytes:
       metrics["bits_per_byte"] = loss / math.log(2) * self._evaluated.tokens / self._evaluated.text_bytes
@@ -60,7 +60,7 @@ class Pretraining(TextTask):
     lines = [] if self._eval else [nothing_held_out(self._config.data)]
     batch = None
     if metrics and self._eval is not None and self._evaluated is not None:
-      loss, entropy = metrics["loss"], metrics["unigram_entropy"]
+      loss, entropy = metrics.get("loss_labels", metrics["loss"]), metrics["unigram_entropy"]
       side = "below" if loss < entropy else "above"
       lines += [
         f"unigram entropy: {entropy:.3f} nats, of all held-out targets",
