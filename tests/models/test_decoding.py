@@ -25,6 +25,7 @@ CASES = {
   "t5": ("t5", {}),
   "t5_1_1": ("t5_1_1", {"decoder_layers": 3}),
   "transformer": ("transformer", {}),
+  "bart": ("bart", {}),
   "transformer, grouped": ("transformer", {"num_kv_heads": 2, "positions": "rotary"}),
 }
 

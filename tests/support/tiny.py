@@ -30,6 +30,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
   "llama": ("llama", {}),
   "t5_1_1": ("t5", {"gated": True, "activation": "gelu_tanh", "tied": False}),
   "t5_encoder": ("t5_encoder", {}),
+  "bart": ("bart", {}),
   "rotary": ("bert", {"positions": "rotary", "norm_order": "pre", "embed_norm": False, "norm": "rms", "bias": "none"}),
 }
 

@@ -33,6 +33,8 @@ class DataConfig:
   text_key: str = "text"
   errors: str = "raise"  # text that is not UTF-8: raise, or replace by U+FFFD
   seq_len: int = 128  # tokens per row; of its encoder side where there are two
+  first_seq_len: int = 0  # pre-training: tokens per row in the first steps, before rows of seq_len follow
+  first_steps: int = 0  # how many steps have rows of first_seq_len
   target_len: int = 0  # tokens of the decoder side; 0: the objective's natural length
   packing: bool = True  # a row may hold several documents; false: one document, or one piece of it, per row
   buckets: int = 1  # tasks: lengths that batches may have: seq_len, its half, and so on; rows come by length
@@ -89,6 +91,11 @@ def check_data(data: DataConfig) -> None:
   """Raises UserError for a value that no source accepts, whether or not this source reads it."""
   if data.document not in DOCUMENTS:
     raise UserError(f"data.document={data.document}: expected one of {', '.join(DOCUMENTS)}")
+  if data.first_steps and not 2 <= data.first_seq_len <= data.seq_len:
+    raise UserError(
+      f"data.first_seq_len={data.first_seq_len} must lie between 2 and data.seq_len={data.seq_len}, as "
+      f"data.first_steps={data.first_steps} is set"
+    )
   if not data.text_key:
     raise UserError("data.text_key is empty: name the key of the text in each JSON object")
   check_split(data.eval_fraction, data.errors)

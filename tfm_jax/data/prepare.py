@@ -85,6 +85,11 @@ class Prepared:
     split = self.token_file.evaluation
     return self._dataset(split, batch_size, _EVAL_SEED, shuffle=False) if split.documents else None
 
+  def at_length(self, seq_len: int) -> "Prepared":
+    """The same data in rows of another length."""
+    old = self.objective
+    return dataclasses.replace(self, objective=type(old)(old.config, old.vocabulary, seq_len, 0, old.documents))
+
   def unigram_entropy(self, dataset: Dataset) -> float:
     """`unigram_entropy` of the held-out rows; remembered if counting takes long."""
     objective = self.objective

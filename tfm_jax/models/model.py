@@ -16,6 +16,7 @@ from tfm_jax.models.batch import check_batch
 from tfm_jax.models.cache import Cache, Memory, empty_cache
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
 from tfm_jax.models.families.table import find_family
+from tfm_jax.models.generator import generator_config
 from tfm_jax.models.heads.groups import flatten, grouped
 from tfm_jax.models.heads.head import Outputs
 from tfm_jax.models.heads.table import HEADS
@@ -115,7 +116,8 @@ class Model:
 
     `logits` has the shape [B, T or P, V] of a language model (V is `vocab_size`, without padding), [B, C] of a
     classifier of rows, [B, T, C] of one of tokens, [B, T, 2] of question answering (start, end), [B, T] of
-    replaced-token detection. The head `pretraining` also has `next_sentence` [B, 2]. The head `none` has `hidden`
+    replaced-token detection. The head `electra` also has `generator` [B, P, V] and `replaced` [B, T], where the batch
+    has masks. The head `pretraining` also has `next_sentence` [B, 2]. The head `none` has `hidden`
     [B, T, D]; `pooled` has `hidden` and `pooled` [B, D].
     """
     return self._results(self.apply(params, batch, noise))
@@ -288,8 +290,9 @@ def labelled_fields(family: str, config: ModelConfig, length: int, vocab_size: i
 
 def admits(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
   """Logical axis -> its lengths in the model, all of which must be divisible by the mesh axis that splits it."""
-  heads, mlp, vocab = (config.num_heads,), (config.mlp_features,), (pad_vocab(vocab_size),)
-  kv_heads, widths = (config.kv_heads,), (config.embed_dim, config.embed_features)
+  parts = [config, generator_config(config)] if HEADS[config.head.name].generates else [config]
+  heads, kv_heads, mlp = (tuple(getattr(c, n) for c in parts) for n in ("num_heads", "kv_heads", "mlp_features"))
+  widths, vocab = (*(c.embed_dim for c in parts), config.embed_features), (pad_vocab(vocab_size),)
   return {
     "embed": widths,
     "act_embed": widths,

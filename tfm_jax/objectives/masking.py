@@ -62,7 +62,7 @@ class Masking:
   @property
   def fields(self) -> Fields:
     """The labels, each [P]."""
-    shape, axes = (self.predictions,), ("batch", None)
+    shape, axes = (self.predictions,), ("batch", "masks")
     return {
       "mlm_positions": Field(shape, INT, "places", axes),
       "targets": Field(shape, INT, "labels", axes, self._vocabulary.size),

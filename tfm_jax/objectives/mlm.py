@@ -10,13 +10,11 @@ from tfm_jax.objectives.objective import ROWS, Fields, Objective, token_fields
 from tfm_jax.objectives.plan import Rows
 
 
-class MaskedLanguageModel(Objective):
-  """Predicts tokens that are hidden: see `Masking`."""
+class MaskedRows(Objective):
+  """Rows with masks, of which the labels are the masked tokens. A subclass sets `masking`."""
 
   adds_bos: ClassVar[bool] = True
-
-  def setup(self) -> None:
-    self.masking = Masking(self.config, self.vocabulary, self.seq_len)
+  masking: Masking
 
   @property
   def fields(self) -> Fields:
@@ -28,3 +26,10 @@ class MaskedLanguageModel(Objective):
   def make(self, draws: Draws, source: Rows, target: Rows | None = None) -> dict[str, np.ndarray]:
     masked = self.masking.apply(draws, source.tokens, source.segment_ids)
     return {**masked, "segment_ids": source.segment_ids, "positions": source.positions}
+
+
+class MaskedLanguageModel(MaskedRows):
+  """Predicts tokens that are hidden: see `Masking`."""
+
+  def setup(self) -> None:
+    self.masking = Masking(self.config, self.vocabulary, self.seq_len)

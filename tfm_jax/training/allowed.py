@@ -52,5 +52,8 @@ FRACTIONS = (  # from 0 to 1
   "objective.random_rate",
   "objective.keep_rate",
   "objective.noise_density",
+  "objective.permute_rate",
+  "objective.rotate_rate",
+  "objective.delete_rate",
 )
 DECAYS = ("optimizer.beta1", "optimizer.beta2", "train.ema")

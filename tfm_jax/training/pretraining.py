@@ -50,7 +50,10 @@ class Pretraining(TextTask):
     token of the text once.
     """
     loss = mean(totals.loss["labels"])
-    metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram}
+    metrics = {"perplexity": math.exp(min(loss, 700.0))}
+    if split != "eval":  # short rows, see `data.first_steps`
+      return metrics
+    metrics["unigram_entropy"] = self._unigram
     if self._evaluated and self._evaluated.text_bytes:
       metrics["bits_per_byte"] = loss / math.log(2) * self._evaluated.tokens / self._evaluated.text_bytes
     return metrics

@@ -8,12 +8,14 @@ from etils import epath
 
 from tfm_jax.data.dataset import batches
 from tfm_jax.data.prepare import prepare
+from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
+from tfm_jax.training.lengths import at_length
 from tfm_jax.training.loss import LossFunction, make_loss
 
 Batch = Mapping[str, np.ndarray]
@@ -118,9 +120,19 @@ class TextTask:
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer)
-    self._config, self._prepared = config, prepared
+    self._config, self._prepared, data = config, prepared, config.data
     self._train = prepared.train(config.train.batch_size)
     self._eval = prepared.evaluation(config.train.batch_size)
+    self._first = self._first_eval = None
+    if data.first_steps:
+      if "inputs" not in self._train.fields or config.train.epochs:
+        raise UserError(
+          f"data.first_steps={data.first_steps} is for objectives with one text per row, and for runs of train.steps "
+          f"rather than train.epochs: set it to 0"
+        )
+      first = prepared.at_length(data.first_seq_len)
+      self._first, self._first_eval = first.train(config.train.batch_size), first.evaluation(config.train.batch_size)
+      self.lengths = (data.first_seq_len, data.seq_len) if data.first_seq_len < data.seq_len else ()
     self.tokenizer = prepared.tokenizer
     self.fields = self._train.fields
     self.num_rows = self._train.num_rows
@@ -128,7 +140,18 @@ class TextTask:
 
   def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
     """See `Task`."""
-    return batches(self._train, start, stop, rows, self._config.data.prefetch)
+    data, change = self._config.data, start
+    if self._first is not None and start < data.first_steps:
+      change = min(stop, data.first_steps)
+      for step, batch in batches(self._first, start, change, rows, data.prefetch):
+        yield step, self._padded(batch)
+    yield from batches(self._train, change, stop, rows, data.prefetch)
+
+  def _padded(self, batch: Batch) -> Batch:
+    """A batch of short rows with as many masks as its program declares: a few more, without weight."""
+    fields = at_length(self.fields, self._config.data.first_seq_len, self._config.data.seq_len)
+    pad = lambda x, shape: np.pad(x, [(0, 0), *((0, n - m) for n, m in zip(shape, x.shape[1:], strict=True))])
+    return {name: pad(x, fields[name].shape) for name, x in batch.items()}
 
   @property
   def eval_streams(self) -> dict[str, EvalStream]:
@@ -136,8 +159,13 @@ class TextTask:
     held_out = self._eval
     if held_out is None:
       return {}
-    steps = range(held_out.num_batches(self._config.eval.batches))
-    return {"eval": lambda rows: (held_out.batch(step, rows) for step in steps)}
+    limit = self._config.eval.batches
+    steps = range(held_out.num_batches(limit))
+    streams: dict[str, EvalStream] = {"eval": lambda rows: (held_out.batch(step, rows) for step in steps)}
+    if (short := self._first_eval) is not None:
+      count = range(short.num_batches(limit))
+      streams["eval_first"] = lambda rows: (self._padded(short.batch(step, rows)) for step in count)
+    return streams
 
   def loss(self, model: Model) -> LossFunction:
     """See `Task`."""

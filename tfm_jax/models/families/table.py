@@ -2,6 +2,7 @@
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.families import (
+  bart,
   bert,
   distilbert,
   electra,
@@ -25,6 +26,7 @@ FAMILIES: dict[str, Family] = {
   "gpt": gpt.FAMILY,
   "llama": llama.FAMILY,
   "t5": t5.FAMILY,
+  "bart": bart.FAMILY,
   "t5_encoder": t5_encoder.FAMILY,
   "transformer": transformer.FAMILY,
   "vit": vit.FAMILY,

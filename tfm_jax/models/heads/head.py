@@ -54,6 +54,7 @@ class Head(NamedTuple):
     loss: (config, placement, outputs, batch, extras) -> the terms of the loss; None: the head is not trained.
     fields: (config, tokens per row) -> the labels in a batch; None: the objective declares them.
     grouped: whether a row has several sequences, [B, C, T]: see `heads.groups`.
+    generates: whether a generator writes tokens in place of the masks before the model reads them (ELECTRA).
   """
 
   apply: Callable[[ModelConfig, Placement, Array, Seen], Outputs]
@@ -61,6 +62,7 @@ class Head(NamedTuple):
   loss: Callable[[ModelConfig, Placement, Outputs, Batch, LossConfig], LossTerms] | None = None
   fields: Callable[[ModelConfig, int], Fields] | None = None
   grouped: bool = False
+  generates: bool = False
 
   @property
   def learns_from_objective(self) -> bool:

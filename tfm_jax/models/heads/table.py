@@ -6,7 +6,7 @@ from tfm_jax.models.heads.groups import MULTIPLE_CHOICE, SIMILARITY
 from tfm_jax.models.heads.head import Head
 from tfm_jax.models.heads.language import LM, PRETRAINING
 from tfm_jax.models.heads.rows import SEQUENCE_CLASSIFICATION
-from tfm_jax.models.heads.tokens import REPLACED_TOKEN_DETECTION, TOKEN_CLASSIFICATION
+from tfm_jax.models.heads.tokens import ELECTRA, REPLACED_TOKEN_DETECTION, TOKEN_CLASSIFICATION
 
 HEADS: dict[str, Head] = {
   "lm": LM,
@@ -19,4 +19,5 @@ HEADS: dict[str, Head] = {
   "multiple_choice": MULTIPLE_CHOICE,
   "similarity": SIMILARITY,
   "replaced_token_detection": REPLACED_TOKEN_DETECTION,
+  "electra": ELECTRA,
 }
