@@ -36,6 +36,10 @@ COUNTS = {
   "t5_large.py:1.1": 783_150_080,
   "transformer_base.py": 63_082_496,
   "transformer_big.py": 214_245_376,
+  "roberta_base.py": 124_697_433,
+  "modernbert_base.py": 149_655_232,
+  "bert_phases.py": 110_106_428,
+  "bart_base.py": 139_420_416 + 50_265,  # the bias of the output layer is no parameter there
 }
 
 

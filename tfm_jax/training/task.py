@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from etils import epath
 
-from tfm_jax.data.dataset import batches
+from tfm_jax.data.dataset import Dataset, batches
 from tfm_jax.data.prepare import prepare
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
@@ -123,7 +123,8 @@ class TextTask:
     self._config, self._prepared, data = config, prepared, config.data
     self._train = prepared.train(config.train.batch_size)
     self._eval = prepared.evaluation(config.train.batch_size)
-    self._first = self._first_eval = None
+    self._first: Dataset | None = None
+    self._first_eval: Dataset | None = None
     if data.first_steps:
       if "inputs" not in self._train.fields or config.train.epochs:
         raise UserError(
