@@ -1,6 +1,7 @@
 """Prefix language models: what a decoder that reads prefixes sees, at once and through its cache."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,7 +49,7 @@ def test_prompts_are_read_as_prefixes_by_the_cache_too():
   tokenizer.vocab_size, tokenizer.eos_id = 250, -1
   ids = np.arange(20, 31, dtype=np.int32)
   wide = jax.tree.map(lambda x: x, params)
-  wide["embed"]["position"] = np.concatenate([params["embed"]["position"]] * 2)
+  wide["embed"]["position"] = jnp.concatenate([params["embed"]["position"]] * 2)
   found = {}
   for both_ways in (False, True):
     prompt = Prompt(0, "", ids, ids[:0], both_ways=both_ways)

@@ -36,6 +36,7 @@ def test_rows_are_short_first_and_a_batch_is_a_function_of_its_step(tmp_path):
     assert (batch["weights"].sum(axis=1) > 0).any()
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_both_phases_and_is_resumed_in_either(tmp_path):
   config = two_phases(tmp_path, train__steps=7, checkpoint__every=3, eval__every=3)
   result = quick_fit(config, tmp_path / "whole")

@@ -66,7 +66,7 @@ def corrupted(c: ModelConfig, st: Placement, output: Output, batch: Batch, noise
   keys_B = row_keys(noise or Noise(zero, zero, rows_B), 0, _SITE)
   drawn_BP = _draw(st, output, places_BP, keys_B)
   # A sum over places instead of a scatter, which devices that share the rows would have to agree on.
-  hit_BPT = (places_BP[:, :, None] == jnp.arange(T, dtype=jnp.int32)) & used_BP[:, :, None]
+  hit_BPT = (places_BP[:, :, None] == jnp.arange(T, dtype=jnp.int32)[None, None]) & used_BP[:, :, None]
   write = lambda x_BP: jnp.where(hit_BPT.any(1), (hit_BPT * x_BP[:, :, None]).sum(1, dtype=jnp.int32), ids_BT)
   written_BT = write(drawn_BP)
   return Corrupted(written_BT, (written_BT != write(batch["targets"])).astype(jnp.float32))
@@ -74,6 +74,7 @@ def corrupted(c: ModelConfig, st: Placement, output: Output, batch: Batch, noise
 
 def _draw(st: Placement, output: Output, places_BP: Array, keys_B: Array) -> Array:
   """A token from each distribution, int32 [B, P]: the largest logit after Gumbel noise is added (Gumbel 1954)."""
+  assert output.out is not None
   h_BPD, out = jax.lax.stop_gradient((output.h, output.out))
   B, P = places_BP.shape
 

@@ -46,10 +46,10 @@ class Mask:
     if self.causal or windowed:  # numpy constants, unless an offset or the window is traced
       distances = np.arange(queries)[:, None] - np.arange(keys) + (self.query_offset - self.key_offset)
       near = (abs(distances) <= self.window) | (self.window == 0) if windowed else True
+      mask = jnp.asarray(near & (distances >= 0) if self.causal else near)[None]
       if self.causal and self.prefix_BS is not None:
-        mask = near & ((distances >= 0)[None] | (self.prefix_BS != 0)[:, None, :])
-      else:
-        mask = jnp.asarray(near & (distances >= 0) if self.causal else near)[None]
+        ahead = jnp.asarray(near & (distances < 0))[None]
+        mask = mask | (ahead & (self.prefix_BS != 0)[:, None, :])
     if self.query_segments_BT is not None and self.key_segments_BS is not None:
       same = self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None, :]
       same |= (self.query_segments_BT == 0)[:, :, None]
