@@ -77,7 +77,7 @@ def bart(**options: Any) -> Case:
   """Both sides have positions of their own."""
   sizes = {"d_model": 12, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 14, "decoder_ffn_dim": 14}
   sizes |= {"encoder_attention_heads": 3, "decoder_attention_heads": 3, "max_position_embeddings": 14}
-  ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+  ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2, "num_labels": 2}
   return Case("BartForConditionalGeneration", {"vocab_size": 37, **sizes, **ids} | options, 13)
 
 

@@ -85,7 +85,7 @@ class Denoising(Objective):
     sentence[:, 1:] = np.cumsum(ends[:, :-1], axis=1)
     count = ends.sum(axis=1) + 1
     moved = np.ceil(self.config.permute_rate * count).astype(np.int64)
-    places, used = draws.choose(_SENTENCES, np.arange(width) < count[:, None], moved, max(int(moved.max()), 1))
+    places, used = draws.choose(_SENTENCES, np.arange(width) < count[:, None], moved, max(int(np.max(moved)), 1))
     keys = np.where(used, draws.uniform(_ORDER, used.shape[1]), 2.0)
     shuffled = np.take_along_axis(places, np.argsort(keys, axis=1, kind="stable"), axis=1)
     rank = np.broadcast_to(np.arange(width), tokens.shape).copy()  # the new place of each sentence
@@ -110,7 +110,7 @@ class Denoising(Objective):
       return tokens, lengths
     column = np.arange(tokens.shape[1])
     count = np.round(self.config.delete_rate * lengths).astype(np.int64)
-    places, used = draws.choose(_DELETED, column < lengths[:, None], count, max(int(count.max()), 1))
+    places, used = draws.choose(_DELETED, column < lengths[:, None], count, max(int(np.max(count)), 1))
     gone = np.zeros(tokens.shape, bool)
     gone[np.nonzero(used)[0], places[used]] = True
     order = np.argsort(gone | (column >= lengths[:, None]), axis=1, kind="stable")
