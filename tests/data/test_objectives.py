@@ -38,6 +38,14 @@ def random_rows(rng: np.random.Generator, lengths: list[int], width: int, specia
   return Rows(tokens, segment_ids, positions)
 
 
+def other_texts(objective: Objective, rows: Rows) -> Rows | None:
+  """What the row plan of next sentence reads beside the rows."""
+  if objective.config.name != "nsp":
+    return None
+  tokens = np.random.default_rng(1).integers(*ORDINARY, (len(rows.tokens), 2 * objective.row_tokens)).astype(np.int32)
+  return Rows(tokens, np.ones_like(tokens), np.zeros_like(tokens))
+
+
 def one_segment(tokens: np.ndarray, lengths: np.ndarray) -> Rows:
   valid = np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None]
   return Rows(np.where(valid, tokens, 0).astype(np.int32), valid.astype(np.int32), np.cumsum(valid, 1) - valid)
@@ -91,7 +99,7 @@ def test_arrays_are_as_declared_and_padding_has_no_weight(name, seed, lengths):
   objective = objective_of(name)
   width = objective.row_tokens + objective.lookahead
   rows = random_rows(np.random.default_rng(seed), [min(n, width) for n in lengths], width, specials=0.2)
-  arrays = objective.make(draws_for(len(lengths), seed), rows)
+  arrays = objective.make(draws_for(len(lengths), seed), rows, other_texts(objective, rows))
   assert {*arrays, "rows"} == set(objective.fields)
   for field, array in arrays.items():
     declared = objective.fields[field]
@@ -115,9 +123,11 @@ def test_a_row_depends_on_itself_alone(name):
   objective = objective_of(name)
   width = objective.row_tokens + objective.lookahead
   rows = random_rows(np.random.default_rng(0), [width, 3, 17, width - 1, 0], width, specials=0.1)
-  whole = objective.make(Draws.of(1, 2, np.arange(5)), rows)
+  other = other_texts(objective, rows)
+  whole = objective.make(Draws.of(1, 2, np.arange(5)), rows, other)
   some = np.array([3, 1])
-  part = objective.make(Draws.of(1, 2, some), Rows(rows.tokens[some], rows.segment_ids[some], rows.positions[some]))
+  pick = lambda x: x and Rows(x.tokens[some], x.segment_ids[some], x.positions[some])
+  part = objective.make(Draws.of(1, 2, some), pick(rows), pick(other))
   for field in whole:
     np.testing.assert_array_equal(whole[field][some], part[field], err_msg=field)
 

@@ -153,7 +153,7 @@ def text_file(tmp_path, monkeypatch) -> Path:
 
 def prepare_text(path: Path, objective: str = "causal", kind: str = "char", **data) -> Prepared:
   config = DataConfig(path=str(path), **{"source": "text", "eval_fraction": 0.1, "seq_len": 32, **data})
-  sentinels = 100 if objective == "span_corruption" else 0
+  sentinels = 100 if objective in ("span_corruption", "ul2") else 0
   return prepare(config, TokenizerConfig(kind=kind, sentinels=sentinels), ObjectiveConfig(objective), seed=0)
 
 

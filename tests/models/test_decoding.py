@@ -33,6 +33,7 @@ CASES = {
   "t5_1_1": ("t5_1_1", {"decoder_layers": 3}),
   "transformer": ("transformer", {}),
   "deepnorm": ("deepnorm", {}),
+  "bart": ("bart", {}),
   "transformer, grouped": ("transformer", {"num_kv_heads": 2, "positions": "rotary"}),
   "lstm": ("lstm", {}),
   "gru, unrolled": ("gru", {"scan": False}),

@@ -40,6 +40,10 @@ COUNTS = {
   "llama_1b.py:tinyllama": 1_100_048_384,
   "moe_small.py": 1_334_625_280,
   "vit_s16.py": 22_050_664 - 998 * (384 + 1),  # timm's with 1,000 classes, without 998 of them
+  "roberta_base.py": 124_697_433,
+  "modernbert_base.py": 149_655_232,
+  "bert_phases.py": 110_106_428,
+  "bart_base.py": 139_420_416 + 50_265,  # the bias of the output layer is no parameter there
 }
 
 

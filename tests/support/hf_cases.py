@@ -73,6 +73,14 @@ def t5(architecture: str = "T5ForConditionalGeneration", free_head: bool = False
   return Case(architecture, {"vocab_size": 37, **sizes, **positions, **ids} | options, 13, free_head)
 
 
+def bart(**options: Any) -> Case:
+  """Both sides have positions of their own."""
+  sizes = {"d_model": 12, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 14, "decoder_ffn_dim": 14}
+  sizes |= {"encoder_attention_heads": 3, "decoder_attention_heads": 3, "max_position_embeddings": 14}
+  ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2, "num_labels": 2}
+  return Case("BartForConditionalGeneration", {"vocab_size": 37, **sizes, **ids} | options, 13)
+
+
 def modernbert(architecture: str, **options: Any) -> Case:
   """A window of 4 lets a token see two neighbours on each side."""
   sizes = {"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 3, "intermediate_size": 10}
@@ -187,6 +195,8 @@ CASES: dict[str, Case] = {
   )._replace(length=7),
   "mt5": t5("MT5ForConditionalGeneration", feed_forward_proj="gated-gelu", num_heads=2, vocab_size=45),
   "mt5_free": t5("MT5ForConditionalGeneration", feed_forward_proj="gated-gelu", free_head=True, num_layers=1),
+  "bart": bart(encoder_layers=3, scale_embedding=True),
+  "bart_relu": bart(activation_function="relu", decoder_layers=1, vocab_size=45),
   # As deep as a decoder that is not there: an export says num_decoder_layers=num_layers.
   "t5_encoder": t5("T5EncoderModel", feed_forward_proj="relu", d_kv=5),
   "t5_encoder_tokens": t5("T5ForTokenClassification", feed_forward_proj="gated-gelu", num_labels=5),

@@ -138,11 +138,19 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Ten
     return {key: x for key, x in tensors.items() if not x.isnan().all()}
 
 
+def shifted(model: torch.nn.Module, labels: torch.Tensor) -> torch.Tensor:
+  """What transformers lets the decoder read for these labels."""
+  if hasattr(model, "_shift_right"):
+    return model._shift_right(labels)
+  shift = transformers.models.bart.modeling_bart.shift_tokens_right
+  return shift(labels, model.config.pad_token_id, model.config.decoder_start_token_id)
+
+
 def write_case(name: str, seed: int, folder: Path, full: bool) -> None:
   """A case's folder; `full`: with gradients.safetensors."""
   model, inputs = make_model(name, seed), make_inputs(name, seed)
   if "decoder_input_ids" in inputs:
-    assert (model._shift_right(torch.from_numpy(inputs["labels"])).numpy() == inputs["decoder_input_ids"]).all()
+    assert (shifted(model, torch.from_numpy(inputs["labels"])).numpy() == inputs["decoder_input_ids"]).all()
   save(name, model, folder)
   outputs, loss = run(model, inputs)
   expected = {f"in.{key}": x if x.dtype == np.float32 else x.astype(np.int32) for key, x in inputs.items()}

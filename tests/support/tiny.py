@@ -36,6 +36,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
   "t5_1_1": ("t5", {"gated": True, "activation": "gelu_tanh", "tied": False}),
   "t5_encoder": ("t5_encoder", {}),
   "gru": ("gru", {}),
+  "bart": ("bart", {}),
   "rotary": ("bert", {"positions": "rotary", "norm_order": "pre", "embed_norm": False, "norm": "rms", "bias": "none"}),
   "qwen3": ("qwen3", {"num_kv_heads": 2, "norm_order": "parallel"}),
   "alibi": ("gpt", {"positions": "alibi", "norm_order": "rezero"}),

@@ -98,7 +98,7 @@ def random_batch(fields: Fields, rows: int, step: int = 0) -> dict[str, np.ndarr
         return np.arange(step * rows, (step + 1) * rows)
       case "weights" | "segments":
         return np.ones(shape)
-      case "types":
+      case "types" | "prefix":
         return np.zeros(shape)
       case "positions":
         return np.broadcast_to(np.arange(field.shape[-1]), shape)

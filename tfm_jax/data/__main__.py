@@ -60,7 +60,8 @@ def main(flags: Flags) -> None:
   dataset = datasets[split]
   first = int(counts["step"]) * size
   last = first + int(counts["show"])
-  batch = dataset.arrays(np.arange(first, last if split == "train" else min(last, dataset.num_rows)))
+  samples = np.arange(first, last if split == "train" else min(last, dataset.num_rows))
+  batch = dataset.arrays(samples, samples // size)
   print(LEGEND)
   for line in shown(batch, dataset.fields, prepared.tokenizer, dataset.source_names(batch["rows"])):
     print(line)

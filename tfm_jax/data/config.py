@@ -71,6 +71,8 @@ class DataConfig(SourceConfig):
   mixture: tuple[MixtureSource, ...] = ()
   mixture_temperature: float = 1.0  # shares are weights to the power of 1/temperature: above 1 they are more equal
   seq_len: int = 128  # tokens per row; of its encoder side where there are two
+  first_seq_len: int = 0  # pre-training: tokens per row in the first steps, before rows of seq_len follow
+  first_steps: int = 0  # how many steps have rows of first_seq_len
   target_len: int = 0  # tokens of the decoder side; 0: the objective's natural length
   packing: bool = True  # a row may hold several documents; false: one document, or one piece of it, per row
   buckets: int = 1  # tasks: lengths that batches may have: seq_len, its half, and so on; rows come by length
@@ -170,6 +172,11 @@ def eval_key(data: SourceConfig) -> str:
 
 def check_data(data: DataConfig) -> None:
   """Raises UserError for a value that no source accepts, whether or not this source reads it."""
+  if data.first_steps and not 2 <= data.first_seq_len <= data.seq_len:
+    raise UserError(
+      f"data.first_seq_len={data.first_seq_len} must lie between 2 and data.seq_len={data.seq_len}, as "
+      f"data.first_steps={data.first_steps} is set"
+    )
   for source in (data, *data.mixture):
     if source.document not in DOCUMENTS:
       raise UserError(f"data.document={source.document}: expected one of {', '.join(DOCUMENTS)}")

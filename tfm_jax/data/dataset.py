@@ -95,21 +95,20 @@ class Dataset:
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
     """The arrays of a step: the global batch, or only its rows with these indices in 0 .. batch_size - 1."""
-    return self.arrays(
-      step * self.batch_size + (np.arange(self.batch_size) if rows is None else np.asarray(rows, np.int64))
-    )
+    rows = np.arange(self.batch_size) if rows is None else np.asarray(rows, np.int64)
+    return self.arrays(step * self.batch_size + rows, np.full(len(rows), step))
 
-  def arrays(self, samples: np.ndarray) -> Batch:
-    """The arrays of these samples [N], which are numbered through all steps and epochs."""
-    row, draws, parts = self._read(samples)
+  def arrays(self, samples: np.ndarray, steps: np.ndarray) -> Batch:
+    """The arrays of these samples [N], numbered through all steps and epochs, in the batches of `steps` [N]."""
+    row, draws, parts = self._read(samples, steps)
     return {**self._objective.make(draws, *parts), "rows": (self._first_row + row).astype(np.int32)}
 
-  def _read(self, samples: np.ndarray) -> tuple[np.ndarray, Draws, tuple[Rows, ...]]:
+  def _read(self, samples: np.ndarray, steps: np.ndarray | None = None) -> tuple[np.ndarray, Draws, tuple[Rows, ...]]:
     """For these samples: the row ids, their random numbers, and the tokens that the row plan reads."""
     epoch, index = np.divmod(samples, self.num_rows) if self._shuffle else (np.zeros_like(samples), samples)
     row, real = index.copy(), index < self.num_rows
     row[real] = permute(index[real], self.num_rows, self._seed if self._shuffle else _HELD_OUT, epoch[real])
-    draws = Draws.of(self._seed, epoch, self._first_row + row)
+    draws = Draws.of(self._seed, epoch, self._first_row + row, steps if self._shuffle else None)
     return row, draws, self._plan.read(row, draws)
 
   def source_names(self, rows: np.ndarray) -> list[str]:

@@ -86,7 +86,7 @@ class MixedDataset(Dataset):
     self.num_tokens = sum(dataset.num_tokens for dataset in datasets)
     self.text_bytes = sum(dataset.text_bytes for dataset in datasets)
 
-  def arrays(self, samples: np.ndarray) -> Batch:
+  def arrays(self, samples: np.ndarray, steps: np.ndarray) -> Batch:
     source, place = self._mixing.sources(samples)
     if not self._shuffle:
       blank = samples >= self.num_rows
@@ -94,7 +94,7 @@ class MixedDataset(Dataset):
     result: Batch = {}
     for k in np.unique(source):
       where = np.flatnonzero(source == k)
-      for name, values in self._datasets[k].arrays(place[where]).items():
+      for name, values in self._datasets[k].arrays(place[where], steps[where]).items():
         if name not in result:
           result[name] = np.zeros((len(samples), *values.shape[1:]), values.dtype)
         result[name][where] = values

@@ -19,6 +19,7 @@ from tfm_jax.data.dataset import Dataset, unigram_entropy
 from tfm_jax.data.encode import Encoder
 from tfm_jax.data.filters import filtered
 from tfm_jax.data.mixture import MixedDataset, scaled
+from tfm_jax.data.pieces import piece_kinds
 from tfm_jax.data.summary import corpus_block, mixture_block
 from tfm_jax.data.token_file import FORMAT, TokenFile, build_token_file
 from tfm_jax.errors import UserError
@@ -135,6 +136,11 @@ class Prepared:
     """The held-out rows, always in the same order; None when no text is held out. Of a mixture, in its shares."""
     return next(iter(self.evaluations(batch_size).values()), None)
 
+  def at_length(self, seq_len: int) -> "Prepared":
+    """The same data in rows of another length."""
+    old = self.objective
+    return dataclasses.replace(self, objective=type(old)(old.config, old.vocabulary, seq_len, 0, old.documents))
+
   def evaluations(self, batch_size: int) -> dict[str, Dataset]:
     """The held-out rows by the split of their metrics: "eval", and of the sources of a mixture "eval_NAME"."""
     held_out = [n for n, source in enumerate(self.sources) if source.token_file.evaluation.documents]
@@ -183,7 +189,8 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
   # GPT-2 has no padding id. Rows need some id where their segment is 0, preferably one that stands for no text.
   ids["pad_id"] = next((id for id in (tokenizer.pad_id, tokenizer.eos_id) if id >= 0), 0)
   sentinels, specials = tuple(tokenizer.sentinel_ids.tolist()), tuple(tokenizer.special_ids.tolist())
-  return Vocabulary(tokenizer.vocab_size, **ids, sentinel_ids=sentinels, special_ids=specials)
+  pieces = piece_kinds(tokenizer)
+  return Vocabulary(tokenizer.vocab_size, **ids, sentinel_ids=sentinels, special_ids=specials, pieces=pieces)
 
 
 def prepare(

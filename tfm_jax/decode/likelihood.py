@@ -39,13 +39,14 @@ class Likelihood(NamedTuple):
 class Row(NamedTuple):
   """Tokens of the decoder, of which those from `first` on are scored, and of the encoder.
 
-  `cut`: see `Likelihood`.
+  `cut`: see `Likelihood`. `prefix`: tokens from the first on that a decoder reads in both directions.
   """
 
   ids: np.ndarray
   first: int
   source: np.ndarray
   cut: int = 0
+  prefix: int = 0
 
 
 def likelihoods(
@@ -170,7 +171,7 @@ def _one_side(
   cut = max(len(ids) - 1 - room, 0) if room else 0
   if cut >= first:
     raise UserError(f"{the_text} has {count:,} tokens, but the model has {room:,} positions: shorten it")
-  return Row(ids[cut:], first - cut, ids[:0], cut)
+  return Row(ids[cut:], first - cut, ids[:0], cut, prefix=first - cut if symbols.prefix else 0)
 
 
 def _two_sides(
@@ -182,7 +183,7 @@ def _two_sides(
   target = np.concatenate([target, end])
   if not len(source):
     raise UserError(f"{the_prompt} is empty: the encoder needs at least one token to read before a text is scored")
-  source = np.concatenate([source, end])
+  source = np.concatenate([[symbols.begin] if symbols.begin >= 0 else [], source, end]).astype(np.int32)
   room = position_limit(model)
   for name, ids in ((the_prompt, source), (the_text, target)):
     if room and len(ids) > room:
@@ -207,6 +208,8 @@ def _arrays(model: Model, rows: list[Row], length: int) -> dict[str, np.ndarray]
     arrays["encoder_inputs"] = [row.source for row in rows]
   for name in [name for name in arrays if name.endswith("inputs")]:
     arrays[name.replace("inputs", "segment_ids")] = [np.ones(len(ids), np.int32) for ids in arrays[name]]
+  if any(row.prefix for row in rows):
+    arrays["prefix"] = [np.ones(row.prefix, np.int32) for row in rows]
   out = {name: np.zeros((count, length), np.int32) for name in arrays}
   for name, values in arrays.items():
     for i, ids in enumerate(values):

@@ -22,12 +22,14 @@ class Symbols:
   """How the texts of a model begin. An id of -1: with no symbol.
 
   Attributes:
-    begin: of a decoder's texts.
+    begin: of a decoder's texts, and of what an encoder reads.
     start: of an encoder-decoder's targets.
+    prefix: a decoder reads its prompts in both directions, as one trained by objective.name=prefix_lm.
   """
 
   begin: int = -1
   start: int = -1
+  prefix: bool = False
 
 
 class Prompt(NamedTuple):
@@ -39,6 +41,7 @@ class Prompt(NamedTuple):
     ids: what the decoder reads before it generates: the prompt, or the start symbol; then the forced prefix.
     source: what the encoder reads; empty for decoders.
     forced: how many of `ids` are the forced prefix: they belong to the generated text.
+    both_ways: the ids before the forced ones are read in both directions.
   """
 
   number: int
@@ -46,6 +49,7 @@ class Prompt(NamedTuple):
   ids: np.ndarray
   source: np.ndarray
   forced: int = 0
+  both_ways: bool = False
 
 
 def read_prompts(
@@ -81,9 +85,10 @@ def prompt_of(
   if model.encoder_decoder:
     if not len(ids):
       raise UserError(f"{name} is empty: the encoder needs at least one token to read")
-    if room and len(ids) + len(end) > room:
+    front = np.array([symbols.begin] if symbols.begin >= 0 else [], np.int32)
+    if room and len(front) + len(ids) + len(end) > room:
       raise UserError(f"{name} has {len(ids):,} tokens, but the encoder has {room:,} positions: shorten it")
-    begin, source = [symbols.start], np.concatenate([ids, end])
+    begin, source = [symbols.start], np.concatenate([front, ids, end])
     whole = np.concatenate([begin, prefix])
   else:
     begin, source = [symbols.begin] if symbols.begin >= 0 else [], ids[:0]
@@ -94,7 +99,8 @@ def prompt_of(
     raise UserError(
       f"{name} has {len(whole):,} tokens, but the model has {room:,} positions, so that nothing can follow: shorten it"
     )
-  return Prompt(number, text, whole.astype(np.int32), source, len(prefix))
+  both_ways = symbols.prefix and not model.encoder_decoder
+  return Prompt(number, text, whole.astype(np.int32), source, len(prefix), both_ways)
 
 
 def encoded(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
@@ -146,6 +152,7 @@ class Batch(NamedTuple):
     samples: number of each row's sample.
     ids_BT, segments_BT: right-aligned: padding of segment 0 stands in front.
     source_BS, source_segments_BS: the encoder's tokens, left-aligned; None for decoders.
+    prefix_BT: 1 for tokens that are read in both directions; None: there are none.
   """
 
   prompts: list[Prompt]
@@ -154,6 +161,7 @@ class Batch(NamedTuple):
   segments_BT: np.ndarray
   source_BS: np.ndarray | None
   source_segments_BS: np.ndarray | None
+  prefix_BT: np.ndarray | None = None
 
 
 def batches(model: Model, prompts: Sequence[Prompt], samples: int, most: int) -> Iterator[Batch]:
@@ -168,7 +176,12 @@ def batches(model: Model, prompts: Sequence[Prompt], samples: int, most: int) ->
     source = source_segments = None
     if model.encoder_decoder:
       source, source_segments = _aligned([p.source for p, _ in part], count, right=False, limit=position_limit(model))
-    yield Batch([p for p, _ in part], [s for _, s in part], ids, segments, source, source_segments)
+    prefix = None
+    if any(p.both_ways for p, _ in part):
+      prefix = segments.copy()
+      for i, (p, _) in enumerate(part):
+        prefix[i, prefix.shape[1] - (p.forced if p.both_ways else len(p.ids)) :] = 0
+    yield Batch([p for p, _ in part], [s for _, s in part], ids, segments, source, source_segments, prefix)
 
 
 def _aligned(rows: Sequence[np.ndarray], count: int, right: bool, limit: int) -> tuple[np.ndarray, np.ndarray]:

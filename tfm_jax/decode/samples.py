@@ -36,7 +36,8 @@ def _fill_masks(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[
   """One mask of each row with its surroundings, the masked piece, and the three likeliest ones."""
 
   def likeliest(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    logits = model.logits(params, batch)[..., : tokenizer.vocab_size]  # the model's vocabulary may be larger
+    outputs = model.outputs(params, batch)
+    logits = outputs.get("generator", outputs["logits"])[..., : tokenizer.vocab_size]  # the model's may be larger
     return jax.lax.top_k(jax.nn.softmax(logits), 3)
 
   probabilities, ids = _run(model, likeliest, params, batch)
@@ -61,7 +62,8 @@ def _continue(model: Model, params: Any, tokenizer: Tokenizer, batch: Mapping[st
   row = batch["inputs"][0]
   prompt = max(len(row) // 2, 1)
   options = Options(max_new_tokens=max(len(row) - prompt, 1), temperature=_TEMPERATURE)
-  ((sample,),) = continued(model, params, tokenizer, [Prompt(0, "", row[:prompt], row[:0])], options)
+  read = Prompt(0, "", row[:prompt], row[:0], both_ways="prefix" in batch)
+  ((sample,),) = continued(model, params, tokenizer, [read], options)
   return [
     f"a sample at temperature {_TEMPERATURE} (prompt | continuation):",
     f"  {_text(tokenizer, row[:prompt])} | {_text(tokenizer, np.array(sample.ids))}",

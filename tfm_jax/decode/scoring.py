@@ -210,7 +210,8 @@ def _nll(model: Model, params: Any, batch: Any) -> Array:
 
 def predicts_tokens(model: Model) -> bool:
   """Whether the head predicts pieces of the vocabulary."""
-  return HEADS[model.config.head.name].learns_from_objective
+  head = HEADS[model.config.head.name]
+  return head.learns_from_objective and not head.generates
 
 
 def is_masked(model: Model) -> bool:

@@ -93,6 +93,8 @@ def start(
 def arrays_of(batch: Batch) -> dict[str, Any]:
   """What `opened` reads of a batch."""
   arrays = {"ids": batch.ids_BT, "segments": batch.segments_BT}
+  if batch.prefix_BT is not None:
+    arrays["prefix"] = batch.prefix_BT
   if batch.source_BS is not None:
     assert batch.source_segments_BS is not None
     arrays |= {"source": batch.source_BS, "source_segments": batch.source_segments_BS}
@@ -111,7 +113,8 @@ def opened(
   cache = model.init_cache(params, B, columns, memory, cache_dtype)
   padding_B = T - segments_BT.sum(1)
   positions_BT = jnp.maximum(jnp.arange(T)[None] - padding_B[:, None], 0)
-  return cache, {"inputs": ids_BT, "positions": positions_BT, "segment_ids": segments_BT}, padding_B
+  tokens = {"inputs": ids_BT, "positions": positions_BT, "segment_ids": segments_BT}
+  return cache, tokens | ({"prefix": arrays["prefix"]} if "prefix" in arrays else {}), padding_B
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -120,6 +123,7 @@ def _start(
 ) -> tuple[State, Array]:
   ids_BT, segments_BT = arrays["ids"], arrays["segments"]
   B, T = ids_BT.shape
+  rolling = rolling and "prefix" not in arrays  # its tokens see each other, so they are read at once
   part, kept = _cache_shape(model, T, columns) if rolling else (T, columns)
   cache, tokens, padding_B = opened(model, kept, cache_dtype, params, arrays)
 

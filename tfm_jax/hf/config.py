@@ -6,6 +6,7 @@ from typing import Any
 
 from tfm_jax.errors import UserError
 from tfm_jax.hf.table import Table, activation, their_activation
+from tfm_jax.hf.tables.bart import BART
 from tfm_jax.hf.tables.bert import BERT, ELECTRA, ROBERTA
 from tfm_jax.hf.tables.distilbert import DISTILBERT
 from tfm_jax.hf.tables.esm import ESM
@@ -20,7 +21,7 @@ from tfm_jax.models.families.table import find_family
 from tfm_jax.models.model import resolve_model
 
 # Of two tables for one family, the one that serves only some of its models comes first.
-TABLES = (ESM, BERT, ROBERTA, DISTILBERT, ELECTRA, MODERNBERT, GPT_NEOX, GPT2, LLAMA, T5, T5_ENCODER, VIT)
+TABLES = (ESM, BERT, ROBERTA, DISTILBERT, ELECTRA, MODERNBERT, GPT_NEOX, GPT2, LLAMA, T5, T5_ENCODER, BART, VIT)
 
 # Fields that say how a model is computed or trained, not which model it is.
 FREE = ("dropout", "attention_dropout", "attention", "dtype", "remat", "scan", "init", "inner_dropout")
@@ -208,6 +209,7 @@ UNUSED: tuple[tuple[tuple[str, ...], Callable[[ModelConfig], bool]], ...] = (
   (("tied", "head.bias", "scale_output"), lambda c: c.head.name not in ("lm", "pretraining")),
   (_TRANSFORM, lambda c: c.head.name not in ("lm", "pretraining") and not c.head.classifier_transform),
   (_TRANSFORM[1:], lambda c: not c.head.transform),
+  (("head.generator", "head.generator_layers"), lambda c: c.head.name != "electra"),
   (("image.channels",), lambda c: not c.image.patch),
 )
 

@@ -18,6 +18,7 @@ from tfm_jax.hf.table import Entry, Params
 from tfm_jax.hf.tensors import NewTensor, check_new_folder, new_folder, write_tensors
 from tfm_jax.hf.tokenizer import write_tokenizer
 from tfm_jax.models.model import Model
+from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.reporting.units import human_bytes
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.runtime.trees import flat, nested
@@ -95,9 +96,9 @@ def _special_ids(run: Run) -> dict[str, Any]:
   ids = {key: getattr(run.tokenizer, name, -1) for key, name in names.items()}
   special: dict[str, Any] = {key: id if id >= 0 else None for key, id in ids.items()}
   if run.model.encoder_decoder:
-    # As objectives.seq2seq and span_corruption start targets; T5's padding is 0.
-    bos = special["bos_token_id"] if run.config.objective.name == "seq2seq" else None
-    special["decoder_start_token_id"] = next((id for id in (bos, special["pad_token_id"]) if id is not None), 0)
+    # As the objective starts targets; T5's padding is 0.
+    start = special[f"{OBJECTIVES[run.config.objective.name].targets_begin}_token_id"]
+    special["decoder_start_token_id"] = next((id for id in (start, special["pad_token_id"]) if id is not None), 0)
   return special
 
 

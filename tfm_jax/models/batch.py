@@ -41,7 +41,7 @@ def check_batch(c: ModelConfig, vocab_size: int, sides: tuple[str, ...], batch: 
         f"batch[{inputs!r}] has rows of {shape[1]} tokens, but the model has {table} learned positions: cut the rows, "
         f"or set model.max_positions"
       )
-    for name, limit in (("segment_ids", 0), ("positions", table), ("token_types", c.token_types)):
+    for name, limit in (("segment_ids", 0), ("positions", table), ("token_types", c.token_types), ("prefix", 2)):
       if side + name in batch and (limit or name != "token_types"):
         _check_ids(batch, side + name, ((shape[0], 1), (shape[1],)), limit)
     if "mlm_positions" in batch:

@@ -71,6 +71,8 @@ class HeadConfig:
   pooling: str = "first"  # vector that stands for a row: first or last (of its tokens), or mean (over them)
   num_labels: int = 2  # number of classes of a classification head; 1: a number is predicted
   labels: str = ""  # names of the classes, separated by "|"; empty: unnamed
+  generator: float = 0.25  # electra: heads and widths of the generator as a share of the model's
+  generator_layers: int = 0  # electra: blocks of the generator; 0: model.num_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +287,8 @@ def check(config: ModelConfig) -> None:
   for side, length in (("height", image.height), ("width", image.width)):
     if image.patch and (not length or length % image.patch):
       raise UserError(f"image.{side}={length} is not a multiple of image.patch={image.patch}")
+  if not 0 < head.generator <= 1:
+    raise UserError(f"head.generator={head.generator:g} is not a share above 0 and up to 1 of the model's widths")
   find_kernel(config.attention, attention_need(config))
 
 
@@ -347,7 +351,7 @@ PARAM_AXES = (
   (r"embed/token|head/w", "vocab -> embed"),
   (r"embed/(position|type)", ". -> embed"),
   (r"embed/patch/w", ". -> embed"),
-  (r"embed/project/w", ". -> embed"),
+  (r"(embed|generator)/project/w", ". -> embed"),
   (r"embed/class", "."),
   (r"relative/table", ". heads"),
   (r"dense/w|pooler/w|(image|text)_projection/w", "embed -> ."),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tfm_jax.models.config import pad_vocab
+from tfm_jax.models.config import ModelConfig, pad_vocab
 from tfm_jax.models.layers import EMBED, STREAM, Dense, Layer, Norm
 from tfm_jax.ops import positions
 from tfm_jax.ops.broadcast import spread
@@ -28,10 +28,11 @@ class Embed(Layer):
     noise: Noise | None,
     layer: int,
     shifts_BTD: Array | None = None,
+    narrow: bool = False,
   ) -> tuple[Array, Array]:
     """The embeddings [B, T, D] and the table [V, E], both in the compute dtype.
 
-    `shifts_BTD` is added to the embeddings: its gradient is theirs.
+    `shifts_BTD` is added to the embeddings: its gradient is theirs. If `narrow`, they are not projected: [B, T, E].
     """
     c = self.cfg
     E = c.embed_features
@@ -42,29 +43,56 @@ class Embed(Layer):
     x_BTE = embed(stored_VE if self.st.mesh.size == 1 else table_VE, ids_BT).astype(table_VE.dtype)
     if c.scale_embed:
       x_BTE = x_BTE * np.asarray(E**0.5, x_BTE.dtype)
-    if c.positions == "learned":
-      table = self.matrix("position", (c.max_positions, E), kind="position")
-      x_BTE = x_BTE + spread(embed(table, self.rows_of(positions_BT, segments_BT)), x_BTE.shape)
-    elif c.positions == "sinusoidal":
-      x_BTE = x_BTE + positions.sinusoids(positions_BT, E).astype(x_BTE.dtype)
-    if c.token_types:
-      table = self.matrix("type", (c.token_types, E), kind="type")
-      x_BTE = x_BTE + (spread(table[None, :1], x_BTE.shape) if types_BT is None else embed(table, types_BT))
-    x_BTE = self.st.constrain(x_BTE, STREAM)
-    if c.embed_norm:
-      x_BTE = Norm(c, self.st, name="norm")(x_BTE)
-    x_BTE = dropout(x_BTE, c.dropout, noise, layer, EMBED)
+    x_BTE = placed(self, x_BTE, positions_BT, segments_BT, types_BT, noise, layer)
+    if narrow:
+      return x_BTE, table_VE
     if c.embed_dim != E:
       x_BTE = self.st.constrain(Dense(c, self.st, c.embed_dim, name="project")(x_BTE), STREAM)
     if shifts_BTD is not None:
       x_BTE = x_BTE + shifts_BTD.astype(x_BTE.dtype)
     return x_BTE, table_VE
 
-  def rows_of(self, positions_BT: Array, segments_BT: Array | None) -> Array:
-    """Rows of the position table. With an offset (RoBERTa), padding has a row of its own."""
-    offset = self.cfg.position_offset
-    rows = positions_BT + offset
-    return jnp.where(segments_BT == 0, offset - 1, rows) if offset and segments_BT is not None else rows
+
+class Places(Layer):
+  """What `Embed` adds to tokens, as a module: positions, a norm and dropout, for a side that has its own (BART)."""
+
+  @nn.compact
+  def __call__(
+    self, x_BTE: Array, positions_BT: Array, segments_BT: Array | None, noise: Noise | None, layer: int
+  ) -> Array:
+    return placed(self, x_BTE, positions_BT, segments_BT, None, noise, layer)
+
+
+def placed(
+  module: Layer,
+  x_BTE: Array,
+  positions_BT: Array,
+  segments_BT: Array | None,
+  types_BT: Array | None,
+  noise: Noise | None,
+  layer: int,
+) -> Array:
+  """Token embeddings with those of positions and token types, norm and dropout; the parameters are of `module`."""
+  c, E = module.cfg, x_BTE.shape[-1]
+  if c.positions == "learned":
+    table = module.matrix("position", (c.max_positions, E), kind="position")
+    x_BTE = x_BTE + spread(embed(table, _rows_of(c, positions_BT, segments_BT)), x_BTE.shape)
+  elif c.positions == "sinusoidal":
+    x_BTE = x_BTE + positions.sinusoids(positions_BT, E).astype(x_BTE.dtype)
+  if c.token_types:
+    table = module.matrix("type", (c.token_types, E), kind="type")
+    x_BTE = x_BTE + (spread(table[None, :1], x_BTE.shape) if types_BT is None else embed(table, types_BT))
+  x_BTE = module.st.constrain(x_BTE, STREAM)
+  if c.embed_norm:
+    x_BTE = Norm(c, module.st, name="norm")(x_BTE)
+  return dropout(x_BTE, c.dropout, noise, layer, EMBED)
+
+
+def _rows_of(c: ModelConfig, positions_BT: Array, segments_BT: Array | None) -> Array:
+  """Rows of the position table. With an offset (RoBERTa), padding has a row of its own."""
+  offset = c.position_offset
+  rows = positions_BT + offset
+  return jnp.where(segments_BT == 0, offset - 1, rows) if offset and segments_BT is not None else rows
 
 
 class Patches(Layer):

@@ -18,6 +18,7 @@ from tfm_jax.models.cache import Cache, KeyValueCache, Memory, empty_cache, empt
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
 from tfm_jax.models.experts import Experts
 from tfm_jax.models.families.table import find_family
+from tfm_jax.models.generator import generator_config
 from tfm_jax.models.heads.groups import flatten, grouped
 from tfm_jax.models.heads.head import ROUTING, Outputs
 from tfm_jax.models.heads.table import HEADS
@@ -122,7 +123,8 @@ class Model:
 
     `logits` has the shape [B, T or P, V] of a language model (V is `vocab_size`, without padding), [B, C] of a
     classifier of rows, [B, T, C] of one of tokens, [B, T, 2] of question answering (start, end), [B, T] of
-    replaced-token detection. The head `pretraining` also has `next_sentence` [B, 2]. The head `none` has `hidden`
+    replaced-token detection. The head `electra` also has `generator` [B, P, V] and `replaced` [B, T], where the batch
+    has masks. The head `pretraining` also has `next_sentence` [B, 2]. The head `none` has `hidden`
     [B, T, D]; `pooled` has `hidden` and `pooled` [B, D].
     """
     return self._results(self.apply(params, batch, noise))
@@ -315,8 +317,9 @@ def labelled_fields(family: str, config: ModelConfig, length: int, vocab_size: i
 def admits(family: str, config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
   """Logical axis -> its lengths in the model, all of which must be divisible by the mesh axis that splits it."""
   entry, c = find_family(family), config
-  heads, kv_heads, mlp, vocab = (c.num_heads,), (c.kv_heads,), (c.mlp_features,), (pad_vocab(vocab_size),)
-  widths: tuple[int, ...] = (c.embed_dim, c.embed_features)
+  parts = [c, generator_config(c)] if HEADS[c.head.name].generates else [c]
+  heads, kv_heads, mlp = (tuple(getattr(part, n) for part in parts) for n in ("num_heads", "kv_heads", "mlp_features"))
+  widths, vocab = (*(part.embed_dim for part in parts), c.embed_features), (pad_vocab(vocab_size),)
   if entry.cell:
     mlp = (cells(c, entry.causal),)
     widths += mlp

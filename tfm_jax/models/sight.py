@@ -67,9 +67,11 @@ def make_sight(
     platform=st.platform if name == "auto" else "",  # a named kernel was checked when the model was built
     lengths=shape[1:],
     cache=cached,
+    prefix=mask.prefix_BS is not None,
     cut=cut > 1,
     uneven=shape[0] % rows > 0,
   )
   kernel = find_kernel(name, need)
   local = kernel.prepare(dataclasses.replace(mask, window=window), *shape[1:]) if window else None
-  return Sight(kernel, mask.causal, kernel.prepare(mask, *shape[1:]), local, bias_HTS)
+  causal = mask.causal and mask.prefix_BS is None
+  return Sight(kernel, causal, kernel.prepare(mask, *shape[1:]), local, bias_HTS)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -11,9 +12,11 @@ from tfm_jax.models.blocks import HIDDEN, LAST, STANDARD, Sublayers, stack
 from tfm_jax.models.cache import Cache, KeyValueCache, Memory, States
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.embeddings import Embed, Patches
+from tfm_jax.models.generator import corrupted, generator_config
 from tfm_jax.models.heads.head import Output, Outputs, Seen
+from tfm_jax.models.heads.parts import OutputLayer, pick
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.layers import FINAL, Context, Layer, Norm
+from tfm_jax.models.layers import FINAL, STREAM, Context, Dense, Layer, Norm
 from tfm_jax.models.recurrent import recurrent_tower
 from tfm_jax.models.residual import ORDERS
 from tfm_jax.models.sight import make_sight
@@ -48,6 +51,7 @@ def tower(
   *,
   causal: bool,
   depth: int,
+  prefix_BT: Array | None = None,
   first: int = 0,
   memory: Memory | None = None,
   cache: Cache | None = None,
@@ -66,6 +70,7 @@ def tower(
     noise: of dropout; None: no dropout.
     causal: a query attends only to itself and to earlier tokens.
     depth: number of blocks.
+    prefix_BT: 1 for tokens that earlier ones of this call see too, although the stack is causal; None: no token.
     first: index of the first block, so that two stacks have different dropout.
     memory: the encoder's output, for cross-attention; not needed if the cache holds its keys and values.
     cache: of the tokens before these.
@@ -99,7 +104,10 @@ def tower(
     bias_HTS = st.constrain(bias_HTS, ("act_heads", "seq", None))
   kind = {"training": noise is not None, "cached": cache is not None}
   segments: Any = {"query_segments_BT": segments_BT, "key_segments_BS": key_segments}
-  mask = Mask(causal, **segments, query_offset=offset, key_offset=keys_offset)
+  if cache is not None and prefix_BT is not None:  # keys that the cache has already are earlier ones
+    start_S = jnp.zeros((B, S), prefix_BT.dtype)
+    prefix_BT = jax.lax.dynamic_update_slice_in_dim(start_S, prefix_BT, cache.start, axis=1)
+  mask = Mask(causal, **segments, query_offset=offset, key_offset=keys_offset, prefix_BS=prefix_BT)
   own, across = make_sight(c, st, mask, (B, T, S), window=c.window.size, bias_HTS=bias_HTS, **kind), None
   if memory_length:
     if segments_BT is None and memory_segments is not None:  # a single segment, which does not see padding
@@ -169,11 +177,31 @@ class Network(Layer):
     raise NotImplementedError
 
 
+class Generator(Layer):
+  """ELECTRA's generator: a stack of its own and a masked language model's head over the model's embeddings."""
+
+  vocab_size: int = 0
+
+  @nn.compact
+  def __call__(
+    self, x_BTE: Array, table_VE: Array, positions_BT: Array, batch: Batch, noise: Noise | None, first: int
+  ) -> Output:
+    """The output at the masked places, or at all. `first`: index of the first block, for its dropout."""
+    c, st, segments = self.cfg, self.st, batch.get("segment_ids")
+    if c.embed_dim != c.embed_features:
+      x_BTE = st.constrain(Dense(c, st, c.embed_dim, name="project")(x_BTE), STREAM)
+    h_BTD = tower(c, st, x_BTE, segments, positions_BT, noise, causal=False, depth=c.num_layers, first=first)[0]
+    if "mlm_positions" in batch:
+      h_BTD = pick(h_BTD, batch["mlm_positions"])
+    return OutputLayer(c, st, self.vocab_size, name="head")(h_BTD, table_VE)
+
+
 class Single(Network):
   """A single stack with embeddings and a head: encoders such as BERT, decoders such as GPT and Llama (`causal`).
 
   Batch: `inputs` [B, T] and optionally `segment_ids`, `positions`, `token_types` [B, T]. With `mlm_positions` [B, P], a
-  language model's head is applied only at these positions. `embedding_shifts` [B, T, D] is added to the embeddings,
+  language model's head is applied only at these positions. Of a causal model, tokens with `prefix` 1 [B, T] are seen
+  by earlier ones of their segment too. `embedding_shifts` [B, T, D] is added to the embeddings,
   for gradients with respect to them.
   """
 
@@ -200,12 +228,21 @@ class Single(Network):
     positions, segments = default_positions(batch.get("positions"), batch["inputs"], cache), batch.get("segment_ids")
     embed = Embed(c, st, self.vocab_size, name="embed")
     types, shifts = batch.get("token_types"), batch.get("embedding_shifts")
-    x_BTD, table = embed(batch["inputs"], positions, segments, types, noise, c.num_layers, shifts)
+    inputs, generated = batch["inputs"], Outputs()
+    if HEADS[c.head.name].generates and ("mlm_positions" in batch or self.is_initializing()):
+      generator = Generator(generator_config(c), st, self.vocab_size, name="generator")
+      x_BTE, table = embed(inputs, positions, segments, types, noise, c.num_layers + 1, narrow=True)
+      output = generator(x_BTE, table, positions, batch, noise, c.num_layers + 2)
+      if "mlm_positions" in batch:
+        inputs, replaced_BT = corrupted(c, st, output, batch, noise)
+        generated = {"generator": output, "replaced": Output(replaced_BT)}
+    x_BTD, table = embed(inputs, positions, segments, types, noise, c.num_layers, shifts)
     kind: Any = {"causal": self.causal, "depth": c.num_layers, "cache": cache, "sublayers": self.sublayers}
+    kind["prefix_BT"] = batch.get("prefix")
     h_BTD, cache, shown, routing = tower(c, st, x_BTD, segments, positions, noise, emit=emit, **kind)
     seen = Seen(self.vocab_size, table if c.tied else None, segments, batch.get("mlm_positions"))
     outputs = HEADS[c.head.name].apply(c, st, h_BTD, seen)
-    return with_routing(outputs, routing=routing), cache, shown
+    return with_routing(outputs, routing=routing) | generated, cache, shown
 
 
 class Vision(Network):
@@ -260,6 +297,20 @@ class Tower(Layer):
     cache: Cache | None = None,
     emit: str = "",
   ) -> Towered:
+    return self.run(x_BTD, segments_BT, positions_BT, noise, memory, cache, emit)
+
+  @nn.nowrap
+  def run(
+    self,
+    x_BTD: Array,
+    segments_BT: Array | None,
+    positions_BT: Array | None,
+    noise: Noise | None,
+    memory: Memory | None,
+    cache: Cache | None,
+    emit: str,
+  ) -> Towered:
+    """`tower`, in the compact method that calls it."""
     kind: Any = {"causal": self.causal, "depth": self.depth, "first": self.first, "memory": memory, "cache": cache}
     kind |= {"sublayers": self.sublayers, "emit": emit}
     return tower(self.cfg, self.st, x_BTD, segments_BT, positions_BT, noise, **kind)

@@ -34,11 +34,16 @@ class Draws:
   """The random numbers of R rows. Each use has its own integer `site`, so that no two uses share numbers."""
 
   keys: np.ndarray  # uint64 [R]
+  steps: np.ndarray | None = None  # int64 [R]: the training step of each row, for schedules; None: held-out rows
 
   @classmethod
-  def of(cls, seed: int, epoch: int | np.ndarray, row: np.ndarray) -> Self:
-    """Keys for rows [R] of an epoch (one for all, or [R])."""
-    return cls(hash_words(seed, epoch, row))
+  def of(cls, seed: int, epoch: int | np.ndarray, row: np.ndarray, steps: np.ndarray | None = None) -> Self:
+    """Keys for rows [R] of an epoch (one for all, or [R]). Steps decide no random number."""
+    return cls(hash_words(seed, epoch, row), steps)
+
+  def part(self, rows: np.ndarray) -> "Draws":
+    """The random numbers of some of the rows."""
+    return Draws(self.keys[rows], None if self.steps is None else self.steps[rows])
 
   def bits(self, site: int, count: int) -> np.ndarray:
     """uint64 [R, count]: one SplitMix64 sequence per row, started at the hash of the row's key and the site."""

@@ -22,8 +22,9 @@ class Field(NamedTuple):
     dtype: int32 or float32.
     kind: what the numbers mean.
       ids: token ids that the model reads; segments: 1, 2, ... for the packed documents, 0 for padding; positions:
-      positions within a document; places: indices into the row; types: token types; labels: classes to predict (also
-      tokens); numbers: quantities to predict; weights: weights of the labels in the loss; pixels; rows: global row ids.
+      positions within a document; prefix: 1 for tokens that earlier ones of their segment see too; places: indices into
+      the row; types: token types; labels: classes to predict (also tokens); numbers: quantities to predict; weights:
+      weights of the labels in the loss; pixels; rows: global row ids.
     axes: logical axes of the batch's array, as strategies name them; None: never split.
     classes: ids and labels lie in [0, classes).
   """
@@ -50,11 +51,18 @@ class ObjectiveConfig:
   """What is predicted, and how inputs are corrupted."""
 
   name: str = "mlm"  # what is predicted
-  mask_rate: float = 0.15  # mlm: the share of a row's ordinary tokens that is predicted
-  random_rate: float = 0.1  # mlm: of those, the share that is replaced by a random token
-  keep_rate: float = 0.1  # mlm: of those, the share that stays as it is; the rest becomes the mask token
-  noise_density: float = 0.15  # span_corruption: the share of tokens that is removed
-  mean_span: float = 3.0  # span_corruption: mean length of a removed span, in tokens
+  mask_rate: float = 0.15  # mlm, nsp, sop, electra: the share of a row's ordinary tokens that is predicted
+  final_mask_rate: float = 0.0  # the same at the end of mask_rate_steps
+  mask_rate_steps: int = 0  # steps over which mask_rate goes to final_mask_rate, evenly; 0: it stays
+  random_rate: float = 0.1  # mlm, nsp, sop: of those, the share that is replaced by a random token
+  keep_rate: float = 0.1  # mlm, nsp, sop: of those, the share that stays as it is; the rest becomes the mask token
+  whole_word: bool = False  # all tokens of a word are masked or none; Chinese in pieces of one to four characters
+  ngram: int = 1  # most neighbouring tokens (words, with whole_word) that are masked together
+  noise_density: float = 0.15  # span_corruption, bart: the share of tokens that is removed
+  mean_span: float = 3.0  # span_corruption, bart: mean length of a removed span, in tokens
+  permute_rate: float = 1.0  # bart: the share of a row's sentences that change places
+  rotate_rate: float = 0.0  # bart: the share of rows that begin at any of their tokens
+  delete_rate: float = 0.0  # bart: the share of tokens that are left out without a trace
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Vocabulary:
   mask_id: int = 4
   sentinel_ids: tuple[int, ...] = ()  # in order of use
   special_ids: tuple[int, ...] = (0, 1, 2, 3, 4)  # never masked and never a random replacement
+  pieces: bytes = b""  # what each id is of a text, see `words`; empty: unknown
 
   def require(self, name: str, objective: str) -> int:
     """The id of a token that the objective needs. Raises UserError if the tokenizer has none."""
@@ -106,10 +115,14 @@ class Objective:
   """
 
   adds_bos: ClassVar[bool] = False  # documents start with bos in the token file
+  begins_with_bos: ClassVar[bool] = False  # `make` puts bos before the text of a row; documents have none then
   adds_eos: ClassVar[bool] = True  # documents end with eos in the token file
-  targets_begin_with_bos: ClassVar[bool] = False  # where the tokenizer has it; otherwise with pad, as T5's do
+  targets_begin: ClassVar[str] = "pad"  # with what the decoder starts: pad, as T5's, bos where there is one, or eos
+  head: ClassVar[str] = ""  # head.name that reads the labels; empty: any head that learns from objectives
+  token_types: ClassVar[int] = 0  # token types in a batch, which model.token_types must cover
   sides: ClassVar[int] = 1  # most texts that a document may have
   lookahead: ClassVar[int] = 0  # extra tokens read past the end of a row: `make` gets row_tokens + lookahead
+  reads_prefixes: ClassVar[bool] = False  # models read prompts in both directions: batches have the field `prefix`
   # Whether each token of the text is a target exactly once and unchanged (except perhaps the first of a document), and
   # nothing that the model reads gives it away. Only such objectives have a loss per byte of text.
   predicts_text: ClassVar[bool] = False

@@ -19,7 +19,7 @@ class SequenceToSequence(Objective):
 
   sides: ClassVar[int] = 2
   predicts_text: ClassVar[bool] = True
-  targets_begin_with_bos: ClassVar[bool] = True
+  targets_begin: ClassVar[str] = "bos"
 
   def setup(self) -> None:
     self.target_len = self.target_len or self.seq_len

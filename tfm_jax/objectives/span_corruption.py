@@ -11,6 +11,7 @@ from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import (
   Fields,
   Objective,
+  Vocabulary,
   encoder_decoder_arrays,
   encoder_decoder_fields,
 )
@@ -55,50 +56,83 @@ class SpanCorruption(Objective):
       )
 
   def noise_counts(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(removed tokens, removed spans) of rows of these lengths, rounded as in T5; 0 in rows below two tokens."""
-    noise = np.round(lengths * self.config.noise_density).astype(np.int64)
-    noise = np.minimum(np.maximum(noise, 1), np.maximum(lengths - 1, 0))
-    spans = np.maximum(np.round(noise / self.config.mean_span).astype(np.int64), 1)
-    return noise, np.minimum(spans, np.minimum(noise, lengths - noise))
+    """`noise_counts` at the rates of this objective."""
+    return noise_counts(lengths, self.config.noise_density, self.config.mean_span)
 
   def noise_mask(self, draws: Draws, lengths: np.ndarray, width: int) -> np.ndarray:
-    """Which tokens are removed, bool [R, width]: kept and removed spans alternate, kept first, none empty."""
-    noise, spans = self.noise_counts(lengths)
-    kept_starts, kept_used = _cuts(draws, _KEPT, lengths - noise, spans, width, self.spans)
-    noise_starts, noise_used = _cuts(draws, _NOISE, noise, spans, width, self.spans)
-    # Removed span j begins at (start of kept span j + 1) + (start of removed span j), each in its own count.
-    row = np.arange(len(lengths))[:, None] + np.zeros_like(kept_starts)
-    toggles = np.zeros((len(lengths), width + 1), np.int8)
-    begin = np.where(kept_used, kept_starts, (lengths - noise)[:, None])[:, 1:] + noise_starts[:, :-1]
-    end = np.where(kept_used, kept_starts, 0)[:, 1:] + noise_starts[:, 1:]
-    toggles[row[:, 1:][noise_used[:, :-1]], begin[noise_used[:, :-1]]] = 1
-    toggles[row[:, 1:][noise_used[:, 1:]], end[noise_used[:, 1:]]] = -1
-    mask = np.cumsum(toggles[:, :width], axis=1, dtype=np.int8).astype(bool)
-    return mask & (np.arange(width) < lengths[:, None])
+    """`noise_mask` at the rates of this objective."""
+    return noise_mask(draws, lengths, *self.noise_counts(lengths), width)
 
   def make(self, draws: Draws, source: Rows, target: Rows | None = None) -> dict[str, np.ndarray]:
     valid = source.segment_ids > 0
     noise = self.noise_mask(draws, valid.sum(axis=1), valid.shape[1])
-    encoder = self._corrupt(source.tokens, valid, noise, self.seq_len)
-    decoder = self._corrupt(source.tokens, valid, ~noise, self.target_len)
+    encoder = corrupt(self.vocabulary, self.spans, source.tokens, valid, noise, self.seq_len)
+    decoder = corrupt(self.vocabulary, self.spans, source.tokens, valid, ~noise, self.target_len)
     pad = self.vocabulary.pad_id
     return encoder_decoder_arrays(encoder, decoder, pad, pad)
 
-  def _corrupt(self, tokens: np.ndarray, valid: np.ndarray, removed: np.ndarray, width: int) -> Rows:
-    """Replaces each run of removed tokens by the next sentinel, then appends eos and padding."""
-    starts = removed & valid
-    starts[:, 1:] &= ~removed[:, :-1]
-    sentinels = np.array((*self.vocabulary.sentinel_ids[: self.spans], self.vocabulary.pad_id), np.int32)
-    order = np.cumsum(starts, axis=1, dtype=np.int32)
-    written = np.where(starts, sentinels[np.minimum(order, len(sentinels)) - 1], tokens)
-    stays = (starts | ~removed) & valid
-    lengths = stays.sum(axis=1)
-    column = np.arange(width, dtype=np.int32)
-    out = np.full((len(tokens), width), self.vocabulary.pad_id, np.int32)
-    out[column < lengths[:, None]] = written[stays]  # both sides in row order
-    out[column == np.where(lengths > 0, lengths, -1)[:, None]] = self.vocabulary.eos_id
-    segment_ids = (column < np.where(lengths > 0, lengths + 1, 0)[:, None]).astype(np.int32)
-    return Rows(out, segment_ids, segment_ids * column)
+
+def noise_counts(lengths: np.ndarray, density: float, mean_span: float) -> tuple[np.ndarray, np.ndarray]:
+  """(removed tokens, removed spans) of rows of these lengths, rounded as in T5; 0 in rows below two tokens."""
+  noise = np.round(lengths * density).astype(np.int64)
+  noise = np.minimum(np.maximum(noise, 1), np.maximum(lengths - 1, 0))
+  spans = np.maximum(np.round(noise / mean_span).astype(np.int64), 1)
+  return noise, np.minimum(spans, np.minimum(noise, lengths - noise))
+
+
+def noise_mask(draws: Draws, lengths: np.ndarray, noise: np.ndarray, spans: np.ndarray, width: int) -> np.ndarray:
+  """Which tokens are removed, bool [R, width]: kept and removed spans alternate, kept first, none empty.
+
+  noise, spans: removed tokens and spans of each row, see `noise_counts`.
+  """
+  slots = int(spans.max(initial=1))
+  kept_starts, kept_used = _cuts(draws, _KEPT, lengths - noise, spans, width, slots)
+  noise_starts, noise_used = _cuts(draws, _NOISE, noise, spans, width, slots)
+  # Removed span j begins at (start of kept span j + 1) + (start of removed span j), each in its own count.
+  row = np.arange(len(lengths))[:, None] + np.zeros_like(kept_starts)
+  toggles = np.zeros((len(lengths), width + 1), np.int8)
+  begin = np.where(kept_used, kept_starts, (lengths - noise)[:, None])[:, 1:] + noise_starts[:, :-1]
+  end = np.where(kept_used, kept_starts, 0)[:, 1:] + noise_starts[:, 1:]
+  toggles[row[:, 1:][noise_used[:, :-1]], begin[noise_used[:, :-1]]] = 1
+  toggles[row[:, 1:][noise_used[:, 1:]], end[noise_used[:, 1:]]] = -1
+  mask = np.cumsum(toggles[:, :width], axis=1, dtype=np.int8).astype(bool)
+  return mask & (np.arange(width) < lengths[:, None])
+
+
+def corrupt(
+  vocabulary: Vocabulary,
+  spans: int,
+  tokens: np.ndarray,
+  valid: np.ndarray,
+  removed: np.ndarray,
+  width: int,
+  first: np.ndarray | None = None,
+) -> Rows:
+  """Replaces each run of removed tokens by the next sentinel, then appends eos and padding, to `width` columns.
+
+  Args:
+    vocabulary: the sentinels.
+    spans: most runs in a row.
+    tokens, valid, removed: [R, L]; tokens that are not valid are padding.
+    width: columns of the result.
+    first: ids that stand before the rows that are not empty, int [R]; None: nothing does.
+  """
+  starts = removed & valid
+  starts[:, 1:] &= ~removed[:, :-1]
+  sentinels = np.array((*vocabulary.sentinel_ids[:spans], vocabulary.pad_id), np.int32)
+  order = np.cumsum(starts, axis=1, dtype=np.int32)
+  written = np.where(starts, sentinels[np.minimum(order, len(sentinels)) - 1], tokens)
+  stays = (starts | ~removed) & valid
+  if first is not None:
+    written = np.concatenate([first[:, None].astype(written.dtype), written], axis=1)
+    stays = np.concatenate([stays.any(axis=1, keepdims=True), stays], axis=1)
+  lengths = stays.sum(axis=1)
+  column = np.arange(width, dtype=np.int32)
+  out = np.full((len(tokens), width), vocabulary.pad_id, np.int32)
+  out[column < lengths[:, None]] = written[stays]  # both sides in row order
+  out[column == np.where(lengths > 0, lengths, -1)[:, None]] = vocabulary.eos_id
+  segment_ids = (column < np.where(lengths > 0, lengths + 1, 0)[:, None]).astype(np.int32)
+  return Rows(out, segment_ids, segment_ids * column)
 
 
 def _cuts(

@@ -1,16 +1,27 @@
 """The objectives by `objective.name`."""
 
 from tfm_jax.errors import UserError
+from tfm_jax.objectives.bart import Denoising
 from tfm_jax.objectives.causal import CausalLanguageModel
+from tfm_jax.objectives.electra import Electra
 from tfm_jax.objectives.mlm import MaskedLanguageModel
 from tfm_jax.objectives.objective import PLAIN, Documents, Objective, ObjectiveConfig, Vocabulary
+from tfm_jax.objectives.pairs import NextSentence, SentenceOrder
+from tfm_jax.objectives.prefix_lm import PrefixLanguageModel
 from tfm_jax.objectives.seq2seq import SequenceToSequence
 from tfm_jax.objectives.span_corruption import SpanCorruption
+from tfm_jax.objectives.ul2 import MixtureOfDenoisers
 
 OBJECTIVES: dict[str, type[Objective]] = {
   "mlm": MaskedLanguageModel,
+  "nsp": NextSentence,
+  "sop": SentenceOrder,
+  "electra": Electra,
   "causal": CausalLanguageModel,
+  "prefix_lm": PrefixLanguageModel,
   "span_corruption": SpanCorruption,
+  "ul2": MixtureOfDenoisers,
+  "bart": Denoising,
   "seq2seq": SequenceToSequence,
 }
 

@@ -20,6 +20,7 @@ class Need(NamedTuple):
     scale_by_layer: layers scale their logits differently.
     groups: number of query heads that share a head of keys and values.
     cache: keys come from a cache, so they begin before the queries.
+    prefix: some keys are seen by earlier queries too, although the attention is causal.
     cut: sequences are split over devices.
     uneven: the number of rows is not divisible by the devices that split them.
   """
@@ -32,6 +33,7 @@ class Need(NamedTuple):
   scale_by_layer: bool = False
   groups: int = 1
   cache: bool = False
+  prefix: bool = False
   cut: bool = False
   uneven: bool = False
 

@@ -20,6 +20,7 @@ class LossConfig:
   z_loss: float = 0.0  # weight of the penalty log(Z)^2 on the softmax normaliser Z
   # classification of rows: weight of the divergence between the classes under two dropout masks (R-Drop); 0: none
   r_drop: float = 0.0
+  replaced: float = 50.0  # electra: factor of the loss of the model, beside that of its generator
 
 
 class Unembedding(NamedTuple):

@@ -13,7 +13,7 @@ CAUSAL = "causal"  # named scope of causal attention, of whose products only hal
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["window", "query_segments_BT", "key_segments_BS", "query_offset", "key_offset"],
+  data_fields=["window", "query_segments_BT", "key_segments_BS", "query_offset", "key_offset", "prefix_BS"],
   meta_fields=["causal"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Mask:
     query_offset, key_offset: places of the first query and key. Keys of a cache begin before the new queries, and a
       device's part of a sequence does not begin at 0. The offsets and the window may be traced scalars. Keys that are
       not in order have an offset each, [1, S].
+    prefix_BS: 1 for keys that earlier queries see too, although the mask is causal (Raffel et al. 2020); None: no key.
   """
 
   causal: bool = False
@@ -36,6 +37,7 @@ class Mask:
   key_segments_BS: Array | None = None
   query_offset: int | Array = 0
   key_offset: int | Array = 0
+  prefix_BS: Array | None = None
 
   def dense(self, queries: int, keys: int) -> Array | None:
     """True where query t may attend to key s, [B or 1, T, S]; None if nothing is masked."""
@@ -45,6 +47,9 @@ class Mask:
       distances = np.arange(queries)[:, None] - np.arange(keys) + (self.query_offset - self.key_offset)
       near = (abs(distances) <= self.window) | (self.window == 0) if windowed else True
       mask = jnp.asarray(near & (distances >= 0) if self.causal else near)[None]
+      if self.causal and self.prefix_BS is not None:
+        ahead = jnp.asarray(near & (distances < 0))[None]
+        mask = mask | (ahead & (self.prefix_BS != 0)[:, None, :])
     if self.query_segments_BT is not None and self.key_segments_BS is not None:
       same = self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None, :]
       same |= (self.query_segments_BT == 0)[:, :, None]

@@ -24,6 +24,7 @@ def splash_refuses(need: Need) -> str:
     (need.scale_by_layer, "has one scale for all layers, but model.scale_by_layer=true"),
     (need.bias, "adds no bias to the logits, as model.positions=relative and alibi do"),
     (need.cache, "does not read a cache of keys and values"),
+    (need.prefix, "has no prefixes, which objective.name=prefix_lm has"),
     (need.cut, "needs whole sequences, but the strategy splits them over devices"),
     (need.uneven, "needs a number of rows that the devices divide"),
     (ragged, f"takes multiples of {LANES} tokens, not {' and '.join(map(str, ragged))}"),

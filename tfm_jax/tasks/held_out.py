@@ -69,7 +69,7 @@ def evaluate_objective(
   size = batch_size or config.train.batch_size
   config = dataclasses.replace(
     config,
-    data=source,
+    data=dataclasses.replace(source, first_steps=0),
     eval=dataclasses.replace(config.eval, batches=0),
     train=dataclasses.replace(config.train, batch_size=size, ramp_from=0, ramp_steps=0),
     sharding=ShardingConfig(strategy=strategy or "dp"),

@@ -55,8 +55,12 @@ FRACTIONS = (  # from 0 to 1
   "data.min_letters",
   "data.max_repeated_lines",
   "objective.mask_rate",
+  "objective.final_mask_rate",
   "objective.random_rate",
   "objective.keep_rate",
   "objective.noise_density",
+  "objective.permute_rate",
+  "objective.rotate_rate",
+  "objective.delete_rate",
 )
 DECAYS = ("optimizer.beta1", "optimizer.beta2", "optimizer.momentum", "train.ema")

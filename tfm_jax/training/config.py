@@ -323,6 +323,8 @@ def resolve(config: Config) -> Config:
       f"objective.name={config.objective.name!r} does not fit family={config.family}: "
       f"choose {' or '.join(objectives)}{extend}"
     )
+  if HEADS[model.head.name].learns_from_objective and not config.task.name:
+    _check_objective(config.objective.name, model)
   if model.attention != "auto":
     _check_lengths(config)
   tokenizer = config.tokenizer
@@ -348,6 +350,20 @@ def check_value(key: str, value: Any) -> None:
     raise UserError(f"{key}={value} must lie between 0 and 1")
   if key in DECAYS and np.float32(value) >= 1:  # as it is used
     raise UserError(f"{key}={value} must be below 1 (in float32), or its average never changes")
+
+
+def _check_objective(name: str, model: ModelConfig) -> None:
+  """Raises UserError if the model cannot read the labels or the token types of its objective."""
+  objective = OBJECTIVES[name]
+  if objective.head and model.head.name != objective.head:
+    raise UserError(
+      f"objective.name={name} has labels that head.name={model.head.name} does not read: set head.name={objective.head}"
+    )
+  if model.token_types < objective.token_types:
+    raise UserError(
+      f"objective.name={name} has {objective.token_types} token types and model.token_types={model.token_types}: "
+      f"set model.token_types={objective.token_types}"
+    )
 
 
 def _check_lengths(config: Config) -> None:

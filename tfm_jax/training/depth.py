@@ -28,12 +28,14 @@ def distances(shapes: Any) -> dict[str, np.ndarray]:
   leaves = flat(shapes)
   depth: dict[str, int] = {}  # blocks of each tower
   for path, leaf in leaves.items():
-    if axes_of(path).layers:
+    if axes_of(path).layers and not of_head(_weight(path)):
       depth[_tower(path)] = leaf.shape[0]
   total = sum(depth.values())
   before = {"decoder/": depth.get("encoder/", 0)}
 
   def distance(path: str, leaf: Any) -> np.ndarray:
+    if of_head(_weight(path)):  # a generator's blocks too
+      return np.zeros((), np.float32)
     tower = _tower(path)
     if axes_of(path).layers:
       layers = total - before.get(tower, 0) - np.arange(leaf.shape[0])
@@ -41,8 +43,6 @@ def distances(shapes: Any) -> dict[str, np.ndarray]:
     inner = _weight(path).removeprefix(tower)
     if inner.startswith("final_norm"):
       return np.full((), total - before.get(tower, 0) - depth.get(tower, 0), np.float32)
-    if of_head(_weight(path)):
-      return np.zeros((), np.float32)
     return np.full((), total + 1, np.float32)
 
   return {path: distance(path, leaf) for path, leaf in leaves.items()}

@@ -1,7 +1,7 @@
 """Batches of different lengths: rows that are shorter than the fields of a task declare them.
 
-A task that sorts its rows by length names the lengths that it makes (`Task.lengths`). A short batch then costs what its
-own positions cost, and each length has a train step of its own.
+A task that sorts its rows by length, or begins with short ones, names the lengths that it makes (`Task.lengths`). A
+short batch then costs what its own positions cost, and each length has a train step of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,19 @@ from tfm_jax.objectives.objective import Fields
 
 
 def at_length(fields: Fields, length: int, declared: int) -> Fields:
-  """The fields of a batch whose rows have `length` tokens where `declared` is declared along the axis "seq"."""
+  """The fields of a batch whose rows have `length` tokens where `declared` is declared along the axis "seq".
+
+  The axis "masks" becomes shorter in proportion.
+  """
   shorter = dict(fields)
+  for name, field in fields.items():
+    shape = tuple(
+      -(-n * length // declared) if axis == "masks" else n for axis, n in zip(field.axes[1:], field.shape, strict=True)
+    )
+    shorter[name] = field._replace(shape=shape)
   for name, place in _places(fields, declared).items():
-    shape = fields[name].shape
-    shorter[name] = fields[name]._replace(shape=(*shape[:place], length, *shape[place + 1 :]))
+    shape = shorter[name].shape
+    shorter[name] = shorter[name]._replace(shape=(*shape[:place], length, *shape[place + 1 :]))
   return shorter
 
 

@@ -19,9 +19,10 @@ from tfm_jax.decode.speculative import Draft
 from tfm_jax.decode.surprisal import Surprisal, surprisal
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import param_axes
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.model import Model, Params
-from tfm_jax.models.towers import encoder_params
+from tfm_jax.models.towers import EncoderDecoder, encoder_params
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.devices import all_devices, first_device, use_compilation_cache
 from tfm_jax.runtime.run_directory import RunDirectory
@@ -149,7 +150,8 @@ class Run:
   @property
   def symbols(self) -> Symbols:
     """How the model's texts begin."""
-    return Symbols(self.begin_id, self.start_id)
+    prefix = OBJECTIVES[self.config.objective.name].reads_prefixes and not self.imported
+    return Symbols(self.begin_id, self.start_id, prefix)
 
   def its_tokenizer(self) -> Tokenizer:
     """The tokenizer. Raises UserError if there is none."""
@@ -192,14 +194,16 @@ def symbols_of(config: Config, tokenizer: Tokenizer | None, imported: bool) -> S
   """How the texts of a model begin.
 
   The objective says which symbols it adds. Models that descend from an import have learned others: decoders begin with
-  bos, and the targets of encoder-decoders with pad.
+  bos, and the targets of encoder-decoders with pad, of BART with eos.
   """
   if tokenizer is None:
     return Symbols()
   objective = OBJECTIVES[config.objective.name]
-  begin = tokenizer.bos_id if imported or objective.adds_bos else -1
-  with_bos = objective.targets_begin_with_bos and not imported and tokenizer.bos_id >= 0
-  return Symbols(begin, tokenizer.bos_id if with_bos else max(tokenizer.pad_id, 0))
+  encodes = issubclass(find_family(config.family).module, EncoderDecoder)
+  begins = objective.adds_bos or objective.begins_with_bos or (imported and not encodes)
+  start = {"pad": -1, "bos": -1 if imported else tokenizer.bos_id, "eos": tokenizer.eos_id}[objective.targets_begin]
+  start = start if start >= 0 else max(tokenizer.pad_id, 0)
+  return Symbols(tokenizer.bos_id if begins else -1, start, objective.reads_prefixes and not imported)
 
 
 def load_params(run: RunDirectory, model: Model, step: int | None = None) -> tuple[int, Any]:

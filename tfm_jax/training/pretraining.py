@@ -11,7 +11,7 @@ from tfm_jax.decode import samples
 from tfm_jax.errors import UserError
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model, heads_of
-from tfm_jax.ops.losses import LossTerms, total
+from tfm_jax.ops.losses import LossTerms, mean
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training.config import Config
 from tfm_jax.training.task import Predictions, TextTask
@@ -47,13 +47,16 @@ class Pretraining(TextTask):
     return config
 
   def eval_metrics(self, split: str, totals: LossTerms, predictions: Predictions) -> dict[str, float]:
-    """Perplexity, unigram entropy, and bits per byte of the evaluated text.
+    """Perplexity, unigram entropy, and bits per byte of the evaluated text, all of the predicted tokens.
 
     The unigram entropy is that of all held-out targets, in nats. Bits per byte exist for objectives that predict each
     token of the text once.
     """
-    loss = total(totals.loss)
-    metrics = {"perplexity": math.exp(min(loss, 700.0)), "unigram_entropy": self._unigram[split]}
+    loss = mean(totals.loss["labels"])
+    metrics = {"perplexity": math.exp(min(loss, 700.0))}
+    if split not in self.evaluated:  # short rows, see `data.first_steps`
+      return metrics
+    metrics["unigram_entropy"] = self._unigram[split]
     evaluated = self.evaluated[split]
     if evaluated.text_bytes:
       metrics["bits_per_byte"] = loss / math.log(2) * evaluated.tokens / evaluated.text_bytes
@@ -65,7 +68,7 @@ class Pretraining(TextTask):
     batch = None
     if metrics and self._eval is not None:
       evaluated = self.evaluated["eval"]
-      loss, entropy = metrics["loss"], metrics["unigram_entropy"]
+      loss, entropy = metrics.get("loss_labels", metrics["loss"]), metrics["unigram_entropy"]
       side = "below" if loss < entropy else "above"
       lines += [
         f"unigram entropy: {entropy:.3f} nats, of all held-out targets",

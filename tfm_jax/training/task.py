@@ -9,12 +9,14 @@ from etils import epath
 
 from tfm_jax.data.dataset import Batches, Dataset, batches
 from tfm_jax.data.prepare import prepare
+from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
+from tfm_jax.training.lengths import at_length
 from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.ramp import Ramped
 
@@ -120,10 +122,21 @@ class TextTask:
 
   def __init__(self, config: Config, stored_tokenizer: epath.PathLike | None = None) -> None:
     prepared = prepare(config.data, config.tokenizer, config.objective, config.seed, stored_tokenizer)
-    self._config, self._prepared = config, prepared
+    self._config, self._prepared, data = config, prepared, config.data
     self._train = prepared.train(config.train.batch_size)
     self._evals = prepared.evaluations(config.train.batch_size)
     self._eval = next(iter(self._evals.values()), None)
+    self._first: Dataset | None = None
+    self._first_eval: Dataset | None = None
+    if data.first_steps:
+      if "inputs" not in self._train.fields or config.train.epochs:
+        raise UserError(
+          f"data.first_steps={data.first_steps} is for objectives with one text per row, and for runs of train.steps "
+          f"rather than train.epochs: set it to 0"
+        )
+      first = prepared.at_length(data.first_seq_len)
+      self._first, self._first_eval = first.train(config.train.batch_size), first.evaluation(config.train.batch_size)
+      self.lengths = (data.first_seq_len, data.seq_len) if data.first_seq_len < data.seq_len else ()
     self.tokenizer = prepared.tokenizer
     self.fields = self._train.fields
     self.num_rows = self._train.num_rows
@@ -131,14 +144,33 @@ class TextTask:
 
   def train_batches(self, start: int, stop: int, rows: np.ndarray | None) -> Iterator[tuple[int, Batch]]:
     """See `Task`."""
+    data, change = self._config.data, start
+    if self._first is not None and start < data.first_steps:
+      change = min(stop, data.first_steps)
+      for step, batch in batches(self._ramped(self._first), start, change, rows, data.prefetch):
+        yield step, self._padded(batch)
+    yield from batches(self._ramped(self._train), change, stop, rows, data.prefetch)
+
+  def _ramped(self, dataset: Dataset) -> Batches:
+    """The batches of a data set, of which the first may be smaller."""
     train = self._config.train
-    source: Batches = Ramped(self._train, train.ramp) if train.ramp_from else self._train
-    return batches(source, start, stop, rows, self._config.data.prefetch)
+    return Ramped(dataset, train.ramp) if train.ramp_from else dataset
+
+  def _padded(self, batch: Batch) -> Batch:
+    """A batch of short rows with as many masks as its program declares: a few more, without weight."""
+    fields = at_length(self.fields, self._config.data.first_seq_len, self._config.data.seq_len)
+    pad = lambda x, shape: np.pad(x, [(0, 0), *((0, n - m) for n, m in zip(shape, x.shape[1:], strict=True))])
+    return {name: pad(x, fields[name].shape) for name, x in batch.items()}
 
   @property
   def eval_streams(self) -> dict[str, EvalStream]:
     """See `Task`."""
-    return {split: functools.partial(self._held_out, dataset) for split, dataset in self._evals.items()}
+    streams: dict[str, EvalStream] = {
+      split: functools.partial(self._held_out, dataset) for split, dataset in self._evals.items()
+    }
+    if (short := self._first_eval) is not None:
+      streams["eval_first"] = lambda rows: map(self._padded, self._held_out(short, rows))
+    return streams
 
   def _held_out(self, dataset: Dataset, rows: np.ndarray | None) -> Iterator[Batch]:
     """The batches of an evaluation."""

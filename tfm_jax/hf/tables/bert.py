@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tfm_jax.hf.table import AS_IS, Entry, Key, Table, linear, norm, same
-from tfm_jax.models.config import ModelConfig
+from tfm_jax.hf.table import AS_IS, Entry, Key, Params, Table, linear, norm, same
+from tfm_jax.models.config import ModelConfig, replaced
 
 KEYS = (
   Key("num_layers", "num_hidden_layers", 12),
@@ -154,6 +154,14 @@ def electra_to_ours(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[
   return {"embedding_dim": 0 if width == ours["embed_dim"] else width}
 
 
+def electra_alone(c: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+  """The model without the generator that it was trained with."""
+  if c.head.name != "electra":
+    return c, params
+  ours = {path: x for path, x in params.items() if not path.startswith("generator/")}
+  return replaced(c, {"head.name": "replaced_token_detection"}), ours
+
+
 ELECTRA_DEFAULTS = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
 ELECTRA = Table(
   family="electra",
@@ -172,4 +180,5 @@ ELECTRA = Table(
   embedding="electra.embeddings.word_embeddings.weight",
   to_ours=electra_to_ours,
   to_theirs=lambda c, kind: {"embedding_size": c.embed_features},
+  simplify=electra_alone,
 )

@@ -17,5 +17,5 @@ FAMILY = Family(
     head=HeadConfig(transform=True, bias=True, pooler="tanh"),
   ),
   heads=EVERY_HEAD,
-  objectives=("mlm",),
+  objectives=("mlm", "nsp", "sop", "electra"),
 )

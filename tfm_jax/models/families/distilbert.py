@@ -16,5 +16,5 @@ FAMILY = Family(
     head=HeadConfig(transform=True, bias=True, pooler="relu"),
   ),
   heads=EVERY_HEAD,
-  objectives=("mlm",),
+  objectives=("mlm", "electra"),
 )

@@ -17,5 +17,5 @@ FAMILY = Family(
     head=HeadConfig(transform=True, activation="gelu", bias=True),
   ),
   heads=EVERY_HEAD,
-  objectives=("mlm",),
+  objectives=("mlm", "electra"),
 )

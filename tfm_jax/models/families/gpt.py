@@ -9,5 +9,5 @@ FAMILY = Family(
   preset=ModelConfig(max_positions=1024, dropout=0.1, attention_dropout=0.1, activation="gelu_tanh", init="gpt"),
   causal=True,
   heads=DECODER_HEADS,
-  objectives=("causal",),
+  objectives=("causal", "prefix_lm"),
 )

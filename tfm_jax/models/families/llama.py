@@ -19,5 +19,5 @@ FAMILY = Family(
   ),
   causal=True,
   heads=DECODER_HEADS,
-  objectives=("causal",),
+  objectives=("causal", "prefix_lm"),
 )

@@ -19,5 +19,5 @@ FAMILY = Family(
     head=HeadConfig(transform=True, bias=True, classifier_transform=True),
   ),
   heads=EVERY_HEAD,
-  objectives=("mlm",),
+  objectives=("mlm", "electra"),
 )

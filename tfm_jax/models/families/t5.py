@@ -23,5 +23,5 @@ FAMILY = Family(
     init="t5",
   ),
   heads=("lm",),
-  objectives=("span_corruption", "seq2seq"),
+  objectives=("span_corruption", "seq2seq", "ul2", "bart"),
 )

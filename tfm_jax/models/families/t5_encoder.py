@@ -13,5 +13,5 @@ FAMILY = Family(
   module=Single,
   preset=replaced(t5.FAMILY.preset, {"head.pooling": "mean"}),
   heads=EVERY_HEAD,
-  objectives=("mlm",),
+  objectives=("mlm", "electra"),
 )

@@ -2,6 +2,7 @@
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.families import (
+  bart,
   bert,
   clip,
   distilbert,
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Family] = {
   "llama": llama.FAMILY,
   "qwen3": qwen3.FAMILY,
   "t5": t5.FAMILY,
+  "bart": bart.FAMILY,
   "t5_encoder": t5_encoder.FAMILY,
   "transformer": transformer.FAMILY,
   "vit": vit.FAMILY,

@@ -16,5 +16,5 @@ FAMILY = Family(
     init="xavier",
   ),
   heads=("lm",),
-  objectives=("span_corruption", "seq2seq"),
+  objectives=("span_corruption", "seq2seq", "ul2", "bart"),
 )

@@ -60,6 +60,7 @@ class Head(NamedTuple):
     fields: (config, tokens per row) -> the labels in a batch; None: the objective declares them.
     grouped: whether a row has several sequences, [B, C, T]: see `heads.groups`.
     two_towers: whether it compares images with texts: only families that name it have it.
+    generates: whether a generator writes tokens in place of the masks before the model reads them (ELECTRA).
   """
 
   apply: Callable[[ModelConfig, Placement, Array, Seen], Outputs]
@@ -68,6 +69,7 @@ class Head(NamedTuple):
   fields: Callable[[ModelConfig, int], Fields] | None = None
   grouped: bool = False
   two_towers: bool = False
+  generates: bool = False
 
   @property
   def learns_from_objective(self) -> bool:

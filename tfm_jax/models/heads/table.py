@@ -7,7 +7,7 @@ from tfm_jax.models.heads.groups import MULTIPLE_CHOICE, SIMILARITY
 from tfm_jax.models.heads.head import Head
 from tfm_jax.models.heads.language import LM, PRETRAINING
 from tfm_jax.models.heads.rows import SEQUENCE_CLASSIFICATION
-from tfm_jax.models.heads.tokens import REPLACED_TOKEN_DETECTION, TOKEN_CLASSIFICATION
+from tfm_jax.models.heads.tokens import ELECTRA, REPLACED_TOKEN_DETECTION, TOKEN_CLASSIFICATION
 
 HEADS: dict[str, Head] = {
   "lm": LM,
@@ -21,4 +21,5 @@ HEADS: dict[str, Head] = {
   "similarity": SIMILARITY,
   "contrastive": CONTRASTIVE,
   "replaced_token_detection": REPLACED_TOKEN_DETECTION,
+  "electra": ELECTRA,
 }

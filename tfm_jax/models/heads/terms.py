@@ -43,7 +43,7 @@ def class_terms(
     label_smoothing=extras.label_smoothing,
     z_loss=extras.z_loss,
     form="chunks" if st.lone_cpu and soft is None else "tiles",
-    tiles=_tiles(st, output.classes * (1 if soft is None else 2), *targets.shape),
+    tiles=tiles_of(st, output.classes * (1 if soft is None else 2), *targets.shape),
     platform=st.platform,
     soft=soft,
   )
@@ -77,7 +77,7 @@ def result(st: Placement, output: Output) -> Array:
   return y[..., 0] if output.squeezed else y
 
 
-def _tiles(st: Placement, width: int, batch: int, length: int) -> int:
+def tiles_of(st: Placement, width: int, batch: int, length: int) -> int:
   """The smallest divisor of the length for which one tile fits `_TILE_BYTES` on a device."""
   total = 4 * batch * length * width // (st.batch_shards * st.mesh.shape["model"])
   return next(n for n in range(1, length + 1) if length % n == 0 and (total <= n * _TILE_BYTES or n == length))

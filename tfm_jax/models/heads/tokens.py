@@ -56,5 +56,26 @@ def predict_replaced(c: ModelConfig, outputs: Arrays, batch: Batch) -> dict[str,
   return {"replaced": outputs["logits"] > 0, "probabilities": jax.nn.sigmoid(outputs["logits"])}
 
 
+def loss_electra(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, extras: LossConfig) -> LossTerms:
+  """The generator's cross-entropy of masked tokens, and `loss.replaced` times the model's of all tokens, which it reads
+  as the generator left them.
+
+  Among the metrics, `original` is the share of tokens that are those of the text: the accuracy of a model that never
+  finds any replaced. `replaced_recall` is the share of the replaced ones that are found.
+  """
+  generator = class_terms(st, "labels", outputs["generator"], batch["targets"], batch["weights"], extras)
+  y, replaced = result(st, outputs["logits"]), result(st, outputs["replaced"])
+  real = (batch["segment_ids"] != 0).astype(jnp.float32) if "segment_ids" in batch else jnp.ones_like(y)
+  nll = jnp.logaddexp(0.0, jnp.where(replaced > 0, -y, y))
+  total, count, found = (real * nll).sum(), real.sum(), (y > 0).astype(jnp.float32)
+  metrics = {
+    "replaced_accuracy": ((real * (found == replaced)).sum(), count),
+    "replaced_recall": ((real * replaced * found).sum(), (real * replaced).sum()),
+    "original": ((real * (1 - replaced)).sum(), count),
+  }
+  return generator | LossTerms({"replaced": (extras.replaced * total, count)}, {"replaced": (total, count)}, metrics)
+
+
 TOKEN_CLASSIFICATION = Head(apply_classes, predict_classes, loss_classes, fields_classes)
 REPLACED_TOKEN_DETECTION = Head(apply_replaced, predict_replaced, loss_replaced, fields_replaced)
+ELECTRA = Head(apply_replaced, predict_replaced, loss_electra, generates=True)
