@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+from tests.support.generating import run_of
 from tests.support.launching import ROOT, environment, quick_fit, tiny, write_experiment
 from tests.support.refusal import refusal
+from tfm_jax.data.config import DataConfig
 from tfm_jax.decode import command
 from tfm_jax.decode.__main__ import FLAGS, OPTIONS, SWITCHES
 from tfm_jax.decode.__main__ import __doc__ as usage
@@ -163,6 +165,23 @@ def test_a_draft_is_sharded_as_the_model_is(runs, capsys):
   call(workdir=runs / "gpt", **values, strategy="fsdp")
   one, other = capsys.readouterr().out.splitlines()
   assert one == other
+
+
+@pytest.mark.parametrize(
+  ("flags", "told"),
+  [
+    ({"max_new_tokens": "24"}, True),
+    ({"max_new_tokens": "24", "context": "4"}, False),
+    ({"max_new_tokens": "2"}, False),
+  ],
+)
+def test_texts_that_become_longer_than_a_row_are_told_how_to_keep_their_way(flags, told, caplog, capsys):
+  own = run_of("llama")
+  own = dataclasses.replace(own, config=dataclasses.replace(own.config, data=DataConfig(seq_len=16)))
+  with caplog.at_level("INFO", "tfm_jax"):
+    decode({"workdir": "run", "prompt": "the cat", **flags}, lambda *arguments, **changes: own)
+  assert any("--context=16 lets" in message for message in caplog.messages) == told
+  assert capsys.readouterr().out.startswith("the cat")
 
 
 def test_gaps_are_filled(runs, capsys):

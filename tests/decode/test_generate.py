@@ -14,6 +14,7 @@ from tfm_jax.decode.options import Options
 from tfm_jax.decode.start import prepared
 from tfm_jax.errors import UserError
 from tfm_jax.models import blocks
+from tfm_jax.models.config import replaced
 from tfm_jax.models.per_layer import PerLayer
 
 
@@ -88,6 +89,29 @@ def test_a_model_whose_layers_all_have_a_window_keeps_no_more_than_it():
   state, _ = decoding.start(run.model, run.params, batch, width + 64)
   assert (width, state.cache.columns) == (16, 32)
   check_greedy(run, run.generate(long, max_new_tokens=40), 40)
+
+
+def test_with_a_context_each_token_reads_the_last_ones_alone():
+  run = run_of("llama")
+  config = replaced(run.model.config, {"window.size": 3})
+  windowed = dataclasses.replace(run, model=dataclasses.replace(run.model, config=config))
+  found, expected = run.generate(PROMPTS, max_new_tokens=24, context=4), windowed.generate(PROMPTS, max_new_tokens=24)
+  assert [one.ids for one in found] == [one.ids for one in expected]
+  assert [one.ids for one in found] != [one.ids for one in run.generate(PROMPTS, max_new_tokens=24)]
+  assert "".join(run.stream(PROMPTS[0], max_new_tokens=24, context=4)) == found[0].text
+
+
+@pytest.mark.parametrize(
+  ("variant", "changes", "named"),
+  [
+    ("gpt", {}, "learned positions"),
+    ("llama", {"window.size": 2, "window.global_every": 2}, "windows of its own"),
+    ("t5", {}, "an encoder-decoder"),
+  ],
+)
+def test_a_context_is_refused_where_a_model_cannot_have_it(variant, changes, named):
+  with pytest.raises(UserError, match=named):
+    run_of(variant, **changes).generate(PROMPTS, context=4)
 
 
 @pytest.mark.parametrize(

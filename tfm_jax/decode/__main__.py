@@ -25,6 +25,8 @@
 --score                    the log-likelihood of the prompt, or of the text in "prompt<TAB>text"; with --out=PAGE.html
                            each token on the colour of its surprisal, with the --top=5 expected ones (also of encoders)
 --batch_size=16            most texts at once
+--context=0                the most tokens that each one reads, itself included, for texts that are longer than the rows
+                           of training; of decoders with rotary or relative positions; 0: all
 --cache_dtype=int8         of the cached keys and values; or bfloat16, float32; default: as computed
 --dtype=float32            the compute dtype; default: the run's. --step=N: which checkpoint
 --strategy=NAME            shard the parameters over all devices by this strategy; default: one device
@@ -39,7 +41,7 @@ OPTIONS = (
   *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p"),
   *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram", "bad_words", "stop", "prefix"),
   *("beams", "beam_groups", "diversity", "length_penalty", "penalty_alpha"),
-  *("samples", "seed", "cache_dtype", "batch_size"),
+  *("samples", "seed", "context", "cache_dtype", "batch_size"),
 )
 FLAGS = (
   *(

@@ -43,6 +43,8 @@ def decode(values: Values, load_run: Callable[..., Any]) -> None:
     raise UserError(f"--{kinds[0]} and --{kinds[1]} do not go together")
   run = _load(values, load_run, "workdir", _whole(values, "step"))
   setting = {"run": os.path.abspath(values["workdir"]), "step": run.step, "dtype": run.model.config.dtype}
+  if not kinds:
+    _hint(run, texts, options)
   draft = None
   if "draft" in values:
     theirs = _load(values, load_run, "draft")
@@ -102,6 +104,22 @@ def options_of(values: Values) -> Options:
         expected = "a whole number" if kind is int else "a number"
         raise UserError(f"--{field.name}={text}: {expected} is expected") from error
   return Options(**found)
+
+
+def _hint(run: Any, texts: Sequence[str], options: Options) -> None:
+  """Says what to do if texts may become longer than the rows that the run has learned."""
+  far = run.model.config.positions in ("rotary", "relative", "none") and not run.model.encoder_decoder
+  if options.context or not far or run.imported or run.model.config.window.size or run.tokenizer is None:
+    return
+  longest = max((len(run.tokenizer.encode(text)) for text in texts), default=0) + options.max_new_tokens
+  if longest > run.window:
+    log.info(
+      "texts may have %d tokens, and the run has learned rows of %d (data.seq_len): if they lose their way, "
+      "--context=%d lets each token read the last ones alone",
+      longest,
+      run.window,
+      run.window,
+    )
 
 
 def read_lines(path: str) -> list[str]:

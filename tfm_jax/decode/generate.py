@@ -93,7 +93,7 @@ def continued(
   draft: Draft | None = None,
 ) -> list[list[Generated]]:
   """`generate` of prompts that are already read, in their order, by parameters as they are."""
-  model = any_rows(model)
+  model = any_rows(model, options.context)
   found: list[list[Generated]] = [[] for _ in read]
   rows = options.samples if options.beams == 1 else 1
   alike: dict[int, list[Prompt]] = {}  # prompts that equally many tokens may follow: a batch ends all its rows at once
@@ -115,6 +115,8 @@ def _check_draft(draft: Draft, model: Model, read: Sequence[Prompt], options: Op
   """Raises UserError if a draft cannot serve for these prompts."""
   if options.beams > 1 or options.penalty_alpha:
     raise UserError("a draft is for greedy decoding and sampling: set beams=1, and no penalty_alpha")
+  if options.context:
+    raise UserError(f"a draft reads the whole text: leave context={options.context} out, or use no draft")
   room = prompts.position_limit(draft.model)
   for prompt in read if room else ():
     needed = max(len(prompt.source), len(prompt.ids) + new_tokens(model, prompt, options))
@@ -144,7 +146,7 @@ def check_streams(tokenizer: Tokenizer, options: Options) -> None:
 
 def streamed(model: Model, params: Any, tokenizer: Tokenizer, prompt: Prompt, options: Options) -> Iterator[str]:
   """`stream` of a prompt that is already read, by parameters as they are."""
-  model = any_rows(model)
+  model = any_rows(model, options.context)
   (batch,) = prompts.batches(model, [prompt], 1, 1)
   printed = ""
   for ids, _, ended in _steps(model, params, tokenizer, batch, options, chunk=1):

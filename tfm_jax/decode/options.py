@@ -40,6 +40,8 @@ class Options:
   samples: int = 1  # texts per prompt: drawn ones, or the best beams
   # Of what is drawn. Without a draft, a text depends on it, the prompt and the sample's number, not on other prompts
   seed: int = 0
+  # Of decoders with relative positions: each token attends to itself and to those before it, so many in all; 0: to all
+  context: int = 0
   cache_dtype: str = ""  # of the cached keys and values: float32, bfloat16 or int8; empty: the compute dtype
   batch_size: int = 16  # most texts at once
 
@@ -62,6 +64,7 @@ class Options:
       ("beam_groups", 1 <= self.beam_groups <= self.beams, "between 1 and beams"),
       ("diversity", self.diversity >= 0, "0 or more"),
       ("penalty_alpha", 0 <= self.penalty_alpha <= 1, "between 0 (no contrastive search) and 1"),
+      ("context", self.context == 0 or self.context >= 2, "at least 2, or 0 (all tokens)"),
       ("cache_dtype", self.cache_dtype in ("", "float32", "bfloat16", "int8"), "float32, bfloat16 or int8"),
     )
     for name, holds, expected in rules:

@@ -11,8 +11,10 @@ from jax import Array
 from tfm_jax.decode import choosing
 from tfm_jax.decode.options import History, Numbers, Plan
 from tfm_jax.decode.prompts import Batch
+from tfm_jax.errors import UserError
 from tfm_jax.models import blocks
 from tfm_jax.models.cache import Cache
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.model import Model
 from tfm_jax.models.per_layer import per_layer
 
@@ -38,10 +40,25 @@ class State(NamedTuple):
   padding_B: Array
 
 
-def any_rows(model: Model) -> Model:
-  """The model for rows of any number and length: the attention kernel of training may need more."""
-  scan = model.config.scan and not _unrolled(model)
-  return dataclasses.replace(model, config=dataclasses.replace(model.config, attention="auto", remat="none", scan=scan))
+def any_rows(model: Model, context: int = 0) -> Model:
+  """The model for rows of any number and length: the attention kernel of training may need more.
+
+  `context`: see `Options`. Raises UserError if the model cannot have it.
+  """
+  c, window = model.config, model.config.window
+  if context:
+    recurrent = find_family(model.family).cell is not None
+    if model.encoder_decoder or recurrent or c.positions in ("learned", "sinusoidal") or window.size:
+      has = "windows of its own" if window.size else "a state" if recurrent else f"{c.positions} positions"
+      what = "an encoder-decoder" if model.encoder_decoder else f"a decoder with {has}"
+      raise UserError(
+        f"context={context} is for decoders whose attention reaches everywhere and knows distances alone (rotary or "
+        f"relative positions), and family={model.family} here is {what}: leave context out"
+      )
+    window = dataclasses.replace(window, size=context - 1)
+  scan = c.scan and not _unrolled(model)
+  config = dataclasses.replace(c, attention="auto", remat="none", scan=scan, window=window)
+  return dataclasses.replace(model, config=config)
 
 
 def prepared(model: Model, params: Any) -> Any:
