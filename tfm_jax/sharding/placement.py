@@ -91,19 +91,6 @@ class Placement:
     of = lambda part: (part,) if isinstance(part, str) else part or ()
     return tuple(math.prod(self.mesh.shape[axis] for axis in of(part)) for part in self.spec(axes))
 
-  def spread(self, x: Array) -> Array:
-    """x with its first axis over as many devices as its length allows, and all other axes whole.
-
-    For work on each entry of the first axis that needs all of the entry.
-    """
-    if self.mesh.size == 1:
-      return x
-    axes: list[str] = []
-    for axis in AXES:
-      parts = math.prod(self.mesh.shape[used] for used in axes) * self.mesh.shape[axis]
-      axes += [axis] if x.shape[0] % parts == 0 else []
-    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(tuple(axes))))
-
   def local(self, f: Callable[..., Array], in_axes: tuple[Any, ...], out_axes: Axes) -> Callable[..., Array]:
     """f, applied on each device to its part of the arguments: for kernels that XLA cannot partition.
 

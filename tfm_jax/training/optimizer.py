@@ -1,7 +1,6 @@
 """Optimizers, as Optax chains for stacked parameters, and learning-rate schedules."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import Axes
 from tfm_jax.runtime.trees import flat
-from tfm_jax.sharding.placement import Placement, single_device
+from tfm_jax.sharding.placement import Placement
 from tfm_jax.training.lora import axes_of
 
 
@@ -99,21 +98,21 @@ def _decay(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   return optax.add_decayed_weights(config.weight_decay, mask) if config.weight_decay else optax.identity()
 
 
-def _adam(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
+def _adam(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
 
 
-def _adamw(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
-  return optax.chain(_adam(config, axes, st), _decay(config, axes))
+def _adamw(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+  return optax.chain(_adam(config, axes), _decay(config, axes))
 
 
-def _sgd(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
+def _sgd(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   momentum = optax.trace(config.beta1) if config.beta1 else optax.identity()
   # The decay comes last, outside the momentum. The identity keeps the path of the momentum in older checkpoints.
   return optax.chain(optax.identity(), momentum, _decay(config, axes))
 
 
-def _adafactor(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
+def _adafactor(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   """Shazeer and Stern 2018, without momentum, with updates relative to each parameter's scale, as in T5."""
   return per_matrix(
     optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()),
@@ -121,12 +120,12 @@ def _adafactor(config: OptimizerConfig, axes: Any, st: Placement) -> optax.Gradi
   )
 
 
-def _lion(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
+def _lion(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   """Chen et al. 2023: the sign of a momentum. Rates are 3 to 10 times smaller than AdamW's, decays as much larger."""
   return optax.chain(optax.scale_by_lion(config.beta1, config.beta2), _decay(config, axes))
 
 
-def _muon(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTransformation:
+def _muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   """Jordan et al. 2024: an orthogonal matrix for the momentum of each matrix of the blocks. The rest is AdamW.
 
   Embeddings, the head, biases and norms are not matrices of the blocks. Each direction has the size that AdamW's would
@@ -134,21 +133,17 @@ def _muon(config: OptimizerConfig, axes: Any, st: Placement) -> optax.GradientTr
   """
   of_blocks = lambda a: a.is_matrix and a.layers > 0
   theirs = _map_axes(lambda a: a if of_blocks(a) else optax.MaskedNode(), axes)
-  direction = functools.partial(_orthogonal_direction, st)
-  orthogonal = optax.stateless(lambda momentum, _: jax.tree.map(direction, momentum, theirs))
+  orthogonal = optax.stateless(lambda momentum, _: jax.tree.map(_orthogonal_direction, momentum, theirs))
   return optax.chain(
     optax.masked(optax.chain(optax.trace(config.momentum, nesterov=True), orthogonal), _map_axes(of_blocks, axes)),
-    optax.masked(_adam(config, axes, st), _map_axes(lambda a: not of_blocks(a), axes)),
+    optax.masked(_adam(config, axes), _map_axes(lambda a: not of_blocks(a), axes)),
     _decay(config, axes),
   )
 
 
-def _orthogonal_direction(st: Placement, x: Array, axes: Axes) -> Array:
-  """The orthogonal matrix for each matrix of a stacked parameter, with a root mean square of about 0.2, as AdamW's.
-
-  Each device takes whole matrices of some layers: products of matrices that are cut would be sums over devices.
-  """
-  matrices = st.spread(x.reshape(matrix_shape(x.shape, axes)))
+def _orthogonal_direction(x: Array, axes: Axes) -> Array:
+  """The orthogonal matrix for each matrix of a stacked parameter, with a root mean square of about 0.2, as AdamW's."""
+  matrices = x.reshape(matrix_shape(x.shape, axes))
   return (0.2 * math.sqrt(max(matrices.shape[-2:])) * orthogonalized(matrices)).reshape(x.shape)
 
 
@@ -179,25 +174,22 @@ OPTIMIZERS = {
 }
 
 
-def find_optimizer(name: str) -> Callable[[OptimizerConfig, Any, Placement], optax.GradientTransformation]:
+def find_optimizer(name: str) -> Callable[[OptimizerConfig, Any], optax.GradientTransformation]:
   """The optimizer of that name. Raises UserError, which lists the names."""
   if name not in OPTIMIZERS:
     raise UserError(f"optimizer.name={name!r} is not one of {', '.join(OPTIMIZERS)}")
   return OPTIMIZERS[name]
 
 
-def make_optimizer(
-  config: OptimizerConfig, axes: Any, placement: Placement | None = None
-) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   """The chain that turns gradients into a direction, which the training step multiplies by minus the learning rate.
 
   Args:
     config: the optimizer by name, and its numbers.
     axes: a tree like the parameters', with the `Axes` of each.
-    placement: of the parameters; None: one device.
   """
   clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
-  return optax.chain(clip, find_optimizer(config.name)(config, axes, placement or single_device()))
+  return optax.chain(clip, find_optimizer(config.name)(config, axes))
 
 
 def matrix_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:

@@ -214,8 +214,7 @@ class Program:
   @functools.cached_property
   def tx(self) -> optax.GradientTransformation:
     """The Optax chain over the trained parameters. The learning rate is applied by the train step, not by the chain."""
-    axes = nested({path: axes_of(path) for path in flat(self.trained)})
-    return make_optimizer(self.config.optimizer, axes, self.placement)
+    return make_optimizer(self.config.optimizer, nested({path: axes_of(path) for path in flat(self.trained)}))
 
   @functools.cached_property
   def state(self) -> TrainState:
