@@ -109,6 +109,21 @@ def test_exact_duplicates_are_those_of_an_earlier_candidate(part, numbers, gaps)
     seen |= {number} if candidates[n] else set()
 
 
+@given(st.lists(st.integers(0, 3), max_size=30))
+def test_each_text_is_compared_with_the_first_and_the_four_before_it(keys):
+  keys = np.sort(np.array(keys, np.uint64))
+  found = {
+    (int(a), int(b))
+    for one, other in minhash._pairs(np.arange(len(keys)), keys)
+    for a, b in zip(one, other, strict=True)
+  }
+  expected = set()
+  for later, key in enumerate(keys):
+    first = int(np.flatnonzero(keys == key)[0])
+    expected |= {(earlier, later) for earlier in {first, *range(max(first, later - 4), later)} - {later}}
+  assert found == expected
+
+
 # ---- rules
 
 
