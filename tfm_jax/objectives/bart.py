@@ -125,7 +125,7 @@ class Denoising(Objective):
     """
     rows, width = tokens.shape
     count = np.round(self.config.noise_density * lengths).astype(np.int64)
-    slots = max(1, int(count.max(initial=0)) * 2)
+    slots = max(1, int(np.max(count)) * 2)
     drawn = np.searchsorted(self._cumulative, draws.uniform(_LENGTHS, slots), side="right")
     before = np.cumsum(drawn, axis=1) - drawn
     sizes = np.where(before < count[:, None], np.minimum(drawn, count[:, None] - before), -1)  # -1: not used
