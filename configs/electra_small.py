@@ -8,7 +8,7 @@ what it wrote.
 The paper's recipe: 128 rows of 128 tokens, 1M steps, 15 % of the tokens masked, 50 times the loss of the model beside
 that of its generator, whose embeddings are the model's. `:tiny` has the model and the text of configs/bert_tiny.py, and
 fewer steps, as one costs more. The model is fine-tuned from the run by init_from; its export is the model alone.
-14,196,219 parameters with its generator and a vocabulary of 30,522. Measured: MEASURED.
+14,196,219 parameters with its generator and a vocabulary of 30,522. Measured: not yet run to the end.
 """
 
 from configs import base, bert_tiny

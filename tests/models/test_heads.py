@@ -80,7 +80,7 @@ def loss_and_gradient(model, params, batch):
 
 def test_every_head_that_has_targets_has_a_loss():
   assert {name for name, head in HEADS.items() if head.loss} == set(HEADS) - {"none", "pooled"}
-  assert {name for name, head in HEADS.items() if head.learns_from_objective} == {"lm", "pretraining"}
+  assert {name for name, head in HEADS.items() if head.learns_from_objective} == {"lm", "pretraining", "electra"}
   config = resolve_model("bert", {**SIZES, "head.name": "none"})
   with pytest.raises(ValueError, match=r"head\.name=none"):
     make_loss(Model("bert", config, single_device(), VOCAB), LossConfig())
