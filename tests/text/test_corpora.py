@@ -1,4 +1,4 @@
-"""Corpora and the cache: which documents are read, where text is cut, what is refused; cached work is complete."""
+"""Corpora: which documents are read, where text is cut, what is refused."""
 
 import argparse
 import ast
@@ -9,14 +9,13 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.launching import ROOT, environment
-from tfm_jax.cache import atomic_directory, cache_dir
+from tfm_jax.cache import cache_dir
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpora import embedded, files
 from tfm_jax.text.corpora.table import embedded_corpus, parallel_corpus, text_corpus
@@ -388,50 +387,3 @@ def test_real_sources_hold_prose():
 
 
 # The cache
-
-
-def test_the_cache_folder(monkeypatch, tmp_path):
-  monkeypatch.setenv("TFM_CACHE_DIR", str(tmp_path / "mine"))
-  assert cache_dir() == tmp_path / "mine"
-  monkeypatch.delenv("TFM_CACHE_DIR")
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  assert cache_dir() == tmp_path / "tfm_jax"
-
-
-def test_a_directory_appears_whole_or_not_at_all(tmp_path):
-  final = tmp_path / "a" / "result"
-  with pytest.raises(KeyError), atomic_directory(final) as temporary:
-    (temporary / "half").write_text("half")
-    raise KeyError
-  assert list(final.parent.iterdir()) == []
-  with atomic_directory(final) as temporary:
-    (temporary / "file").write_text("whole")
-    assert not final.exists()
-  assert (final / "file").read_text() == "whole"
-  with atomic_directory(final) as temporary:  # another process finishes first
-    (temporary / "file").write_text("late")
-  assert (final / "file").read_text() == "whole"
-  assert list(final.parent.iterdir()) == [final]
-
-
-def test_a_killed_process_leaves_nothing_for_long(tmp_path):
-  final = tmp_path / "result"
-  code = (
-    "import os, signal, pathlib\nfrom tfm_jax.cache import atomic_directory\n"
-    f"with atomic_directory(pathlib.Path({str(final)!r})) as t:\n"
-    "  (t / 'half').write_text('half')\n  os.kill(os.getpid(), signal.SIGKILL)\n"
-  )
-  root = str(Path(__file__).parents[2])
-  assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}).returncode == -9
-  assert not final.exists() and len(list(tmp_path.iterdir())) == 1
-  with atomic_directory(final) as temporary, atomic_directory(tmp_path / "other"):
-    (temporary / "file").write_text("whole")
-    with atomic_directory(final):  # does not remove the files of a live process
-      assert (temporary / "file").exists()
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "result"]
-
-
-def test_an_unwritable_cache_is_named(tmp_path):
-  write(tmp_path / "file", b"")
-  with pytest.raises(UserError, match="TFM_CACHE_DIR"), atomic_directory(tmp_path / "file" / "result"):
-    pass

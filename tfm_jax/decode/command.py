@@ -111,7 +111,7 @@ def _hint(run: Any, texts: Sequence[str], options: Options) -> None:
   far = run.model.config.positions in ("rotary", "relative", "none") and not run.model.encoder_decoder
   if options.context or not far or run.imported or run.model.config.window.size or run.tokenizer is None:
     return
-  longest = max((len(run.tokenizer.encode(text)) for text in texts), default=0) + options.max_new_tokens
+  longest = len(run.tokenizer.encode(max(texts, key=len))) + options.max_new_tokens
   if longest > run.window:
     log.info(
       "texts may have %d tokens, and the run has learned rows of %d (data.seq_len): if they lose their way, "
