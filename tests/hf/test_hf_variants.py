@@ -28,7 +28,7 @@ from tests.support.hf_compare import (
 from tfm_jax.errors import UserError
 from tfm_jax.hf.exporting import export_checkpoint, tensors_of
 from tfm_jax.hf.importing import import_checkpoint
-from tfm_jax.models.towers import encoder_params
+from tfm_jax.models.networks.encoder_decoder import encoder_params
 from tfm_jax.runtime.trees import flat
 from tfm_jax.training.load import Run, load_run
 

@@ -8,7 +8,7 @@ import pytest
 from tests.support.tiny import LENGTH, VOCAB, make_batch, make_model, params_of, placement
 from tfm_jax.errors import UserError
 from tfm_jax.models.cache import States
-from tfm_jax.models.towers import side
+from tfm_jax.models.networks.network import side
 
 # name -> variant, changes
 CASES = {

@@ -12,7 +12,7 @@ from tests.support.tiny import SIZES, VOCAB, make_batch, make_model, params_of, 
 from tfm_jax.errors import UserError
 from tfm_jax.hf.importing import import_checkpoint
 from tfm_jax.models.model import Model, resolve_model
-from tfm_jax.models.towers import side
+from tfm_jax.models.networks.network import side
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.training.load import load_run
 

@@ -10,7 +10,7 @@ import pytest
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.families.table import FAMILIES
 from tfm_jax.models.model import Model, admits, resolve_model
-from tfm_jax.models.towers import EncoderDecoder
+from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.objectives.objective import Field
 from tfm_jax.sharding.placement import Placement, make_mesh, single_device
 from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig, mesh_sizes

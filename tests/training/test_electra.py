@@ -11,11 +11,11 @@ from tests.data.test_objectives import ORDINARY, draws_for, objective_of, one_se
 from tests.support.tiny import SIZES, VOCAB, make_batch, make_program
 from tfm_jax.errors import UserError
 from tfm_jax.hf.tables.bert import ELECTRA as TABLE
-from tfm_jax.models.generator import corrupted, generator_config
 from tfm_jax.models.heads.head import Output
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
 from tfm_jax.models.model import Model, admits, resolve_model
+from tfm_jax.models.networks.generator import corrupted, generator_config
 from tfm_jax.ops import hashing
 from tfm_jax.ops.dropout import Noise, row_keys
 from tfm_jax.ops.losses import LossConfig, Unembedding

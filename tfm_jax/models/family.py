@@ -4,7 +4,7 @@ import dataclasses
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.layers import Attention, Layer, Mlp
-from tfm_jax.models.towers import Network
+from tfm_jax.models.networks.network import Network
 from tfm_jax.ops.recurrent import Cell
 
 EVERY_HEAD: tuple[str, ...] = ()

@@ -18,14 +18,14 @@ from tfm_jax.models.cache import Cache, KeyValueCache, Memory, empty_cache, empt
 from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
 from tfm_jax.models.experts import Experts
 from tfm_jax.models.families.table import find_family
-from tfm_jax.models.generator import generator_config
 from tfm_jax.models.heads.groups import flatten, grouped
 from tfm_jax.models.heads.head import ROUTING, Outputs
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
+from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
+from tfm_jax.models.networks.generator import generator_config
 from tfm_jax.models.per_layer import whole
 from tfm_jax.models.recurrent import cells
-from tfm_jax.models.towers import EncoderDecoder
 from tfm_jax.objectives.objective import ROWS, Fields
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.sharding.placement import Placement

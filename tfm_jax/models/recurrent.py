@@ -129,7 +129,7 @@ def recurrent_tower(
   attention alone (Luong et al. 2015): tanh(W a + V h), with the context a of the queries h. It is not fed back into the
   layers, so that all time steps attend at once.
 
-  Call it in a compact module: the parameters belong to that module. Arguments and results: see `towers.tower`.
+  Call it in a compact module: the parameters belong to that module. Arguments and results: see `tower.tower`.
   """
   B, T = x_BTD.shape[:2]
   forward = backward = None

@@ -17,7 +17,7 @@ from tfm_jax.decode.start import prepared
 from tfm_jax.errors import UserError
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.model import Model
-from tfm_jax.models.towers import EncoderDecoder
+from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.objectives.table import make_objective
 from tfm_jax.ops.losses import LossTerms, total

@@ -22,7 +22,7 @@ from tfm_jax.models.config import param_axes
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.model import Model, Params
-from tfm_jax.models.towers import EncoderDecoder, encoder_params
+from tfm_jax.models.networks.encoder_decoder import EncoderDecoder, encoder_params
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.devices import all_devices, first_device, use_compilation_cache
 from tfm_jax.runtime.run_directory import RunDirectory

@@ -9,7 +9,8 @@ from tfm_jax.models.cache import Cache, Memory
 from tfm_jax.models.config import HeadConfig, ModelConfig, replaced
 from tfm_jax.models.embeddings import Embed, Places
 from tfm_jax.models.family import Family
-from tfm_jax.models.towers import EncoderDecoder, Tower, Towered
+from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
+from tfm_jax.models.tower import Tower, Towered
 from tfm_jax.ops.dropout import Noise
 
 

@@ -2,7 +2,7 @@
 
 from tfm_jax.models.config import HeadConfig, ImageConfig, ModelConfig
 from tfm_jax.models.family import Family
-from tfm_jax.models.two_towers import TwoTowers
+from tfm_jax.models.networks.two_towers import TwoTowers
 
 FAMILY = Family(
   module=TwoTowers,

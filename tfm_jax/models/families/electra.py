@@ -2,7 +2,7 @@
 
 from tfm_jax.models.config import HeadConfig, ModelConfig
 from tfm_jax.models.family import EVERY_HEAD, Family
-from tfm_jax.models.towers import Single
+from tfm_jax.models.networks.single import Single
 
 FAMILY = Family(
   module=Single,

@@ -5,7 +5,8 @@ Layers are stacked without residuals, with dropout between them and not in time 
 
 from tfm_jax.models.config import ModelConfig, replaced
 from tfm_jax.models.family import DECODER_HEADS, EVERY_HEAD, Family
-from tfm_jax.models.towers import EncoderDecoder, Single
+from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
+from tfm_jax.models.networks.single import Single
 from tfm_jax.ops.recurrent import LSTM, Cell
 
 PRESET = ModelConfig(num_layers=2, positions="none", dropout=0.1, scale_embed=True, init="xavier")

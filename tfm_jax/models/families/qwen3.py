@@ -6,7 +6,7 @@ from tfm_jax.models.config import replaced
 from tfm_jax.models.families import llama
 from tfm_jax.models.family import DECODER_HEADS, Family
 from tfm_jax.models.layers import Attention, Norm
-from tfm_jax.models.towers import Single
+from tfm_jax.models.networks.single import Single
 
 
 class NormedAttention(Attention):

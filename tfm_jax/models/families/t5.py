@@ -5,7 +5,7 @@ T5 1.1 is the same with a GEGLU, a free head and no dropout: see `configs/t5_bas
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.family import Family
-from tfm_jax.models.towers import EncoderDecoder
+from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 
 FAMILY = Family(
   module=EncoderDecoder,

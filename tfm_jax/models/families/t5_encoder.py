@@ -7,7 +7,7 @@ could stand for it.
 from tfm_jax.models.config import replaced
 from tfm_jax.models.families import t5
 from tfm_jax.models.family import EVERY_HEAD, Family
-from tfm_jax.models.towers import Single
+from tfm_jax.models.networks.single import Single
 
 FAMILY = Family(
   module=Single,

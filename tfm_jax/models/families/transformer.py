@@ -2,7 +2,7 @@
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.family import Family
-from tfm_jax.models.towers import EncoderDecoder
+from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 
 FAMILY = Family(
   module=EncoderDecoder,

@@ -2,7 +2,7 @@
 
 from tfm_jax.models.config import HeadConfig, ImageConfig, ModelConfig
 from tfm_jax.models.family import Family
-from tfm_jax.models.towers import Vision
+from tfm_jax.models.networks.vision import Vision
 
 FAMILY = Family(
   module=Vision,

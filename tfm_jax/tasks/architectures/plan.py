@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from tfm_jax.compare.program import build_program, vocabulary_size
 from tfm_jax.errors import UserError
 from tfm_jax.models.families.table import find_family
-from tfm_jax.models.towers import EncoderDecoder
+from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.runtime.devices import first_device
 from tfm_jax.tasks.labelled import LabelledTask
 from tfm_jax.tasks.scores import MAIN

@@ -1,7 +1,8 @@
-"""ELECTRA's generator (Clark et al. 2020): its size, and the tokens that it writes in place of masks."""
+"""ELECTRA's generator (Clark et al. 2020): its size, its network, and the tokens that it writes in place of masks."""
 
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,10 @@ from jax import Array
 
 from tfm_jax.models.config import ModelConfig, replaced
 from tfm_jax.models.heads.head import Batch, Output
+from tfm_jax.models.heads.parts import OutputLayer, pick
 from tfm_jax.models.heads.terms import tiles_of
+from tfm_jax.models.layers import STREAM, Dense, Layer
+from tfm_jax.models.tower import tower
 from tfm_jax.ops import hashing
 from tfm_jax.ops.dropout import Noise, row_keys
 from tfm_jax.ops.losses import logits
@@ -32,6 +36,25 @@ def generator_config(c: ModelConfig) -> ModelConfig:
     "embedding_dim": c.embed_features,
   }
   return replaced(c, sizes | {"tied": True, "head.name": "lm", "head.transform": True, "head.bias": True})
+
+
+class Generator(Layer):
+  """ELECTRA's generator: a stack of its own and a masked language model's head over the model's embeddings."""
+
+  vocab_size: int = 0
+
+  @nn.compact
+  def __call__(
+    self, x_BTE: Array, table_VE: Array, positions_BT: Array, batch: Batch, noise: Noise | None, first: int
+  ) -> Output:
+    """The output at the masked places, or at all. `first`: index of the first block, for its dropout."""
+    c, st, segments = self.cfg, self.st, batch.get("segment_ids")
+    if c.embed_dim != c.embed_features:
+      x_BTE = st.constrain(Dense(c, st, c.embed_dim, name="project")(x_BTE), STREAM)
+    h_BTD = tower(c, st, x_BTE, segments, positions_BT, noise, causal=False, depth=c.num_layers, first=first)[0]
+    if "mlm_positions" in batch:
+      h_BTD = pick(h_BTD, batch["mlm_positions"])
+    return OutputLayer(c, st, self.vocab_size, name="head")(h_BTD, table_VE)
 
 
 class Corrupted(NamedTuple):

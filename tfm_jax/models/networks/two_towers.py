@@ -11,7 +11,9 @@ from tfm_jax.models.embeddings import Embed, Patches
 from tfm_jax.models.heads.head import Outputs, Seen
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.layers import Layer
-from tfm_jax.models.towers import Batch, Network, Vision, default_positions, tower, with_hidden, with_routing
+from tfm_jax.models.networks.network import Batch, Network, default_positions, with_hidden, with_routing
+from tfm_jax.models.networks.vision import Vision
+from tfm_jax.models.tower import tower
 from tfm_jax.objectives.objective import Fields, token_fields
 from tfm_jax.ops.dropout import Noise
 

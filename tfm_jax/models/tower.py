@@ -1,0 +1,164 @@
+"""`tower`: a stack of blocks or of recurrent layers, with its masks and final norm; `Tower`, the same as a module."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from tfm_jax.models.blocks import HIDDEN, LAST, STANDARD, Sublayers, stack
+from tfm_jax.models.cache import Cache, KeyValueCache, Memory, States
+from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.layers import FINAL, Context, Layer, Norm
+from tfm_jax.models.recurrent import recurrent_tower
+from tfm_jax.models.residual import ORDERS
+from tfm_jax.models.sight import make_sight
+from tfm_jax.ops.dropout import Noise, dropout
+from tfm_jax.ops.masks import Mask
+from tfm_jax.ops.positions import alibi_bias, relative_bias
+from tfm_jax.sharding.placement import Placement
+
+Towered = tuple[Array, Cache | None, Array | None, Array | None]  # see `tower`
+
+
+class RelativeBias(Layer):
+  """T5's learned bias of the attention logits: one table for all blocks of a stack."""
+
+  @nn.compact
+  def __call__(self, queries: int, keys: int, bidirectional: bool, offset: int | Array) -> Array:
+    c = self.cfg
+    table = self.matrix("table", (c.relative.buckets, c.num_heads), kind="relative")
+    return relative_bias(table, queries, keys, bidirectional, c.relative.distance, offset)
+
+
+def tower(
+  c: ModelConfig,
+  st: Placement,
+  x_BTD: Array,
+  segments_BT: Array | None,
+  positions_BT: Array | None,
+  noise: Noise | None,
+  *,
+  causal: bool,
+  depth: int,
+  prefix_BT: Array | None = None,
+  first: int = 0,
+  memory: Memory | None = None,
+  cache: Cache | None = None,
+  sublayers: Sublayers = STANDARD,
+  emit: str = "",
+) -> Towered:
+  """A stack of blocks over embeddings, with its masks and, where sub-layers have a norm before them, a final one; or of
+  recurrent layers.
+
+  Call it in a compact module: the parameters belong to that module.
+
+  Args:
+    c, st: see `Layer`.
+    x_BTD: the embeddings.
+    segments_BT, positions_BT: of the tokens; None: a single segment, positions 0, 1, ...
+    noise: of dropout; None: no dropout.
+    causal: a query attends only to itself and to earlier tokens.
+    depth: number of blocks.
+    prefix_BT: 1 for tokens that earlier ones of this call see too, although the stack is causal; None: no token.
+    first: index of the first block, so that two stacks have different dropout.
+    memory: the encoder's output, for cross-attention; not needed if the cache holds its keys and values.
+    cache: of the tokens before these.
+    sublayers, emit: see `Block`; LAST: the hidden states themselves.
+
+  Returns:
+    The hidden states; the cache with the new tokens, or None; what `emit` names, as `Network.inspect` returns it; what
+    the experts did, as `heads.head.ROUTING` says, or None.
+  """
+  if sublayers.cell is not None:
+    assert not isinstance(cache, KeyValueCache)
+    kind: Any = {"cell": sublayers.cell, "causal": causal, "depth": depth, "first": first, "memory": memory}
+    return *recurrent_tower(c, st, x_BTD, segments_BT, noise, **kind, cache=cache, emit=emit), None
+  assert not isinstance(cache, States)
+  (B, T), start = x_BTD.shape[:2], None
+  S, key_segments, kept = T, segments_BT, None
+  memory_length, memory_segments = (memory.h_BSD.shape[1], memory.segments_BS) if memory else (0, None)
+  if cache is not None:
+    segments_BT = jnp.broadcast_to(1 if segments_BT is None else segments_BT, (B, T)).astype(jnp.int32)
+    cache = cache.with_segments(segments_BT)
+    start, kept = cache.start, cache.kept
+    S, key_segments, memory_segments = cache.columns, cache.segments_BS, cache.memory_segments_BS
+    memory_length = cache.across.k.shape[3] if cache.across else memory_length
+  offset = 0 if cache is None else cache.length
+  keys_offset = 0 if cache is None else (cache.places(T) - jnp.arange(S))[None]
+  bias_HTS = None
+  if c.positions == "relative" and T:  # no tokens are decoded when a cache is created
+    bias_HTS = RelativeBias(c, st, name="relative")(T, S, not causal, -offset)
+  elif c.positions == "alibi" and T:
+    bias_HTS = alibi_bias(c.num_heads, offset + jnp.arange(T), jnp.arange(S) + jnp.ravel(keys_offset))
+    bias_HTS = st.constrain(bias_HTS, ("act_heads", "seq", None))
+  kind = {"training": noise is not None, "cached": cache is not None}
+  segments: Any = {"query_segments_BT": segments_BT, "key_segments_BS": key_segments}
+  if cache is not None and prefix_BT is not None:  # keys that the cache has already are earlier ones
+    start_S = jnp.zeros((B, S), prefix_BT.dtype)
+    prefix_BT = jax.lax.dynamic_update_slice_in_dim(start_S, prefix_BT, cache.start, axis=1)
+  mask = Mask(causal, **segments, query_offset=offset, key_offset=keys_offset, prefix_BS=prefix_BT)
+  own, across = make_sight(c, st, mask, (B, T, S), window=c.window.size, bias_HTS=bias_HTS, **kind), None
+  if memory_length:
+    if segments_BT is None and memory_segments is not None:  # a single segment, which does not see padding
+      segments_BT = jnp.ones((B, T), jnp.int32)
+    mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
+    across = make_sight(c, st, mask, (B, T, memory_length), **kind)
+  ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise, segments_BT)
+  fields: Any = {"cross": across is not None, "sublayers": sublayers, "emit": emit}
+  h_BTD, (new, shown, routed) = stack(c, st, x_BTD, ctx, depth, first, kept, **fields)
+  if ORDERS[c.norm_order].before:
+    h_BTD = Norm(c, st, name="final_norm")(h_BTD)
+  if c.inner_dropout:
+    h_BTD = dropout(h_BTD, c.dropout, noise, first + depth, FINAL)
+  if emit == HIDDEN:
+    assert shown is not None
+    shown = jnp.concatenate([x_BTD[None], shown[:-1], h_BTD[None]])
+  elif emit == LAST:
+    shown = h_BTD
+  routing = None
+  if routed is not None:
+    tokens = jnp.float32(B * T) if segments_BT is None else (segments_BT != 0).sum(dtype=jnp.float32)
+    if segments_BT is not None and segments_BT.shape[0] != B:
+      tokens = tokens * B
+    routing = jnp.stack([*(x_NB.sum(1) for x_NB in routed), jnp.broadcast_to(tokens, (depth,))])
+  return h_BTD, cache.with_tokens(new, st) if cache and new else None, shown, routing
+
+
+class Tower(Layer):
+  """`tower` as a module: the encoder or the decoder of an encoder-decoder."""
+
+  causal: bool = False
+  depth: int = 0
+  first: int = 0
+  sublayers: Sublayers = STANDARD
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: Array,
+    segments_BT: Array | None,
+    positions_BT: Array | None,
+    noise: Noise | None,
+    memory: Memory | None = None,
+    cache: Cache | None = None,
+    emit: str = "",
+  ) -> Towered:
+    return self.run(x_BTD, segments_BT, positions_BT, noise, memory, cache, emit)
+
+  @nn.nowrap
+  def run(
+    self,
+    x_BTD: Array,
+    segments_BT: Array | None,
+    positions_BT: Array | None,
+    noise: Noise | None,
+    memory: Memory | None,
+    cache: Cache | None,
+    emit: str,
+  ) -> Towered:
+    """`tower`, in the compact method that calls it."""
+    kind: Any = {"causal": self.causal, "depth": self.depth, "first": self.first, "memory": memory, "cache": cache}
+    kind |= {"sublayers": self.sublayers, "emit": emit}
+    return tower(self.cfg, self.st, x_BTD, segments_BT, positions_BT, noise, **kind)
