@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfm_jax.runtime.command import Flags, run_command
-from tfm_jax.training.help import config_keys
+from tfm_jax.training.keys.help import config_keys
 
 FLAGS = ("config", "axes", "base", "sizes", "seconds", "out")
 BASE = {"depth": 4, "width": 256, "length": 256, "batch": 4}

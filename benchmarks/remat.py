@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from tfm_jax.runtime.command import Flags, run_command
-from tfm_jax.training.help import config_keys
+from tfm_jax.training.keys.help import config_keys
 
 FLAGS = ("config", "policies", "scan", "seconds", "out")
 COLUMNS = ["policy", "layers", "peak of the process", "by the compiler", "temporaries", "step", "compile"]

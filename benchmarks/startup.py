@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tfm_jax.runtime.command import Flags, run_command
-from tfm_jax.training.help import config_keys
+from tfm_jax.training.keys.help import config_keys
 
 FLAGS = ("config", "layers", "scan", "repeats", "out")
 SMALL: dict[str, str] = {

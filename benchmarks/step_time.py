@@ -12,7 +12,7 @@ import sys
 import time
 
 from tfm_jax.runtime.command import Flags, run_command
-from tfm_jax.training.help import config_keys
+from tfm_jax.training.keys.help import config_keys
 
 
 def main(flags: Flags) -> None:
@@ -21,8 +21,8 @@ def main(flags: Flags) -> None:
 
   from tfm_jax.compare.program import build_program, random_batch
   from tfm_jax.runtime.reporting.units import human_bytes, human_count
+  from tfm_jax.training.compiled.memory import peak_bytes
   from tfm_jax.training.config import load
-  from tfm_jax.training.memory import peak_bytes
 
   program = build_program(load(flags.require("config"), flags.overrides))
   config, rows = program.config, program.config.train.batch_size

@@ -19,6 +19,6 @@ arguments that get_config takes, for the error that any other one gets. `python 
 of the model that are not set (None) have the family's values.
 """
 
-from tfm_jax.training.config_tree import defaults as get_config
+from tfm_jax.training.keys.tree import defaults as get_config
 
 __all__ = ["get_config"]

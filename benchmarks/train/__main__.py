@@ -26,7 +26,7 @@ import sys
 from typing import Any
 
 from tfm_jax.runtime.command import Flags, run_command
-from tfm_jax.training.help import config_keys
+from tfm_jax.training.keys.help import config_keys
 
 FLAGS = ("against", "peers", "cases", "blocks", "steps", "check", "wait", "dtype", "out")
 

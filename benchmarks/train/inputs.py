@@ -57,7 +57,7 @@ def write_model(config: str, overrides: dict[str, Any], steps: int, folder: str)
   from tfm_jax.hf.tensors import write_tensors
   from tfm_jax.training.config import load
   from tfm_jax.training.load import Run
-  from tfm_jax.training.optimizer import schedule
+  from tfm_jax.training.optimization.optimizer import schedule
 
   program = build_program(load(config, overrides | {"model.dtype": "float32"}))
   run = simplified(Run(program.config, program.model, program.init().params, None, 0))

@@ -25,8 +25,8 @@ class Ours:
     import numpy as np
 
     from tfm_jax.compare.program import build_program, random_batch
+    from tfm_jax.training.compiled.memory import choose_microbatches, peak_bytes
     from tfm_jax.training.config import load
-    from tfm_jax.training.memory import choose_microbatches, peak_bytes
 
     begin = time.perf_counter()
     self.program = program = build_program(load(config, overrides | ({"model.dtype": dtype} if dtype else {})))

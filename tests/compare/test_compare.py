@@ -28,9 +28,9 @@ from tfm_jax.objectives.objective import ROWS, along_row
 from tfm_jax.runtime import command as commands
 from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig
 from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
+from tfm_jax.training.compiled.memory import bytes_per_device
 from tfm_jax.training.config import to_dict
-from tfm_jax.training.help import config_keys
-from tfm_jax.training.memory import bytes_per_device
+from tfm_jax.training.keys.help import config_keys
 
 
 @pytest.fixture(scope="module")

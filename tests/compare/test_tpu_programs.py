@@ -111,7 +111,7 @@ def test_more_blocks_take_longer():
 MESHES = """
 from tfm_jax.compare.forecast.topology import topology_devices
 from tfm_jax.compare.program import with_strategy
-from tfm_jax.training.program import build_model
+from tfm_jax.training.compiled.program import build_model
 from tfm_jax.training.config import load, resolve
 for topology in ("v5p:8x8x8", "2*v5e:4x4"):
   devices = topology_devices(topology)[1]

@@ -21,7 +21,7 @@ from tfm_jax.runtime.trees import flat
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
 from tfm_jax.training.loss import LossConfig, make_loss
-from tfm_jax.training.optimizer import per_matrix
+from tfm_jax.training.optimization.optimizer import per_matrix
 
 SMALL = {"num_layers": 1, "experts.count": 8}
 # name -> variant, changes

@@ -18,7 +18,7 @@ from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model, heads_of, labelled_fields, resolve_model
 from tfm_jax.ops.losses import LossConfig, total
 from tfm_jax.sharding.placement import single_device
-from tfm_jax.training import flops
+from tfm_jax.training.compiled import flops
 from tfm_jax.training.loss import make_loss
 
 VOCAB, LENGTH, ROWS = 250, 12, 8

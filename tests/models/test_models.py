@@ -15,8 +15,8 @@ from tfm_jax.models.config import pad_vocab, param_axes
 from tfm_jax.models.model import resolve_model
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.sharding.strategy import STRATEGIES
+from tfm_jax.training.compiled.program import build_model
 from tfm_jax.training.config import load, resolve
-from tfm_jax.training.program import build_model
 
 ROOT = Path(__file__).parents[2]
 SHAPES = Path(__file__).parents[1] / "golden" / "parameter_shapes.json"

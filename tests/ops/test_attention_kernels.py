@@ -17,8 +17,8 @@ from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.splash import splash_attention
 from tfm_jax.sharding.placement import Placement, make_mesh
 from tfm_jax.sharding.strategy import AXES, STRATEGIES, Strategy
+from tfm_jax.training.compiled.program import build_model
 from tfm_jax.training.config import from_dict, resolve
-from tfm_jax.training.program import build_model
 
 BATCH, SCALE = 2, 0.3
 

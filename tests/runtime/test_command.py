@@ -11,7 +11,7 @@ from tfm_jax.runtime import command
 from tfm_jax.runtime.command import Flags, parse, run_command
 from tfm_jax.runtime.help import Key, Section
 from tfm_jax.training.config import all_keys, choices
-from tfm_jax.training.help import comments, config_keys
+from tfm_jax.training.keys.help import comments, config_keys
 
 FLAGS = ("config", "workdir")
 

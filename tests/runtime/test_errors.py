@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.launching import ROOT, tiny, train, write_experiment
 from tfm_jax.errors import UserError
-from tfm_jax.training import memory
+from tfm_jax.training.compiled import memory
 from tfm_jax.training.loop import fit
 
 

@@ -20,8 +20,8 @@ import pytest
 from tests.support.launching import ROOT, environment, exact_rows, free_port, quick_fit, rows, tiny, write_experiment
 from tfm_jax.data.prepare import prepare
 from tfm_jax.runtime import interruption
-from tfm_jax.training import memory
 from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.compiled import memory
 from tfm_jax.training.config import resolve
 from tfm_jax.training.load import load_run
 

@@ -12,8 +12,8 @@ from tfm_jax.compare.program import with_strategy
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import admits
 from tfm_jax.sharding.strategy import AXES, STRATEGIES, ShardingConfig, Strategy, find_strategy, mesh_sizes
+from tfm_jax.training.compiled.program import build_model
 from tfm_jax.training.config import load, resolve
-from tfm_jax.training.program import build_model
 
 BERT = admits("bert", model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 30_522)
 

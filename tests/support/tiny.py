@@ -14,10 +14,10 @@ from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.objectives.objective import Field
 from tfm_jax.sharding.placement import Placement, make_mesh, single_device
 from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig, mesh_sizes
+from tfm_jax.training.compiled.program import Program
 from tfm_jax.training.config import Config, TrainConfig
 from tfm_jax.training.loss import LossConfig, make_loss
-from tfm_jax.training.optimizer import OptimizerConfig
-from tfm_jax.training.program import Program
+from tfm_jax.training.optimization.optimizer import OptimizerConfig
 
 VOCAB = 250  # padded to 256
 BATCH, LENGTH = 16, 16

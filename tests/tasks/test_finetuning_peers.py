@@ -20,11 +20,11 @@ from tfm_jax.hf.importing import import_checkpoint
 from tfm_jax.models.config import replaced
 from tfm_jax.models.model import Model, labelled_fields
 from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.training.compiled.program import Program
 from tfm_jax.training.config import Config, TrainConfig
 from tfm_jax.training.load import initial_params, load_run
 from tfm_jax.training.loss import make_loss
-from tfm_jax.training.optimizer import OptimizerConfig, schedule
-from tfm_jax.training.program import Program
+from tfm_jax.training.optimization.optimizer import OptimizerConfig, schedule
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "finetuning.json"

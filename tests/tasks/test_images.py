@@ -17,10 +17,10 @@ from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.tasks.evaluate import evaluate, write
 from tfm_jax.tasks.image_modeling import ImageModeling
 from tfm_jax.tasks.table import find_task
+from tfm_jax.training.compiled.program import build_program
 from tfm_jax.training.config import from_dict, resolve
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
-from tfm_jax.training.program import build_program
 
 SMALL = {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64, "dtype": "float32", "init": "xavier"}
 OF_TASKS = {

@@ -26,9 +26,9 @@ from tfm_jax.training.config import (
   sections,
   to_dict,
 )
-from tfm_jax.training.config_tree import defaults
-from tfm_jax.training.help import comments
-from tfm_jax.training.moved import MOVED
+from tfm_jax.training.keys.help import comments
+from tfm_jax.training.keys.moved import MOVED
+from tfm_jax.training.keys.tree import defaults
 
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("base", "task", "__init__"))
 

@@ -15,7 +15,7 @@ from tfm_jax.objectives.objective import ROWS, Field, along_row, encoder_decoder
 from tfm_jax.ops.losses import total
 from tfm_jax.runtime.chips import peak_flops
 from tfm_jax.sharding.placement import single_device
-from tfm_jax.training import flops
+from tfm_jax.training.compiled import flops
 from tfm_jax.training.loss import LossConfig, make_loss
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.support.launching import quick_fit
 from tfm_jax.text.tokenizers.table import load_tokenizer
 from tfm_jax.training.config import from_dict
-from tfm_jax.training.config_tree import defaults
+from tfm_jax.training.keys.tree import defaults
 
 DATA = os.environ.get("TFM_DATA_DIR", "")
 pytestmark = pytest.mark.skipif(not DATA, reason="TFM_DATA_DIR does not name the folder with the real data sets")

@@ -9,9 +9,9 @@ from tests.support.launching import WithoutSamples, exact_rows, rows, tiny, writ
 from tests.support.tiny import make_batch, make_model, make_program
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.objective import token_fields
-from tfm_jax.training.lengths import at_length, batch_length, check_lengths
+from tfm_jax.training.compiled.lengths import at_length, batch_length, check_lengths
+from tfm_jax.training.compiled.steps import Form, TrainSteps
 from tfm_jax.training.loop import fit
-from tfm_jax.training.steps import Form, TrainSteps
 
 LENGTHS = (8, 12, 16)
 PLAN = (16, 8, 8, 12, 16, 12, 8, 16)  # the length of each step's batch, in turn

@@ -15,10 +15,10 @@ from tfm_jax.errors import UserError
 from tfm_jax.ops.losses import total
 from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.compiled.program import Program
 from tfm_jax.training.load import load_run
-from tfm_jax.training.lora import AdapterConfig, adapter_shapes, axes_of, merge, merged_loss
-from tfm_jax.training.optimizer import schedule
-from tfm_jax.training.program import Program
+from tfm_jax.training.optimization.lora import AdapterConfig, adapter_shapes, axes_of, merge, merged_loss
+from tfm_jax.training.optimization.optimizer import schedule
 
 ADAPTER = AdapterConfig(rank=3, alpha=6.0)
 

@@ -10,8 +10,8 @@ import pytest
 from tests.support.tiny import make_batch, make_model, make_program, model_config
 from tfm_jax.errors import UserError
 from tfm_jax.sharding.placement import single_device
-from tfm_jax.training import memory, program
-from tfm_jax.training.step import TrainState
+from tfm_jax.training.compiled import memory, program
+from tfm_jax.training.compiled.step import TrainState
 
 
 def compiler(model, rows, variant="bert", length=16):

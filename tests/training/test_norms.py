@@ -10,7 +10,7 @@ import pytest
 from tests.support.tiny import make_batch, make_model, make_program
 from tfm_jax.runtime.reporting.curves import curves_page
 from tfm_jax.runtime.trees import flat, partition
-from tfm_jax.training.norms import layer_norms
+from tfm_jax.training.optimization.norms import layer_norms
 
 
 def test_layers_and_the_rest_have_norms_of_their_own():

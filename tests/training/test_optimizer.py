@@ -10,7 +10,7 @@ from tests.support.tiny import make_batch, make_model, make_program, placement
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import Axes
 from tfm_jax.training.config import load
-from tfm_jax.training.optimizer import (
+from tfm_jax.training.optimization.optimizer import (
   OPTIMIZERS,
   OptimizerConfig,
   make_optimizer,

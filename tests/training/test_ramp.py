@@ -18,9 +18,9 @@ from tests.support.launching import (
   write_experiment,
 )
 from tfm_jax.errors import UserError
+from tfm_jax.training.compiled.ramp import Ramp, Ramped
 from tfm_jax.training.config import resolve
 from tfm_jax.training.pretraining import Pretraining
-from tfm_jax.training.ramp import Ramp, Ramped
 
 GROWING = SHORT_RUN | {"train__batch_size": 32, "train__ramp_from": 8, "train__ramp_steps": 4, "train__steps": 10}
 

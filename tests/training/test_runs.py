@@ -27,12 +27,12 @@ from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.text.tokenizers.table import load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.compiled.program import build_model
 from tfm_jax.training.config import from_dict, resolve
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
-from tfm_jax.training.optimizer import schedule
+from tfm_jax.training.optimization.optimizer import schedule
 from tfm_jax.training.pretraining import Pretraining
-from tfm_jax.training.program import build_model
 
 TIMES = {"tokens_per_second", "useful_tokens_per_second", "step_seconds", "data_wait_seconds"}
 
@@ -422,7 +422,7 @@ def test_changed_text_is_refused(experiment, tmp_path):
 
 @pytest.mark.slow
 def test_the_number_of_microbatches_is_stored_and_reused(experiment, tmp_path, monkeypatch):
-  from tfm_jax.training import memory
+  from tfm_jax.training.compiled import memory
 
   config = tiny(experiment, train__batch_size=32, train__steps=2, eval__batches=1)
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.support.tiny import TRAINED, VARIANTS, fields_of, make_batch, make_model, make_program, placement
 from tfm_jax.sharding.strategy import STRATEGIES
+from tfm_jax.training.compiled.step import make_eval_step
 from tfm_jax.training.loss import LossConfig
-from tfm_jax.training.optimizer import OPTIMIZERS
-from tfm_jax.training.step import make_eval_step
+from tfm_jax.training.optimization.optimizer import OPTIMIZERS
 
 STEPS = 10
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}

@@ -17,10 +17,10 @@ from tfm_jax.ops.losses import LossConfig, total
 from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import resolve
-from tfm_jax.training.depth import distances
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loss import make_loss
-from tfm_jax.training.optimizer import schedule
+from tfm_jax.training.optimization.depth import distances
+from tfm_jax.training.optimization.optimizer import schedule
 
 
 def program_of(variant="bert", strategy="dp", devices=1, ema=0.0, unfreeze_every=0, **optimizer):

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from tfm_jax.runtime.command import Flags, run_command
-from tfm_jax.training.help import config_keys
+from tfm_jax.training.keys.help import config_keys
 
 
 def main(flags: Flags) -> None:

@@ -15,9 +15,9 @@ from tfm_jax.models.model import labelled_fields
 from tfm_jax.objectives.objective import Field, Fields, Vocabulary
 from tfm_jax.sharding.strategy import AXES, ShardingConfig
 from tfm_jax.text.tokenizers.table import from_path, train_tokenizer
-from tfm_jax.training import program
+from tfm_jax.training.compiled import program
+from tfm_jax.training.compiled.program import Program
 from tfm_jax.training.config import Config, resolve
-from tfm_jax.training.program import Program
 
 # A typical number of characters, since no text is read to count them; the model pads its vocabulary to 128 anyway.
 _CHARACTERS = 100

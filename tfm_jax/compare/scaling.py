@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.command import Flags, run_command
-from tfm_jax.training.help import config_keys
+from tfm_jax.training.keys.help import config_keys
 
 if TYPE_CHECKING:
   from tfm_jax.compare.weak_scaling import Point

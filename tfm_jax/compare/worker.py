@@ -100,7 +100,7 @@ def _describe(config: Any, topology: str, parameter: str) -> dict[str, Any]:
   from tfm_jax.compare.program import fields_of, vocabulary_size
   from tfm_jax.models.model import Model
   from tfm_jax.sharding.placement import single_device
-  from tfm_jax.training.flops import sequence_lengths
+  from tfm_jax.training.compiled.flops import sequence_lengths
 
   try:
     if topology:

@@ -27,9 +27,9 @@ from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers.table import Tokenizer, TokenizerConfig
 from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.compiled.program import build_model
 from tfm_jax.training.config import Config, to_dict
 from tfm_jax.training.load import fresh_params
-from tfm_jax.training.program import build_model
 
 log = logging.getLogger(__name__)
 

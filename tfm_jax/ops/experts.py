@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 
 
 def share_scope(part: int, whole: int) -> str:
-  """Name of a scope of whose products the share part / whole is needed. `training.flops` reads it."""
+  """Name of a scope of whose products the share part / whole is needed. `training.compiled.flops` reads it."""
   return f"{SHARE}{part}_of_{whole}"
 
 

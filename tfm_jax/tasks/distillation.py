@@ -72,10 +72,10 @@ def measure(teacher: str, students: Sequence[str]) -> list[Measured]:
 
   from tfm_jax.runtime.run_directory import RunDirectory
   from tfm_jax.tasks.table import find_task
+  from tfm_jax.training.compiled.program import Program
   from tfm_jax.training.evaluation import evaluate_stream
   from tfm_jax.training.load import load_run
-  from tfm_jax.training.lora import AdapterConfig
-  from tfm_jax.training.program import Program
+  from tfm_jax.training.optimization.lora import AdapterConfig
   from tfm_jax.training.task import Generates
   from tfm_jax.training.teacher import check_alike
 

@@ -9,13 +9,13 @@ from tfm_jax.errors import UserError
 from tfm_jax.runtime.devices import all_devices, first_device
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import ShardingConfig
+from tfm_jax.training.compiled.program import build_program
 from tfm_jax.training.config import from_stored
 from tfm_jax.training.distill import DistillConfig
 from tfm_jax.training.evaluation import evaluate_stream
 from tfm_jax.training.load import load_params
-from tfm_jax.training.lora import AdapterConfig
+from tfm_jax.training.optimization.lora import AdapterConfig
 from tfm_jax.training.pretraining import Pretraining
-from tfm_jax.training.program import build_program
 from tfm_jax.training.start import rows_here
 
 log = logging.getLogger(__name__)

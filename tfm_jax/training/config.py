@@ -29,14 +29,14 @@ from tfm_jax.ops.losses import LossConfig
 from tfm_jax.runtime.experiment_file import evaluate
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers.table import TokenizerConfig
-from tfm_jax.training.allowed import CHOICES, DECAYS, FRACTIONS, POSITIVE
 from tfm_jax.training.checkpoint import CheckpointConfig
 from tfm_jax.training.distill import DistillConfig
-from tfm_jax.training.lora import AdapterConfig
-from tfm_jax.training.moved import MOVED, translated
-from tfm_jax.training.optimizer import OptimizerConfig
-from tfm_jax.training.settings import EvalConfig, TrainConfig
-from tfm_jax.training.values import TYPE_NAMES, converted, of_sections
+from tfm_jax.training.keys.allowed import CHOICES, DECAYS, FRACTIONS, POSITIVE
+from tfm_jax.training.keys.moved import MOVED, translated
+from tfm_jax.training.keys.settings import EvalConfig, TrainConfig
+from tfm_jax.training.keys.values import TYPE_NAMES, converted, of_sections
+from tfm_jax.training.optimization.lora import AdapterConfig
+from tfm_jax.training.optimization.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

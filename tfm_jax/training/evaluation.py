@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tfm_jax.training.program import Program
+from tfm_jax.training.compiled.program import Program
 from tfm_jax.training.task import EvalStream, Task
 
 log = logging.getLogger(__name__)

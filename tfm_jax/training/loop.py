@@ -28,15 +28,17 @@ from tfm_jax.runtime.reporting.tracking import Tracker, check_wandb
 from tfm_jax.runtime.reporting.units import human_count
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.runtime.trees import flat, nested
-from tfm_jax.training import flops
 from tfm_jax.training.best import Best
 from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.compiled import flops
+from tfm_jax.training.compiled.memory import choose_microbatches
+from tfm_jax.training.compiled.program import build_program
+from tfm_jax.training.compiled.step import TrainState
+from tfm_jax.training.compiled.steps import TrainSteps
 from tfm_jax.training.config import Config, resolve, to_dict
 from tfm_jax.training.evaluation import evaluate_stream
 from tfm_jax.training.load import base_of, initial_params, load_params, teacher_entry
-from tfm_jax.training.memory import choose_microbatches
 from tfm_jax.training.pretraining import Pretraining
-from tfm_jax.training.program import build_program
 from tfm_jax.training.reference import reference_lines
 from tfm_jax.training.start import (
   branch_point,
@@ -56,8 +58,6 @@ from tfm_jax.training.start import (
   stored_tokenizer,
   trained_line,
 )
-from tfm_jax.training.step import TrainState
-from tfm_jax.training.steps import TrainSteps
 from tfm_jax.training.task import Generates, Task
 
 log = logging.getLogger(__name__)

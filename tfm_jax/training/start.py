@@ -27,10 +27,10 @@ from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.runtime.trees import flat as flat_tree
 from tfm_jax.text.tokenizers.table import load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
+from tfm_jax.training.compiled.lengths import at_length, batch_length, check_lengths
+from tfm_jax.training.compiled.program import Program
 from tfm_jax.training.config import Config, changed_keys, flat, from_stored, to_dict
-from tfm_jax.training.lengths import at_length, batch_length, check_lengths
-from tfm_jax.training.lora import axes_of
-from tfm_jax.training.program import Program
+from tfm_jax.training.optimization.lora import axes_of
 from tfm_jax.training.task import Task, TextTask
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.text.tokenizers.table import Tokenizer
+from tfm_jax.training.compiled.lengths import at_length
+from tfm_jax.training.compiled.ramp import Ramped
 from tfm_jax.training.config import Config
-from tfm_jax.training.lengths import at_length
 from tfm_jax.training.loss import LossFunction, make_loss
-from tfm_jax.training.ramp import Ramped
 
 Batch = Mapping[str, np.ndarray]
 Predictions = Sequence[Mapping[str, np.ndarray]]

@@ -9,8 +9,8 @@ from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.families.table import find_family
 from tfm_jax.ops.experts import places_per_expert
 from tfm_jax.sharding.strategy import BATCH_AXES, STAYING
-from tfm_jax.training.flops import sequence_lengths
-from tfm_jax.training.program import Program
+from tfm_jax.training.compiled.flops import sequence_lengths
+from tfm_jax.training.compiled.program import Program
 
 
 def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:

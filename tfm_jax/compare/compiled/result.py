@@ -8,8 +8,8 @@ from tfm_jax.compare.compiled.products import executed_flops
 from tfm_jax.compare.compiled.shard_map import shard_map_of
 from tfm_jax.compare.results import OK, OUT_OF_MEMORY, REFUSED, Memory, StrategyResult
 from tfm_jax.errors import UserError
-from tfm_jax.training.memory import DoesNotFit, bytes_per_device, choose_microbatches, peak_bytes
-from tfm_jax.training.program import Program
+from tfm_jax.training.compiled.memory import DoesNotFit, bytes_per_device, choose_microbatches, peak_bytes
+from tfm_jax.training.compiled.program import Program
 
 
 def compile_step(program: Program, limit: float | None = None) -> tuple[int, Any]:

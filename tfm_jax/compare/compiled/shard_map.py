@@ -8,7 +8,7 @@ import numpy as np
 from tfm_jax.compare.results import Piece, ShardMap
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
-from tfm_jax.training.program import Program
+from tfm_jax.training.compiled.program import Program
 
 
 def parameter_leaves(model: Model, parameter: str) -> dict[str, tuple[tuple, jax.ShapeDtypeStruct]]:

@@ -12,8 +12,8 @@ from tfm_jax.compare.forecast.schedule import Forecast
 from tfm_jax.compare.forecast.topology import topology_devices
 from tfm_jax.compare.program import build_program, with_strategy
 from tfm_jax.compare.results import OUT_OF_MEMORY, StrategyResult
+from tfm_jax.training.compiled.memory import DoesNotFit
 from tfm_jax.training.config import Config
-from tfm_jax.training.memory import DoesNotFit
 
 
 def forecast(config: Config, strategy: str, topology: str, parameter: str = "") -> StrategyResult:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.command import Flags, run_command
-from tfm_jax.training.help import config_keys
+from tfm_jax.training.keys.help import config_keys
 
 FLAGS = ("config", "architectures", "tasks", "seeds", "out")
 ARCHITECTURES = "encoder,decoder,encoder_decoder,lstm,gru"

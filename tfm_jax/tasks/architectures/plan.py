@@ -11,8 +11,8 @@ from tfm_jax.runtime.devices import first_device
 from tfm_jax.tasks.labelled import LabelledTask
 from tfm_jax.tasks.scores import MAIN
 from tfm_jax.tasks.table import find_task
+from tfm_jax.training.compiled.program import build_model
 from tfm_jax.training.config import Config, flat, load, resolve, to_dict
-from tfm_jax.training.program import build_model
 
 PARAMETERS, FLOPS = "parameters", "flops"
 """What is equal in a part of the table."""

@@ -19,12 +19,12 @@ from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.architectures.plan import Entry, Plan
 from tfm_jax.tasks.sweeps.worker import RESULT, replace
 from tfm_jax.tasks.table import find_task
+from tfm_jax.training.compiled.memory import peak_bytes
+from tfm_jax.training.compiled.program import build_program
 from tfm_jax.training.config import Config, from_stored, to_dict
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
-from tfm_jax.training.memory import peak_bytes
 from tfm_jax.training.pretraining import Pretraining
-from tfm_jax.training.program import build_program
 
 log = logging.getLogger(__name__)
 

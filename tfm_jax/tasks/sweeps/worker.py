@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from tfm_jax.runtime.command import Flags, run_command
-from tfm_jax.training.help import config_keys
+from tfm_jax.training.keys.help import config_keys
 
 FLAGS = ("config", "workdir")
 RESULT = "result.json"  # in the work directory, once the run is finished

@@ -13,7 +13,7 @@ from jax import Array
 
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.runtime.trees import flat, nested
-from tfm_jax.training.lora import ROOT, axes_of
+from tfm_jax.training.optimization.lora import ROOT, axes_of
 
 
 def distances(shapes: Any) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from tfm_jax.ops.losses import LossTerms, total
 from tfm_jax.runtime.trees import join, partition
 from tfm_jax.sharding.placement import Placement
 from tfm_jax.training.loss import LossFunction
-from tfm_jax.training.norms import layer_norms
+from tfm_jax.training.optimization.norms import layer_norms
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, Array]

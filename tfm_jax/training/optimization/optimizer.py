@@ -15,7 +15,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.config import Axes
 from tfm_jax.runtime.trees import flat
 from tfm_jax.sharding.placement import Placement
-from tfm_jax.training.lora import axes_of
+from tfm_jax.training.optimization.lora import axes_of
 
 
 @dataclasses.dataclass(frozen=True)

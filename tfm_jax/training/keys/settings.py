@@ -3,7 +3,7 @@
 import dataclasses
 
 from tfm_jax.errors import UserError
-from tfm_jax.training.ramp import Ramp
+from tfm_jax.training.compiled.ramp import Ramp
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,15 +29,15 @@ from tfm_jax.runtime.devices import all_devices
 from tfm_jax.runtime.trees import flat, join, nested, partition
 from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
+from tfm_jax.training.compiled.flops import Flops, count, sequence_lengths
+from tfm_jax.training.compiled.lengths import at_length
+from tfm_jax.training.compiled.memory import device_limit, peak_bytes
+from tfm_jax.training.compiled.step import TrainState, make_eval_step, make_prediction_step, make_train_step
 from tfm_jax.training.config import Config
-from tfm_jax.training.depth import make_rates
-from tfm_jax.training.flops import Flops, count, sequence_lengths
-from tfm_jax.training.lengths import at_length
-from tfm_jax.training.lora import adapter_shapes, axes_of, fresh_adapters, merge, merged_loss
 from tfm_jax.training.loss import LossFunction, make_loss
-from tfm_jax.training.memory import device_limit, peak_bytes
-from tfm_jax.training.optimizer import make_optimizer, schedule, state_shardings
-from tfm_jax.training.step import TrainState, make_eval_step, make_prediction_step, make_train_step
+from tfm_jax.training.optimization.depth import make_rates
+from tfm_jax.training.optimization.lora import adapter_shapes, axes_of, fresh_adapters, merge, merged_loss
+from tfm_jax.training.optimization.optimizer import make_optimizer, schedule, state_shardings
 from tfm_jax.training.teacher import Teacher, make_teacher, read_teacher
 
 log = logging.getLogger(__name__)

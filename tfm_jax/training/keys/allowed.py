@@ -15,7 +15,7 @@ from tfm_jax.text.corpora.files import ERRORS
 from tfm_jax.text.corpora.table import DOCUMENTS
 from tfm_jax.text.tokenizers.subwords import ALGORITHMS
 from tfm_jax.text.tokenizers.table import KINDS
-from tfm_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+from tfm_jax.training.optimization.optimizer import OPTIMIZERS, SCHEDULES
 
 # Keys whose values are names, with the names: tables that others may extend, so they are read when needed.
 CHOICES: dict[str, Callable[[], Iterable[str]]] = {

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfm_jax.runtime.reporting.meter import Work
-from tfm_jax.training.lengths import batch_length
-from tfm_jax.training.program import Program
+from tfm_jax.training.compiled.lengths import batch_length
+from tfm_jax.training.compiled.program import Program
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from tfm_jax.runtime.trees import flat
-from tfm_jax.training.lora import axes_of
+from tfm_jax.training.optimization.lora import axes_of
 
 
 def layer_norms(trees: dict[str, Any]) -> dict[str, Array]:

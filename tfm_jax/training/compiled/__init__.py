@@ -1,0 +1,1 @@
+"""What is compiled: the train and evaluation steps, their cost in FLOPs and memory, and their shapes."""

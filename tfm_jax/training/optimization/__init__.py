@@ -1,0 +1,1 @@
+"""Optimizers and what surrounds them: rates by depth, LoRA, norms."""
