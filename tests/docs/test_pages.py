@@ -27,7 +27,7 @@ from tfm_jax.tasks import __main__ as tasks_command
 from tfm_jax.tasks import attention as attention_command
 from tfm_jax.tasks import distillation as distillation_command
 from tfm_jax.tasks import sweep as sweep_command
-from tfm_jax.tasks.images import ImageTask
+from tfm_jax.tasks.images.task import ImageTask
 from tfm_jax.tasks.lm_eval import __main__ as lm_eval_command
 from tfm_jax.tasks.table import TASKS
 from tfm_jax.text.tokenizers.table import KINDS

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.support.launching import tiny, write_experiment
 from tfm_jax.models.model import resolve_model
-from tfm_jax.tasks.labelled import LabelledTask
+from tfm_jax.tasks.labelled.task import LabelledTask
 from tfm_jax.tasks.table import find_task
 from tfm_jax.text.tokenizers.table import Tokenizer, TokenizerConfig, train_tokenizer
 from tfm_jax.training.config import Config

@@ -15,7 +15,7 @@ from tests.support.refusal import refusal
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.tasks.evaluate import evaluate, write
-from tfm_jax.tasks.image_modeling import ImageModeling
+from tfm_jax.tasks.images.modeling import ImageModeling
 from tfm_jax.tasks.table import find_task
 from tfm_jax.training.compiled.program import build_program
 from tfm_jax.training.config import from_dict, resolve

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import Vocabulary
-from tfm_jax.tasks.augmentation import Augmentation
-from tfm_jax.tasks.rows import RowBatches, lengths_of, make_rows
-from tfm_jax.tasks.texts import text_rows
+from tfm_jax.tasks.labelled.augmentation import Augmentation
+from tfm_jax.tasks.labelled.rows import RowBatches, lengths_of, make_rows
+from tfm_jax.tasks.labelled.texts import text_rows
 from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
 
 TOKENIZER = train_tokenizer(TokenizerConfig("char"), ["abcdefghijklmnopqrstuvwxyz "])

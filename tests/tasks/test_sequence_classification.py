@@ -8,9 +8,9 @@ import pytest
 from tests.support.labelled import TOKENIZER, learn, read, reading, task_of
 from tfm_jax.errors import UserError
 from tfm_jax.tasks.evaluate import read_predictions
+from tfm_jax.tasks.labelled.texts import TextExample, classes_of
 from tfm_jax.tasks.sequence_classification import SequenceRegression
 from tfm_jax.tasks.table import TASKS, find_task
-from tfm_jax.tasks.texts import TextExample, classes_of
 from tfm_jax.training.config import changed_keys, to_dict
 from tfm_jax.training.load import load_run
 

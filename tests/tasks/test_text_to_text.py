@@ -9,12 +9,12 @@ import pytest
 from tests.support.launching import tiny, write_experiment
 from tfm_jax.errors import UserError
 from tfm_jax.tasks.evaluate import read_predictions
+from tfm_jax.tasks.labelled.texts import TextExample
 from tfm_jax.tasks.multiple_choice import Choice
 from tfm_jax.tasks.scores import score
 from tfm_jax.tasks.scoring.classes import OTHER
 from tfm_jax.tasks.table import find_task
 from tfm_jax.tasks.text_to_text import Answers, Choices, Classes, Numbers, Tags, TextToText
-from tfm_jax.tasks.texts import TextExample
 from tfm_jax.text.examples.conll import Sentence
 from tfm_jax.text.examples.squad import Answer, Question
 from tfm_jax.training.config import Config

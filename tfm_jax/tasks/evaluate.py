@@ -17,8 +17,8 @@ from tfm_jax.runtime.agreement import process_index
 from tfm_jax.tasks.generation import Generation
 from tfm_jax.tasks.glue import GLUE
 from tfm_jax.tasks.held_out import evaluate_objective
-from tfm_jax.tasks.images import ImageTask, without_thumbnail
-from tfm_jax.tasks.labelled import LabelledTask, Prediction, score_lines
+from tfm_jax.tasks.images.task import ImageTask, without_thumbnail
+from tfm_jax.tasks.labelled.task import LabelledTask, Prediction, score_lines
 from tfm_jax.tasks.report.comparison import comparison_page
 from tfm_jax.tasks.report.page import errors_page
 from tfm_jax.tasks.report.terminal import errors_text

@@ -22,8 +22,8 @@ from tfm_jax.objectives.objective import Fields
 from tfm_jax.objectives.table import make_objective
 from tfm_jax.ops.losses import LossTerms, total
 from tfm_jax.runtime.run_directory import RunDirectory
-from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction, log
-from tfm_jax.tasks.rows import PairBatches, RowBatches, Rows, make_rows
+from tfm_jax.tasks.labelled.rows import PairBatches, RowBatches, Rows, make_rows
+from tfm_jax.tasks.labelled.task import LabelledTask, Outputs, Prediction, log
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.corpora.files import find_text_files
 from tfm_jax.text.corpora.parallel import paired_files

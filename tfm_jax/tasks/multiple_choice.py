@@ -7,9 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from tfm_jax.errors import UserError
-from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
-from tfm_jax.tasks.rows import Rows
-from tfm_jax.tasks.texts import text_rows
+from tfm_jax.tasks.labelled.rows import Rows
+from tfm_jax.tasks.labelled.task import LabelledTask, Outputs, Prediction
+from tfm_jax.tasks.labelled.texts import text_rows
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.examples.tables import Column, Table, check_text, place_of, read_table
 from tfm_jax.training.config import Config

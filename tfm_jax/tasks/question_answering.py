@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from tfm_jax.errors import UserError
-from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
-from tfm_jax.tasks.rows import Rows, make_rows
+from tfm_jax.tasks.labelled.rows import Rows, make_rows
+from tfm_jax.tasks.labelled.task import LabelledTask, Outputs, Prediction
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.examples.squad import Question, read_squad
 from tfm_jax.text.examples.tables import Table, only_files

@@ -7,9 +7,9 @@ import numpy as np
 
 from tfm_jax.errors import UserError
 from tfm_jax.tasks.glue import GLUE
-from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
-from tfm_jax.tasks.rows import Rows
-from tfm_jax.tasks.texts import (
+from tfm_jax.tasks.labelled.rows import Rows
+from tfm_jax.tasks.labelled.task import LabelledTask, Outputs, Prediction
+from tfm_jax.tasks.labelled.texts import (
   LABEL,
   PAIR,
   TEXT,

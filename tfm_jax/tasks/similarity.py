@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfm_jax.errors import UserError
-from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
-from tfm_jax.tasks.rows import Rows
+from tfm_jax.tasks.labelled.rows import Rows
+from tfm_jax.tasks.labelled.task import LabelledTask, Outputs, Prediction
+from tfm_jax.tasks.labelled.texts import LABEL, PAIR, TEXT, TextExample, read_texts, text_rows
 from tfm_jax.tasks.sequence_classification import number_of, shown
-from tfm_jax.tasks.texts import LABEL, PAIR, TEXT, TextExample, read_texts, text_rows
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.examples.tables import Table
 from tfm_jax.training.config import Config

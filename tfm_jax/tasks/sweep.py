@@ -34,7 +34,7 @@ def main(flags: Flags) -> None:
   # Imported late: a Python without the packages says so in one line.
   from tfm_jax.runtime.devices import runs_on_tpus
   from tfm_jax.runtime.experiment_file import evaluate_sweep
-  from tfm_jax.tasks.labelled import LabelledTask
+  from tfm_jax.tasks.labelled.task import LabelledTask
   from tfm_jax.tasks.scores import MAIN
   from tfm_jax.tasks.sweeps import adaptive
   from tfm_jax.tasks.sweeps.processes import locked, run_all

@@ -3,9 +3,9 @@
 from tfm_jax.errors import UserError
 from tfm_jax.tasks.generation import GENERATED, Generation
 from tfm_jax.tasks.glue import GLUE
-from tfm_jax.tasks.image_classification import ImageClassification
-from tfm_jax.tasks.image_modeling import ImageModeling
-from tfm_jax.tasks.image_text import ImageText
+from tfm_jax.tasks.images.classification import ImageClassification
+from tfm_jax.tasks.images.contrastive import ImageText
+from tfm_jax.tasks.images.modeling import ImageModeling
 from tfm_jax.tasks.multiple_choice import MultipleChoice
 from tfm_jax.tasks.question_answering import QuestionAnswering
 from tfm_jax.tasks.sequence_classification import SequenceClassification, SequenceRegression

@@ -14,13 +14,13 @@ from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.tasks.generation import Generation
 from tfm_jax.tasks.glue import GLUE
-from tfm_jax.tasks.labelled import LabelledTask, Prediction
+from tfm_jax.tasks.labelled.task import LabelledTask, Prediction
+from tfm_jax.tasks.labelled.texts import TextExample
 from tfm_jax.tasks.multiple_choice import Choice, MultipleChoice
 from tfm_jax.tasks.question_answering import QuestionAnswering
 from tfm_jax.tasks.scoring.classes import OTHER
 from tfm_jax.tasks.scoring.tags import entities, marks_entities
 from tfm_jax.tasks.sequence_classification import SequenceClassification, SequenceRegression, number_of, shown
-from tfm_jax.tasks.texts import TextExample
 from tfm_jax.tasks.token_classification import TokenClassification
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.examples.conll import Sentence

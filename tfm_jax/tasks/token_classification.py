@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfm_jax.errors import UserError
-from tfm_jax.tasks.labelled import LabelledTask, Outputs, Prediction
-from tfm_jax.tasks.rows import Rows, make_rows
+from tfm_jax.tasks.labelled.rows import Rows, make_rows
+from tfm_jax.tasks.labelled.task import LabelledTask, Outputs, Prediction
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.examples.conll import Sentence, read_conll
 from tfm_jax.text.examples.tables import Table, listed, only_files

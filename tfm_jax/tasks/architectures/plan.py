@@ -8,7 +8,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.runtime.devices import first_device
-from tfm_jax.tasks.labelled import LabelledTask
+from tfm_jax.tasks.labelled.task import LabelledTask
 from tfm_jax.tasks.scores import MAIN
 from tfm_jax.tasks.table import find_task
 from tfm_jax.training.compiled.program import build_model

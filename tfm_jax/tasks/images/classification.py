@@ -13,7 +13,7 @@ from tfm_jax.models.model import Model
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import FLOAT, INT, Field, Fields
 from tfm_jax.ops.losses import LossConfig, LossTerms
-from tfm_jax.tasks.images import ImageTask, Prediction, scaled
+from tfm_jax.tasks.images.task import ImageTask, Prediction, scaled
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction

@@ -23,8 +23,8 @@ from tfm_jax.models.model import Model, labelled_fields
 from tfm_jax.objectives.objective import Fields, along_row
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.run_directory import RunDirectory
-from tfm_jax.tasks.augmentation import Augmentation
-from tfm_jax.tasks.rows import RowBatches, Rows, lengths_of
+from tfm_jax.tasks.labelled.augmentation import Augmentation
+from tfm_jax.tasks.labelled.rows import RowBatches, Rows, lengths_of
 from tfm_jax.tasks.scores import score, signatures
 from tfm_jax.text.corpora.corpus import Corpus, Counts
 from tfm_jax.text.corpora.files import check_split, content_fingerprint, counted, find_text_files

@@ -21,7 +21,7 @@ from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import ROWS, Fields, along_row
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.reporting.png import grid, png
-from tfm_jax.tasks.images import ImageTask, Prediction
+from tfm_jax.tasks.images.task import ImageTask, Prediction
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction

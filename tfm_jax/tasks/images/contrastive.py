@@ -14,7 +14,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.ops.losses import LossTerms
-from tfm_jax.tasks.images import ImageTask, Prediction, scaled
+from tfm_jax.tasks.images.task import ImageTask, Prediction, scaled
 from tfm_jax.text.corpora.corpus import Corpus
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config

@@ -23,7 +23,7 @@ from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.reporting.png import data_uri
 from tfm_jax.runtime.run_directory import RunDirectory
-from tfm_jax.tasks.labelled import SOURCE, score_lines
+from tfm_jax.tasks.labelled.task import SOURCE, score_lines
 from tfm_jax.tasks.scores import score
 from tfm_jax.text.corpora.files import check_split
 from tfm_jax.text.tokenizers.table import Tokenizer

@@ -7,7 +7,7 @@ import numpy as np
 
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.objective import Vocabulary
-from tfm_jax.tasks.rows import Rows, make_rows
+from tfm_jax.tasks.labelled.rows import Rows, make_rows
 from tfm_jax.text.corpora.corpus import Counts
 from tfm_jax.text.examples.tables import Column, Row, Table, check_text, listed, place_of, read_table
 from tfm_jax.text.tokenizers.table import Tokenizer

@@ -11,7 +11,7 @@ from tfm_jax.data.permutation import permute
 from tfm_jax.objectives import plan
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import encoder_decoder_arrays
-from tfm_jax.tasks.augmentation import Augmentation
+from tfm_jax.tasks.labelled.augmentation import Augmentation
 
 Batch = dict[str, np.ndarray]
 

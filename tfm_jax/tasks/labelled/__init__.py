@@ -1,0 +1,1 @@
+"""What tasks on files of labelled examples share."""
