@@ -27,7 +27,7 @@ def text(tmp_path, monkeypatch):
 
 
 def prepared_text(text, objective, kind="char", **data):
-  sentinels = 100 if kind == "char" and objective == "span_corruption" else 0
+  sentinels = 100 if kind == "char" and objective in ("span_corruption", "ul2") else 0
   return prepare(DataConfig("text", str(text), seq_len=48, **data), TokenizerConfig(kind=kind, sentinels=sentinels),
                  ObjectiveConfig(objective), 0)  # fmt: skip
 

@@ -27,6 +27,7 @@ from tfm_jax.tasks import __main__ as tasks_command
 from tfm_jax.tasks import attention as attention_command
 from tfm_jax.tasks import distillation as distillation_command
 from tfm_jax.tasks import sweep as sweep_command
+from tfm_jax.tasks.architectures import __main__ as architectures_command
 from tfm_jax.tasks.images.task import ImageTask
 from tfm_jax.tasks.lm_eval import __main__ as lm_eval_command
 from tfm_jax.tasks.table import TASKS
@@ -49,6 +50,7 @@ COMMANDS = {
   "-m tfm_jax.hf import": hf_command.FLAGS["import"],
   "-m tfm_jax.hf export": hf_command.FLAGS["export"],
   "-m tfm_jax.tasks": tasks_command.FLAGS,
+  "-m tfm_jax.tasks.architectures": architectures_command.FLAGS,
   "-m tfm_jax.tasks.attention": attention_command.FLAGS,
   "-m tfm_jax.tasks.distillation": distillation_command.FLAGS,
   "-m tfm_jax.tasks.lm_eval": lm_eval_command.FLAGS,

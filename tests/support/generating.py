@@ -42,7 +42,7 @@ def logits_after(run, prompt, new):
   width = position_limit(run.model) or WIDTH
   row = lambda ids: np.pad(np.array(ids, np.int32), (0, width - len(ids)))[None]
   if run.model.encoder_decoder:
-    source, target = [*ids, tokenizer.eos_id], [run.start_id, *new]
+    source, target = [run.begin_id, *ids, tokenizer.eos_id], [run.start_id, *new]
     batch = {"encoder_inputs": row(source), "encoder_segment_ids": row([1] * len(source))}
     batch["decoder_inputs"] = row(target)
   else:

@@ -203,13 +203,13 @@ def test_wrong_values_of_flags(key, text, expected):
 @pytest.mark.parametrize(
   "change, named",
   [
-    ({"family": "bart"}, "family='bart' is not one of bert, roberta, "),
+    ({"family": "mamba"}, "family='mamba' is not one of bert, roberta, "),
     ({"objective": {"name": "mlm"}, "family": "gpt"}, "objective.name='mlm' does not fit family=gpt"),
     ({"objective": {"name": "nonsense"}}, "objective.name='nonsense'"),
     ({"sharding": {"strategy": "zero"}}, "sharding.strategy='zero' is not one of dp, fsdp, tp, fsdp_tp"),
     ({"model": {"dtype": "float16"}}, "model.dtype='float16'"),
     ({"model": {"remat": "some"}}, "model.remat='some'"),
-    ({"model": {"positions": "alibi"}}, "model.positions='alibi'"),
+    ({"model": {"positions": "xpos"}}, "model.positions='xpos'"),
     ({"model": {"norm": "batch"}}, "model.norm='batch'"),
     ({"model": {"activation": "tanh"}}, "model.activation='tanh'"),
     ({"model": {"init": "zeros"}}, "model.init='zeros'"),

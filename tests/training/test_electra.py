@@ -221,7 +221,7 @@ def test_the_small_model_and_its_generator_have_the_sizes_of_the_paper():
   generator = generator_config(config)
   assert (generator.num_layers, generator.embed_dim, generator.mlp_features) == (12, 64, 256)
   assert (generator.num_heads, generator.head_features, generator.embed_features) == (1, 64, 128)
-  assert admits(config, 30_522)["heads"] == (4, 1)
+  assert admits("electra", config, 30_522)["heads"] == (4, 1)
 
 
 def test_the_model_is_exported_without_its_generator_and_fine_tuned_from_the_same_paths():

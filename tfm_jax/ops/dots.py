@@ -66,7 +66,7 @@ def cpu_matmul(spec: str, a: Array, b: Array) -> Array:
   """A dot of two activations with batch axes, float32.
 
   XLA:CPU has no bfloat16 dot whose first operand is not contracted along its last axis: the smaller operand is
-  transposed in memory.
+  transposed in memory. Nor may XLA exchange the operands to save a transposition of the result.
   """
   a_axes, b_axes, y_axes = spec.replace("->", ",").split(",")
   summed = next(axis for axis in a_axes if axis not in y_axes)
@@ -78,4 +78,10 @@ def cpu_matmul(spec: str, a: Array, b: Array) -> Array:
       order = [*shared, *(axis for axis in a_axes if axis not in shared and axis != summed), summed]
       a = _stored(a, tuple(a_axes.index(axis) for axis in order))
       a_axes = "".join(order)
+    free = lambda axes, others: "".join(axis for axis in axes if axis in y_axes and axis not in others)
+    both = "".join(axis for axis in a_axes if axis in b_axes and axis in y_axes)
+    if y_axes == both + free(b_axes, a_axes) + free(a_axes, b_axes):
+      y = both + free(a_axes, b_axes) + free(b_axes, a_axes)
+      kept = jax.lax.optimization_barrier(dot(f"{a_axes},{b_axes}->{y}", a, b))
+      return kept.transpose([y.index(axis) for axis in y_axes])
   return dot(f"{a_axes},{b_axes}->{y_axes}", a, b)
