@@ -14,10 +14,12 @@ from tests.support.refusal import refusal
 from tests.tasks.test_sweep_page import Page
 from tfm_jax.compare.program import build_program
 from tfm_jax.runtime.command import Flags
+from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.architectures import __main__ as command
+from tfm_jax.tasks.architectures import runs
 from tfm_jax.tasks.architectures.page import architectures_page, row, terminal_table, to_json
 from tfm_jax.tasks.architectures.plan import FLOPS, PARAMETERS, make_plan
-from tfm_jax.tasks.architectures.runs import Measures, Result, loss_by_place
+from tfm_jax.tasks.architectures.runs import Measures, Result, loss_by_place, scores_of
 from tfm_jax.training.config import load
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
@@ -105,6 +107,24 @@ def test_mistakes_are_told_before_anything_starts(experiment, tmp_path):
   assert "they follow the width" in refusal(make_plan, experiment, keys, ["encoder", "lstm"], ["words"], 1)
 
 
+def test_scores_cover_all_held_out_examples_also_of_a_task_that_generates(experiment, tmp_path, monkeypatch):
+  config = load(f"{experiment}:encoder_decoder-words")
+  labels = ("positive", "positive", "negative", "positive", None)
+  rows = [{"prediction": "positive", "label": label} for label in labels]
+
+  def fit(config, workdir, task):
+    run = RunDirectory(workdir)
+    run.create()
+    run.write_predictions(rows)
+    return {"accuracy": 0.5}  # of the examples that evaluations generate for
+
+  monkeypatch.setattr(runs, "fit", fit)
+  found = scores_of(config, tmp_path / "run")
+  assert found["metrics"]["accuracy"] == 0.75 and found["examples"] == 4
+  monkeypatch.setattr(runs, "fit", None)
+  assert scores_of(config, tmp_path / "run") == found  # as it is stored
+
+
 @pytest.mark.slow
 def test_the_command_trains_tunes_and_goes_on(experiment, tmp_path, capsys):
   out = tmp_path / "out"
@@ -137,7 +157,7 @@ def test_the_page_shows_what_was_measured(experiment):
   for number, entry in enumerate(plan.entries):
     metrics = {"loss": 4.5, "bits_per_byte": 2.25} if entry.name == "lstm" else {"loss": 3.25}
     measures = Measures(metrics, [(0, 6.0), (12, 4.5)], 12_345.0, 0.5, 3 * 2.0**20, places)
-    results.append(Result(entry, measures, {"words": [0.5, 0.75 + number / 100]}))
+    results.append(Result(entry, measures, {"words": [0.5, 0.75 + number / 100]}, {"words": 1872}))
   shown = terminal_table(plan, results).splitlines()[2:5]
   assert [line.split()[0] for line in shown] == ["architecture", "encoder", "lstm"]
   first, second = row(plan, results[0]), row(plan, results[1])
@@ -149,6 +169,7 @@ def test_the_page_shows_what_was_measured(experiment):
     "Equal parameters, steps and rows",
     "Equal FLOPs",
     "words: accuracy",
+    "words (accuracy of 1,872 examples)",
     "62.5 ± 17.7",
     "Loss and the place",
   ):

@@ -17,6 +17,9 @@ from jax import Array
 from tfm_jax.models.model import Model
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.architectures.plan import Entry, Plan
+from tfm_jax.tasks.evaluate import read_predictions
+from tfm_jax.tasks.labelled.task import LabelledTask
+from tfm_jax.tasks.scores import score
 from tfm_jax.tasks.sweeps.worker import RESULT, replace
 from tfm_jax.tasks.table import find_task
 from tfm_jax.training.compiled.memory import peak_bytes
@@ -55,11 +58,12 @@ class Measures:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """An entry of the plan, its measures, and the scores of each task by seed."""
+  """An entry of the plan, its measures, the scores of each task by seed, and the examples that a score covers."""
 
   entry: Entry
   measures: Measures
   scores: Mapping[str, list[float]]
+  examples: Mapping[str, int]
 
 
 def run_plan(plan: Plan, folder: Path) -> list[Result]:
@@ -70,24 +74,34 @@ def run_plan(plan: Plan, folder: Path) -> list[Result]:
     log.info("%s at equal %s: %s", entry.name, entry.equal, workdir)
     measures = _pretrained(entry.config, workdir)
     scores: dict[str, list[float]] = {task: [] for task in entry.tuned}
+    examples: dict[str, int] = {}
     for task, config in entry.tuned.items():
       for seed in range(plan.seeds):
         tuned = dataclasses.replace(config, seed=seed, init_from=str(workdir))
-        metrics = _tuned(tuned, folder / entry.folder / f"{task}_{seed}")
-        scores[task].append(float(metrics[plan.metrics[task]]))
-    results.append(Result(entry, measures, scores))
+        content = scores_of(tuned, folder / entry.folder / f"{task}_{seed}")
+        scores[task].append(float(content["metrics"][plan.metrics[task]]))
+        examples[task] = content["examples"]
+    results.append(Result(entry, measures, scores, examples))
   return results
 
 
-def _tuned(config: Config, workdir: Path) -> dict[str, float]:
-  """The metrics of a fine-tuning, which runs unless it is finished."""
+def scores_of(config: Config, workdir: Path) -> dict[str, Any]:
+  """The scores of a fine-tuning as `metrics`, and the number of `examples`; it runs unless it is finished.
+
+  They are those of the predictions at its end, which cover all held-out examples. The evaluations of a task that
+  generates cover some of them (`eval.generate_examples`), and other architectures' evaluations all.
+  """
   stored = _read(workdir / RESULT, config)
   if stored is not None:
-    return dict(stored["metrics"])
-  metrics = fit(config, workdir, find_task(config.task.name))
+    return stored
+  task = find_task(config.task.name)
+  assert issubclass(task, LabelledTask)  # the plan has only such
+  fit(config, workdir, task)
   jax.clear_caches()
-  _write(workdir / RESULT, config, {"metrics": metrics})
-  return metrics
+  rows = [row for row in read_predictions(str(workdir)) if row["label"] is not None]
+  content = {"metrics": score(task.form_of(config), rows, intervals=False), "examples": len(rows)}
+  _write(workdir / RESULT, config, content)
+  return content
 
 
 def _pretrained(config: Config, workdir: Path) -> Measures:
