@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ from tfm_jax.tasks.architectures import __main__ as command
 from tfm_jax.tasks.architectures import runs
 from tfm_jax.tasks.architectures.page import architectures_page, row, terminal_table, to_json
 from tfm_jax.tasks.architectures.plan import FLOPS, PARAMETERS, make_plan
-from tfm_jax.tasks.architectures.runs import Measures, Result, loss_by_place, scores_of
+from tfm_jax.tasks.architectures.runs import Measures, Result, _place_sums, loss_by_place, scores_of
 from tfm_jax.training.config import load
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
@@ -179,6 +180,49 @@ def test_the_page_shows_what_was_measured(experiment):
   assert content[-1]["scores"]["words"] == [0.5, 0.78]
 
 
+def before(segments, targets):
+  """Of the targets at these columns, the tokens of their documents before them."""
+  return [sum(segments[q] == segments[column] for q in range(column)) for column in targets]
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal", "decoder"])
+def test_the_place_of_a_target_is_the_number_of_tokens_before_it(kind):
+  draw = np.random.default_rng(0)
+  segments = [1, 1, 1, 2, 2, 2, 2, 2, 0, 0]  # of ten tokens, the last of which a causal model does not read
+  columns = {"masked": [1, 4, 7], "causal": [1, 2, 4, 5, 6, 7], "decoder": [0, 1, 2, 3]}[kind]
+  count = {"masked": 3, "causal": 9, "decoder": 4}[kind]
+  batch = {"targets": draw.integers(0, 5, (2, count)), "weights": np.ones((2, count), np.float32)}
+  batch |= {"inputs": np.zeros((2, 9), np.int32), "positions": np.tile([0, 1, 2, 0, 1, 2, 3, 4, 0], (2, 1))}
+  places = before(segments, columns)
+  if kind == "masked":
+    batch["mlm_positions"] = np.tile(columns, (2, 1))
+  elif kind == "causal":
+    batch["weights"][:, [2, 7, 8]] = 0  # what follows are the next document and padding
+  else:  # a start symbol, and then the targets as inputs
+    batch = {"decoder_targets": batch["targets"], "decoder_weights": batch["weights"]}
+    batch["decoder_inputs"] = np.zeros((2, 4), np.int32)
+    places = [0, 1, 2, 3]
+  logits = draw.normal(size=(2, count, 5)).astype(np.float32)
+  side = "decoder_" if kind == "decoder" else ""
+  expected = np.zeros((2, len(batch[f"{side}inputs"][0]) + 1))
+  for number, targets in enumerate(batch[f"{side}targets"]):
+    used = np.flatnonzero(batch[f"{side}weights"][number])
+    for place, column in zip(places, used, strict=True):
+      probability = np.exp(logits[number, column].astype(np.float64))
+      expected[:, place] += -np.log(probability[targets[column]] / probability.sum()), 1
+  found = _place_sums(Oracle(), jnp.asarray(logits), jax.tree.map(jnp.asarray, batch))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+class Oracle:
+  """A model whose logits are its parameters."""
+
+  placement = None
+
+  def logits(self, params, batch):
+    return params
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["encoder", "lstm"])
 def test_the_loss_by_place_is_that_of_a_loop_over_targets(experiment, tmp_path, name):
@@ -190,11 +234,12 @@ def test_the_loss_by_place_is_that_of_a_loop_over_targets(experiment, tmp_path, 
   for batch in task.eval_streams["eval"](None):
     logits = np.asarray(run.model.logits(run.params, batch), np.float64)
     for b, p in zip(*np.nonzero(batch["weights"]), strict=True):
-      at = batch["mlm_positions"][b, p] if "mlm_positions" in batch else p
+      at = batch["mlm_positions"][b, p] if "mlm_positions" in batch else p + 1
       row_logits = logits[b, p]
       top = row_logits.max()
       nll = top + math.log(np.exp(row_logits - top).sum()) - row_logits[batch["targets"][b, p]]
-      place = int(batch["positions"][b, at])
+      document = batch["segment_ids"][b, at if "mlm_positions" in batch else p]
+      place = int((batch["segment_ids"][b, :at] == document).sum())
       losses.setdefault(0 if place == 0 else 1 << (place.bit_length() - 1), []).append(nll)
   found = loss_by_place(run.model, run.params, task)
   assert [first for first, *_ in found] == sorted(losses)

@@ -173,14 +173,16 @@ def loss_by_place(model: Model, params: Any, task: Pretraining) -> list[tuple[in
 
 @functools.partial(jax.jit, static_argnums=0)
 def _place_sums(model: Model, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-  """(sum of losses, sum of weights) of the targets at each place, [L]."""
+  """(sum of losses, sum of weights) of the targets at each place, [L + 1]."""
   side = "" if "targets" in batch else "decoder_"
   targets, weights = batch[f"{side}targets"], batch[f"{side}weights"]
   B, L = batch[f"{side}inputs"].shape
   places = jnp.broadcast_to(batch.get(f"{side}positions", jnp.arange(L)[None]), (B, L))
   if "mlm_positions" in batch:
     places = jnp.take_along_axis(places, batch["mlm_positions"], axis=1)
+  elif not side:
+    places = places + 1  # what is predicted follows the input; a decoder beside an encoder begins with no token of text
   log_p = jax.nn.log_softmax(model.logits(params, batch))
   nll = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-  zeros = jnp.zeros(L, jnp.float32)
+  zeros = jnp.zeros(L + 1, jnp.float32)
   return zeros.at[places].add(nll * weights), zeros.at[places].add(weights)
