@@ -73,7 +73,8 @@ def experiment(tmp_path):
 
 
 def test_the_plan_has_equal_parameters_and_equal_flops(experiment):
-  plan = make_plan(experiment, {"train.steps": "200"}, ["encoder", "encoder_decoder", "lstm"], ["words"], 2)
+  overrides = {"train.steps": "200", "model.dropout": "0.25"}
+  plan = make_plan(experiment, overrides, ["encoder", "encoder_decoder", "lstm"], ["words"], 2)
   equal = {kind: [entry for entry in plan.entries if entry.equal == kind] for kind in (PARAMETERS, FLOPS)}
   first = plan.entries[0]
   assert [entry.name for entry in equal[FLOPS]] == ["encoder", "encoder_decoder", "lstm"]
@@ -84,7 +85,9 @@ def test_the_plan_has_equal_parameters_and_equal_flops(experiment):
     wider = dataclasses.replace(entry.config.model, embed_dim=entry.config.model.embed_dim + 2)
     wider = dataclasses.replace(model, config=wider).parameter_count()
     assert abs(entry.parameters - first.parameters) <= abs(wider - first.parameters)  # the nearest
-    assert entry.tuned["words"].model.embed_dim == entry.config.model.embed_dim
+    tuned = entry.tuned["words"]
+    assert tuned.model.embed_dim == entry.config.model.embed_dim
+    assert (tuned.train.steps, tuned.model.dropout) == (2, 0.25)  # the steps of a task are the file's own
   for entry in equal[FLOPS]:
     assert entry.step_flops * entry.steps == pytest.approx(first.step_flops * 200, rel=0.01)
   assert {entry.steps for entry in equal[PARAMETERS]} == {200}

@@ -18,6 +18,7 @@ PARAMETERS, FLOPS = "parameters", "flops"
 """What is equal in a part of the table."""
 
 _WIDEST = 2**16
+_OF_PRETRAINING = ("data", "train", "eval", "objective")  # sections whose overrides are not for fine-tunings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,8 @@ def make_plan(
   """The plan of an experiment file, whose variants are NAME and NAME-TASK.
 
   The first architecture is as configured. Of the others `model.embed_dim` is chosen so that the number of parameters
-  is the nearest; depth and heads stay.
+  is the nearest; depth and heads stay. Overrides of `data`, `train`, `eval` and `objective` are for pre-training alone:
+  a task has its own data and steps.
 
   Raises:
     UserError: a variant does not exist, a configuration is not possible, or text, tokenizer, rows or steps differ.
@@ -79,6 +81,7 @@ def make_plan(
   entries: list[Entry] = []
   metrics: dict[str, str] = {}
   target, budget = 0, 0.0
+  shared = {key: value for key, value in overrides.items() if key.split(".")[0] not in _OF_PRETRAINING}
   for name in architectures:
     config = load(f"{path}:{name}", overrides)
     config = _as_wide(config, _width(config, target)) if target else config
@@ -90,7 +93,7 @@ def make_plan(
     budget = budget or flops * config.train.steps
     tuned = {}
     for task in tasks:
-      tuned[task] = _as_wide(load(f"{path}:{name}-{task}", overrides), config.model.embed_dim)
+      tuned[task] = _as_wide(load(f"{path}:{name}-{task}", shared), config.model.embed_dim)
       metrics.setdefault(task, _metric(f"{path}:{name}-{task}", tuned[task]))
     one = Entry(name, PARAMETERS, config, tuned, parameters, flops)
     again = dataclasses.replace(config.train, steps=max(round(budget / flops), 1))
