@@ -8,6 +8,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.runtime.devices import first_device
+from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.tasks.labelled.task import LabelledTask
 from tfm_jax.tasks.scores import MAIN
 from tfm_jax.tasks.table import find_task
@@ -89,7 +90,7 @@ def make_plan(
     if entries:
       _check_alike(f"{path}:{name}", config, entries[0].config)
     target = target or parameters
-    flops = build_program(config, [first_device()]).flops.full
+    flops = build_program(_unsharded(config), [first_device()]).flops.full
     budget = budget or flops * config.train.steps
     tuned = {}
     for task in tasks:
@@ -114,8 +115,13 @@ def _check_alike(variant: str, config: Config, first: Config) -> None:
 
 def parameter_count(config: Config) -> int:
   """Parameters of the model of a configuration, without padding of the vocabulary."""
-  config = resolve(config)
+  config = _unsharded(resolve(config))
   return build_model(config, vocabulary_size(config), [first_device()]).parameter_count()
+
+
+def _unsharded(config: Config) -> Config:
+  """For counts, which are the same on every mesh: that of the runs may not fit one device."""
+  return dataclasses.replace(config, sharding=ShardingConfig())
 
 
 def _as_wide(config: Config, width: int) -> Config:
