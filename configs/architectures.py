@@ -25,10 +25,11 @@ ARCHITECTURES = {
   "lstm_encoder_decoder": ("lstm_encoder_decoder", "span_corruption", 2, 3e-3),
   "gru_encoder_decoder": ("gru_encoder_decoder", "span_corruption", 2, 3e-3),
 }
-# name -> task, folder and files, longest row, longest text that an encoder-decoder writes
+# name -> task, folder and files, longest row, longest text that an encoder-decoder writes. Of the held-out texts none
+# is cut, also with an encoder-decoder's prefix. Where both lengths are equal, short texts are padded less.
 TASKS = {
-  "sst2": ("sst2", ("sst2", "train.tsv.gz", "dev.tsv.gz"), 64, 16),
-  "conll2003": ("token_classification", ("conll2003", "train.txt.gz", "dev.txt.gz"), 192, 224),
+  "sst2": ("sst2", ("sst2", "train.tsv.gz", "dev.tsv.gz"), 96, 16),
+  "conll2003": ("token_classification", ("conll2003", "train.txt.gz", "dev.txt.gz"), 288, 288),
 }
 VARIANTS = (*ARCHITECTURES, *(f"{name}-{of}" for name in ARCHITECTURES for of in TASKS))
 TRANSFORMERS = ("bert", "gpt")
