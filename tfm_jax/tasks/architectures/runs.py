@@ -39,7 +39,7 @@ class Measures:
   """What is measured on a pre-training.
 
   Attributes:
-    metrics: of the last evaluation.
+    metrics: of the last evaluation, or of the best one by `eval.metric`.
     curve: (step, loss) of every evaluation.
     tokens_per_second: median over the steps with a record; positions of all rows, padding included.
     step_seconds: the same of the time of a step.
@@ -109,8 +109,7 @@ def _pretrained(config: Config, workdir: Path) -> Measures:
   stored = _read(workdir / MEASURES, config)
   if stored is not None:
     return Measures(**stored)
-  fit(config, workdir)
-  measures = measured(workdir)
+  measures = measured(workdir, fit(config, workdir))
   jax.clear_caches()
   _write(workdir / MEASURES, config, dataclasses.asdict(measures))
   return measures
@@ -126,8 +125,8 @@ def _write(path: Path, config: Config, content: Mapping[str, Any]) -> None:
   replace(path, json.dumps({"config": to_dict(config), **content}, indent=2) + "\n")
 
 
-def measured(workdir: Path) -> Measures:
-  """The measures of a finished pre-training."""
+def measured(workdir: Path, metrics: Mapping[str, float]) -> Measures:
+  """The measures of a finished pre-training. `metrics`: what `fit` returned, of the parameters that are loaded."""
   directory = RunDirectory(workdir)
   records = directory.read_metrics()
   held_out = [record for record in records if record["split"] == "eval"]
@@ -139,9 +138,8 @@ def measured(workdir: Path) -> Measures:
   task = Pretraining(config, directory.stored_tokenizer())
   program = build_program(config, task.tokenizer.vocab_size, task.fields)
   microbatches = directory.starts()[-1]["microbatches"] or 1
-  metrics = {name: x for name, x in held_out[-1].items() if name not in ("step", "split")}
   return Measures(
-    metrics,
+    dict(metrics),
     [(record["step"], record["loss"]) for record in held_out],
     median("tokens_per_second"),
     median("step_seconds"),
