@@ -20,7 +20,7 @@ from tfm_jax.tasks.architectures import __main__ as command
 from tfm_jax.tasks.architectures import runs
 from tfm_jax.tasks.architectures.page import architectures_page, row, terminal_table, to_json
 from tfm_jax.tasks.architectures.plan import FLOPS, PARAMETERS, make_plan
-from tfm_jax.tasks.architectures.runs import Measures, Result, _place_sums, loss_by_place, scores_of
+from tfm_jax.tasks.architectures.runs import Measures, Result, _place_sums, loss_by_place, measured, scores_of
 from tfm_jax.training.config import load
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
@@ -224,6 +224,21 @@ class Oracle:
 
   def logits(self, params, batch):
     return params
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_of_the_model_that_is_loaded(experiment, tmp_path):
+  keys = {"eval.metric": "loss", "eval.every": "1", "train.steps": "4", "train.microbatches": "2"}
+  keys |= {"train.batch_size": "16", "optimizer.schedule": "constant", "optimizer.learning_rate": "2.0"}
+  config = load(f"{experiment}:lstm", keys)
+  metrics = fit(config, tmp_path)
+  measures = measured(tmp_path, metrics)
+  losses = [loss for step, loss in measures.curve if step]
+  assert measures.metrics["loss"] == min(losses) < losses[-1]
+  mean = sum(loss * count for *_, loss, count in measures.places) / sum(count for *_, count in measures.places)
+  assert mean == pytest.approx(measures.metrics["loss"], rel=1e-4)
+  assert fit(config, tmp_path) == metrics and RunDirectory(tmp_path).starts()[-1]["microbatches"] == 0
+  assert measured(tmp_path, metrics).memory == measures.memory  # of the program that was trained by the first start
 
 
 @pytest.mark.slow

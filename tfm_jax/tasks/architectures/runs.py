@@ -137,7 +137,8 @@ def measured(workdir: Path, metrics: Mapping[str, float]) -> Measures:
   config = from_stored(directory.read_config())
   task = Pretraining(config, directory.stored_tokenizer())
   program = build_program(config, task.tokenizer.vocab_size, task.fields)
-  microbatches = directory.starts()[-1]["microbatches"] or 1
+  # The last start may have found the run finished; it has none then.
+  microbatches = next((start["microbatches"] for start in reversed(directory.starts()) if start["microbatches"]), 1)
   return Measures(
     dict(metrics),
     [(record["step"], record["loss"]) for record in held_out],
