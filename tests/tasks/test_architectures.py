@@ -14,6 +14,7 @@ from tests.support.launching import EXPERIMENT, write_text
 from tests.support.refusal import refusal
 from tests.tasks.test_sweep_page import Page
 from tfm_jax.compare.program import build_program
+from tfm_jax.models.heads.head import Output
 from tfm_jax.runtime.command import Flags
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.architectures import __main__ as command
@@ -218,12 +219,15 @@ def test_the_place_of_a_target_is_the_number_of_tokens_before_it(kind):
 
 
 class Oracle:
-  """A model whose logits are its parameters."""
+  """A model whose logits are its parameters, if they are asked for row by row: together they may not fit."""
 
   placement = None
 
+  def apply(self, params, batch):
+    return {"logits": Output(params, None)}
+
   def logits(self, params, batch):
-    return params
+    raise AssertionError("all logits at once")
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from tfm_jax.models.heads.terms import result
 from tfm_jax.models.model import Model
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.architectures.plan import Entry, Plan
@@ -181,7 +182,13 @@ def _place_sums(model: Model, params: Any, batch: Mapping[str, Array]) -> tuple[
     places = jnp.take_along_axis(places, batch["mlm_positions"], axis=1)
   elif not side:
     places = places + 1  # what is predicted follows the input; a decoder beside an encoder begins with no token of text
-  log_p = jax.nn.log_softmax(model.logits(params, batch))
-  nll = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+  output = model.apply(params, batch)["logits"]
+
+  def row_nll(row: tuple[Array, Array]) -> Array:
+    h_PD, targets_P = row
+    log_p = jax.nn.log_softmax(result(model.placement, output._replace(h=h_PD[None]))[0])
+    return -jnp.take_along_axis(log_p, targets_P[:, None], axis=-1)[:, 0]
+
+  nll = jax.lax.map(row_nll, (output.h, targets))  # the logits of all rows together are large
   zeros = jnp.zeros(L + 1, jnp.float32)
   return zeros.at[places].add(nll * weights), zeros.at[places].add(weights)
