@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.launching import EXPERIMENT, write_text
+from tests.support.launching import EXPERIMENT, ROOT, write_text
 from tests.support.refusal import refusal
 from tests.tasks.test_sweep_page import Page
 from tfm_jax.compare.program import build_program
@@ -20,7 +20,7 @@ from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.architectures import __main__ as command
 from tfm_jax.tasks.architectures import runs
 from tfm_jax.tasks.architectures.page import architectures_page, row, terminal_table, to_json
-from tfm_jax.tasks.architectures.plan import FLOPS, PARAMETERS, make_plan
+from tfm_jax.tasks.architectures.plan import FLOPS, PARAMETERS, make_plan, parameter_count
 from tfm_jax.tasks.architectures.runs import Measures, Result, _place_sums, loss_by_place, measured, scores_of
 from tfm_jax.training.config import load
 from tfm_jax.training.load import load_run
@@ -93,6 +93,12 @@ def test_the_plan_has_equal_parameters_and_equal_flops(experiment):
     assert entry.step_flops * entry.steps == pytest.approx(first.step_flops * 200, rel=0.01)
   assert {entry.steps for entry in equal[PARAMETERS]} == {200}
   assert equal[PARAMETERS][0].folder == equal[FLOPS][0].folder  # the same run
+
+
+def test_the_parameters_that_lstm_lm_states_are_those_of_its_models():
+  path = ROOT / "configs" / "lstm_lm.py"
+  for variant in ("lstm", "gru", "gpt"):
+    assert f"{variant.upper()} {parameter_count(load(f'{path}:{variant}')):,}" in path.read_text()
 
 
 def test_mistakes_are_told_before_anything_starts(experiment, tmp_path):
