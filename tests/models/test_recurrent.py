@@ -18,11 +18,11 @@ import pytest
 
 from tests.support.launching import environment
 from tests.support.peers import peer_python
-from tests.support.tiny import VOCAB, make_batch, make_model, params_of, placement
+from tests.support.tiny import VOCAB, make_batch, make_model, make_program, params_of, placement
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model, resolve_model
 from tfm_jax.ops.dropout import Noise
-from tfm_jax.ops.recurrent import GRU, LSTM, steps_of
+from tfm_jax.ops.recurrent import GRU, LSTM, forward, steps_of
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.tasks.looking.example import read
 
@@ -201,6 +201,14 @@ def test_only_the_hidden_product_is_in_the_scan_and_its_gradient_is_one_product_
   assert sorted(inside) == [(2, 3, 32), (2, 32)]  # h times wh, and back
 
 
+def test_of_an_lstm_the_backward_pass_keeps_one_product_per_gate():
+  for cell, products in ((LSTM, 1), (GRU, 2)):
+    shape = (5, 2, cell.gates, 3)  # T, B, G, F
+    inputs, w, state = jnp.zeros(shape), jnp.zeros((3, cell.gates, 3)), (jnp.zeros((2, 3)),) * cell.vectors
+    saved = jax.eval_shape(lambda *arrays: forward(cell, "cpu", *arrays, None)[1], inputs, w, None, state)  # noqa: B023
+    assert [leaf.shape for leaf in jax.tree.leaves(saved)].count(shape) == products
+
+
 def first_layer(variant):
   return jax.tree.map(lambda x: x[:1], params_of(variant)["blocks"])
 
@@ -210,6 +218,14 @@ def test_cells_are_cut_over_the_mesh():
   shardings = model.shardings()["blocks"]["rnn"]
   assert tuple(shardings["wh"].spec) == (None, "data", None, "model") == tuple(shardings["wx"].spec)
   assert tuple(shardings["b"].spec) == (None, None, "model")
+
+
+@pytest.mark.slow
+def test_under_fsdp_the_gathered_weights_of_all_layers_are_kept_nowhere():
+  model, batch = make_model("lstm", placement("fsdp", 8), num_layers=3), make_batch("lstm")
+  text = make_program(model, batch).compile(1).as_text()
+  shapes = set(re.findall(r"f32\[([\d,]+)\]", text))
+  assert {"3,4,4,32", "32,4,32"} <= shapes and "3,32,4,32" not in shapes  # a part of all layers, all of one layer
 
 
 def test_a_decoder_attends_to_the_encoder_and_weights_sum_to_one():

@@ -27,8 +27,9 @@ from tfm_jax.models.layers import (
 from tfm_jax.models.sight import make_sight
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.masks import Mask
-from tfm_jax.ops.recurrent import Cell, State, Steps, recur, steps_of
+from tfm_jax.ops.recurrent import Cell, State, Steps, steps_of
 from tfm_jax.sharding.placement import Placement
+from tfm_jax.sharding.recurrent import recur
 
 
 def cells(c: ModelConfig, causal: bool) -> int:
@@ -55,14 +56,14 @@ class Recurrent(Layer):
     c, st, cell, F = self.cfg, self.st, self.cell, self.features
     G, has_bias = cell.gates, c.has_bias("mlp")
     wx_DGF = self.stored("wx", (x_BTD.shape[-1], G, F))
-    w_FGK = self.matrix("wh", (F, G, F))
+    wh_FGF = self.stored("wh", (F, G, F))
     b_GF = self.param("b", self.fresh_bias, (G, F)) if has_bias else None
     bh_GF = self.bias("bh", (G, F), has_bias and cell.separate)
     x_TBD = x_BTD.swapaxes(0, 1)
     x_TBD = x_TBD[::-1] if self.backward else x_TBD
     inputs = linear("TBD,DGF->TBGF", x_TBD, wx_DGF, b_GF, self.axes("wx").names, st)
     inputs = st.constrain(inputs, ("seq", "batch", None, "act_mlp"))
-    h_TBF, state = recur(cell, st.platform, inputs, w_FGK, bh_GF, state, steps)
+    h_TBF, state = recur(cell, self.axes("wh").names, st, inputs, wh_FGF, bh_GF, state, steps)
     h_TBF = h_TBF[::-1] if self.backward else h_TBF
     return st.constrain(h_TBF.swapaxes(0, 1), ("batch", "seq", "act_mlp")), state
 

@@ -22,29 +22,29 @@ class Cell(NamedTuple):
   Attributes:
     gates: number of gates; each is a linear of the input and of h.
     vectors: number of vectors of the state.
-    step: (input product, hidden product [B, G, F], state) -> the next state, all float32.
-    separate: whether the two products enter otherwise than as their sum, so that each has a bias.
+    step: (products [B, G, F], state) -> the next state, all float32.
+    separate: whether the products are two, of the input and of h, each with a bias; otherwise they are one, their sum.
     forget: the gate whose bias starts at 1, so that a fresh layer remembers (Jozefowicz et al. 2015); None: there is
       none.
   """
 
   gates: int
   vectors: int
-  step: Callable[[Array, Array, State], State]
+  step: Callable[[tuple[Array, ...], State], State]
   separate: bool = False
   forget: int | None = None
 
 
-def _lstm(input_BGF: Array, hidden_BGF: Array, state: State) -> State:
+def _lstm(products: tuple[Array, ...], state: State) -> State:
   """Gates: input, forget, candidate, output."""
-  i, f, g, o = (input_BGF + hidden_BGF).swapaxes(0, 1)
+  i, f, g, o = products[0].swapaxes(0, 1)
   c_BF = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
   return jax.nn.sigmoid(o) * jnp.tanh(c_BF), c_BF
 
 
-def _gru(input_BGF: Array, hidden_BGF: Array, state: State) -> State:
-  """Gates: reset, update, candidate; the reset gate is applied to the candidate's hidden product."""
-  (ri, zi, ni), (rh, zh, nh) = input_BGF.swapaxes(0, 1), hidden_BGF.swapaxes(0, 1)
+def _gru(products: tuple[Array, ...], state: State) -> State:
+  """Gates: reset, update, candidate; the reset gate is applied to the candidate's product of h."""
+  (ri, zi, ni), (rh, zh, nh) = (product_BGF.swapaxes(0, 1) for product_BGF in products)
   z_BF = jax.nn.sigmoid(zi + zh)
   return ((1 - z_BF) * jnp.tanh(ni + jax.nn.sigmoid(ri + rh) * nh) + z_BF * state[0],)
 
@@ -88,26 +88,42 @@ def _where(condition_B: Array, new: Any, old: Any) -> Any:
   return jax.tree.map(lambda x, y: jnp.where(condition_B[:, None], x, y), new, old)
 
 
-def _next(cell: Cell, real_B: Array | None, input_BGF: Array, hidden_BGF: Array, state: State) -> State:
+def _next(cell: Cell, real_B: Array | None, products: tuple[Array, ...], state: State) -> State:
   """The state after one time step."""
-  new = cell.step(input_BGF.astype(jnp.float32), hidden_BGF.astype(jnp.float32), state)
+  new = cell.step(tuple(product_BGF.astype(jnp.float32) for product_BGF in products), state)
   return new if real_B is None else _where(real_B, new, state)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def recur(
+class Saved(NamedTuple):
+  """What the backward pass reads beside the weights.
+
+  Attributes:
+    products: of all steps [T, B, G, F], in the compute dtype: see `Cell.step`.
+    before: the state before each step.
+    b_GK, steps: arguments of `forward`.
+  """
+
+  products: tuple[Array, ...]
+  before: State
+  b_GK: Array | None
+  steps: Steps | None
+
+
+_HIDDEN = "BF,FGK->BGK"
+
+
+def forward(
   cell: Cell,
   platform: str,
   inputs_TBGF: Array,
   w_FGK: Array,
   b_GK: Array | None,
   state: State,
-  steps: Steps | None = None,
-) -> tuple[Array, State]:
+  steps: Steps | None,
+) -> tuple[tuple[Array, State], Saved]:
   """A recurrent layer over time: h after each step [T, B, F], in the dtype of the inputs, and the last state.
 
-  Only the product with h is inside the scan. In the backward pass the gradient of `w_FGK` is one product over all time
-  steps after the scan, instead of a sum that each step reads and writes.
+  Only the product with h is inside the scan.
 
   Args:
     cell: LSTM or GRU.
@@ -118,15 +134,6 @@ def recur(
     state: the state before the first step.
     steps: where documents begin, and padding; None: one document without padding, which continues the state.
   """
-  return _forward(cell, platform, inputs_TBGF, w_FGK, b_GK, state, steps)[0]
-
-
-_HIDDEN = "BF,FGK->BGK"
-
-
-def _forward(
-  cell: Cell, platform: str, inputs_TBGF: Array, w_FGK: Array, b_GK: Array | None, state: State, steps: Steps | None
-) -> tuple[tuple[Array, State], tuple]:
   dtype = inputs_TBGF.dtype
 
   def step(state: State, of_step: tuple[Array, Steps | None]) -> tuple[State, tuple]:
@@ -136,34 +143,38 @@ def _forward(
     hidden_BGF = einsum(_HIDDEN, state[0].astype(dtype), w_FGK, platform)
     if b_GK is not None:
       hidden_BGF = hidden_BGF + b_GK[None]
-    hidden_BGF = hidden_BGF.astype(dtype)
-    new = _next(cell, marks and marks.real, input_BGF, hidden_BGF, state)
-    return new, (new[0].astype(dtype), state, hidden_BGF)
+    if cell.separate:
+      products: tuple[Array, ...] = input_BGF, hidden_BGF.astype(dtype)
+    else:
+      products = ((input_BGF.astype(jnp.float32) + hidden_BGF.astype(jnp.float32)).astype(dtype),)
+    new = _next(cell, marks and marks.real, products, state)
+    return new, (new[0].astype(dtype), products, state)
 
-  last, (h_TBF, before, hidden_TBGF) = jax.lax.scan(step, state, (inputs_TBGF, steps))
-  return (h_TBF, last), (inputs_TBGF, hidden_TBGF, before, w_FGK, b_GK, steps)
+  last, (h_TBF, products, before) = jax.lax.scan(step, state, (inputs_TBGF, steps))
+  return (h_TBF, last), Saved(products, before, b_GK, steps)
 
 
-def _backward(cell: Cell, platform: str, saved: tuple, gradients: tuple[Array, State]) -> tuple:
-  inputs_TBGF, hidden_TBGF, before, w_FGK, b_GK, steps = saved
+def backward(cell: Cell, platform: str, saved: Saved, w_FGK: Array, gradients: tuple[Array, State]) -> tuple:
+  """The gradients of the arguments of `forward` from `inputs_TBGF` on, those of arrays in the compute dtype in it.
+
+  That of `w_FGK` is one product over all time steps after the scan, instead of a sum that each step reads and writes.
+  """
   dh_TBF, dlast = gradients
-  dtype = inputs_TBGF.dtype
+  dtype = w_FGK.dtype
 
   def step(dstate: State, of_step: tuple) -> tuple[State, tuple]:
-    input_BGF, hidden_BGF, state, dh_BF, marks = of_step
+    products, state, dh_BF, marks = of_step
     dstate = (dstate[0] + dh_BF.astype(jnp.float32), *dstate[1:])
-    pull = jax.vjp(partial(_next, cell, marks and marks.real), input_BGF, hidden_BGF, state)[1]
-    dinput_BGF, dhidden_BGF, dbefore = pull(dstate)
-    dbefore = (dbefore[0] + input_gradient(_HIDDEN, dhidden_BGF, w_FGK, platform).astype(jnp.float32), *dbefore[1:])
+    dproducts, dbefore = jax.vjp(partial(_next, cell, marks and marks.real), products, state)[1](dstate)
+    through_w = input_gradient(_HIDDEN, dproducts[-1], w_FGK, platform).astype(jnp.float32)
+    dbefore = (dbefore[0] + through_w, *dbefore[1:])
     if marks is not None:
       dbefore = _where(marks.begins, jax.tree.map(jnp.zeros_like, dbefore), dbefore)
-    return dbefore, (dinput_BGF if cell.separate else None, dhidden_BGF)
+    return dbefore, dproducts
 
-  of_steps = (inputs_TBGF, hidden_TBGF, before, dh_TBF, steps)
-  dstate, (dinputs, dhidden_TBGF) = jax.lax.scan(step, dlast, of_steps, reverse=True)
-  dw = weight_gradient("TBF,FGK->TBGK", before[0].astype(dtype), dhidden_TBGF, platform).astype(w_FGK.dtype)
-  db = None if b_GK is None else dhidden_TBGF.astype(jnp.float32).sum((0, 1))
-  return (dinputs if cell.separate else dhidden_TBGF), dw, db, dstate, None
-
-
-recur.defvjp(_forward, _backward)
+  of_steps = (saved.products, saved.before, dh_TBF, saved.steps)
+  dstate, dproducts = jax.lax.scan(step, dlast, of_steps, reverse=True)
+  dhidden_TBGF = dproducts[-1]
+  dw = weight_gradient("TBF,FGK->TBGK", saved.before[0].astype(dtype), dhidden_TBGF, platform).astype(dtype)
+  db = None if saved.b_GK is None else dhidden_TBGF.astype(jnp.float32).sum((0, 1))
+  return dproducts[0], dw, db, dstate, None
