@@ -194,14 +194,15 @@ def test_what_is_left_out_is_counted_and_nothing_like_the_held_out_text_is_train
   config = DataConfig(duplicates="near", min_characters=20, unwanted="LOREM")
   corpus = filtered(corpus_of(train, [d, d]), config, workers=0)
   assert texts(corpus.train()) == [a, b, c] and texts(corpus.evaluation()) == [d]
-  expected = {"documents": 3, "blank": 1, "too_short": 1, "unwanted": 1, "duplicates": 2, "near_duplicates": 2}
+  expected = {"too_short": 1, "unwanted": 1, "duplicates": 2, "near_duplicates": 2}
+  expected = {"documents": 3, "blank": 1, **{f"filter_{name}": count for name, count in expected.items()}}
   assert {name: corpus.counts.get(f"train_{name}", 0) for name in expected} == expected
-  assert corpus.counts["evaluation_duplicates"] == 1 and set(expected) - {"documents"} <= set(corpus.left_out)
+  assert corpus.counts["evaluation_filter_duplicates"] == 1 and set(expected) - {"documents"} <= set(corpus.left_out)
   exact = filtered(corpus_of(train, [d]), dataclasses.replace(config, duplicates="exact"), workers=0)
   assert texts(exact.train()) == [a, b, train[4], c, train[6]]
   assert len({corpus.fingerprint, exact.fingerprint, "f00d"}) == 3
-  assert [path.name for path in (cache / "decisions" / corpus.fingerprint).iterdir()].sort() == [
-    "evaluation.left_out", "train.left_out"].sort()  # fmt: skip
+  files = {path.name for path in (cache / "decisions" / corpus.fingerprint).iterdir()}
+  assert files == {"evaluation.left_out", "train.left_out"}
 
 
 def test_any_number_of_workers_decides_the_same(cache, monkeypatch):
@@ -261,7 +262,19 @@ def test_prepare_leaves_them_out(cache, tmp_path, caplog):
   assert prepared.token_file.train.documents + prepared.token_file.evaluation.documents == 150
   (block,) = [message for message in caplog.messages if message.startswith("corpus (text)")]
   assert "exact duplicates, left out" in block and "150" in block
-  assert prepared.counts["train_duplicates"] == 150
+  assert prepared.counts["train_filter_duplicates"] == 150
+
+
+def test_a_corpus_has_counts_of_its_own(cache):
+  """As the embedded one, which leaves out its own duplicates before it is split."""
+  corpus = corpus_of(["a", "a", "b"], [])
+  read = corpus.read
+  corpus.read = lambda part, counts: counts.update(duplicates=7) or read(part, counts)
+  corpus.left_out_of_both = {"duplicates": "duplicates"}
+  without = filtered(corpus, DataConfig(duplicates="exact"), workers=0)
+  assert texts(without.train()) == ["a", "b"]
+  assert (without.counts["train_duplicates"], without.counts["train_filter_duplicates"]) == (7, 1)
+  assert "filter_duplicates" in without.left_out and [*without.left_out_of_both] == ["duplicates"]
 
 
 @pytest.mark.slow

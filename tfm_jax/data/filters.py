@@ -70,7 +70,7 @@ def filtered(corpus: Corpus, config: SourceConfig, workers: int | None = None) -
     reasons = np.fromfile(directory / f"{part}.left_out", np.uint8)
     for reason, count in enumerate(np.bincount(reasons, minlength=len(REASONS)).tolist()):
       if reason:
-        counts[REASONS[reason]] = count
+        counts[f"filter_{REASONS[reason]}"] = count  # the embedded corpus counts its own duplicates
     for number, document in enumerate(corpus.read(part, counts)):
       if not reasons[number]:
         yield document
@@ -85,7 +85,11 @@ def filtered(corpus: Corpus, config: SourceConfig, workers: int | None = None) -
     "near_duplicates": f"near duplicates (similarity {config.similarity:g}), left out",
   }
   return dataclasses.replace(
-    corpus, read=read, fingerprint=digest, former_fingerprint="", left_out={**corpus.left_out, **labels}
+    corpus,
+    read=read,
+    fingerprint=digest,
+    former_fingerprint="",
+    left_out={**corpus.left_out, **{f"filter_{name}": label for name, label in labels.items()}},
   )
 
 
