@@ -125,7 +125,7 @@ def test_the_command_prepares_and_shows(text, capsys):
 def test_the_command_shows_the_rows_of_training(text, capsys, split):
   """With a growing batch and short rows first: those of the steps 3 to 7, as a run has them."""
   settings = {"data.path": str(text), "tokenizer.kind": "byte", "train.ramp_from": "4", "train.ramp_steps": "4"}
-  settings |= {"data.first_seq_len": "16", "data.first_steps": "5", "data.seq_len": "32"}
+  settings |= {"data.first_seq_len": "16", "data.first_steps": "5", "data.seq_len": "32", "data.eval_fraction": "0.4"}
   task = Pretraining(resolve(load("configs/quickstart.py", settings)))
   if split == "train":
     batches = [batch for _, batch in task.train_batches(3, 8, None)]
@@ -134,7 +134,7 @@ def test_the_command_shows_the_rows_of_training(text, capsys, split):
   expected = [(row, batch["segment_ids"].shape[1]) for batch in batches for row in batch["rows"].tolist()]
   out = run(capsys, flags={"show": str(len(expected)), "step": "3", "split": split}, **settings)
   shown_rows = re.findall(r"^row (\d+): inputs \d+ of (\d+) tokens", out, re.MULTILINE)
-  assert [(int(row), int(length)) for row, length in shown_rows] == expected and len(expected) >= 16
+  assert [(int(row), int(length)) for row, length in shown_rows] == expected and len(expected) >= 36
 
 
 @pytest.mark.parametrize("key", ["init_from", "branch_from", "distill.teacher", "--config"])
