@@ -11,7 +11,7 @@ import pytest
 from tests.support.launching import environment
 from tests.support.refusal import refusal
 from tests.support.tfds_data import write_data, write_glue
-from tfm_jax.data.config import DataConfig, resolve_data
+from tfm_jax.data.config import DataConfig
 from tfm_jax.data.prepare import prepare
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.objective import ObjectiveConfig
@@ -347,12 +347,6 @@ def test_it_is_prepared_for_pre_training(root):
   prepared = prepare(data, TokenizerConfig(kind="byte"), objective, seed=0, workers=0)
   assert (prepared.token_file.train.documents, prepared.token_file.evaluation.documents) == (6, 2)
   assert prepared.train(2).num_rows and prepared.evaluation(2).num_rows
-
-
-@pytest.mark.parametrize("key", ["eval_path", "target_path"])
-def test_files_beside_it_are_refused(key):
-  said = refusal(resolve_data, DataConfig(source="tfds", path="wikipedia", **{key: "dev.txt"}))
-  assert said.startswith(f"data.{key}=dev.txt names files, and data.source=tfds reads none")
 
 
 @pytest.mark.parametrize(
