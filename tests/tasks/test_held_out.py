@@ -6,8 +6,11 @@ import pytest
 
 from tests.support.launching import SHORT_RUN, quick_fit, rows, tiny, write_experiment, write_text, write_untrained_run
 from tfm_jax.errors import UserError
+from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.tasks import held_out
 from tfm_jax.tasks.evaluate import evaluate_run
 from tfm_jax.tasks.held_out import evaluate_objective
+from tfm_jax.training.config import resolve, to_dict
 
 SETTINGS = SHORT_RUN | {"train__steps": 4, "eval__batches": 0}
 
@@ -44,6 +47,33 @@ def test_another_text_is_evaluated_whole(trained, experiment, tmp_path):
   assert scores["bytes"] == pytest.approx(sum(len(document.encode()) for document in documents), rel=0.05)
   same = evaluate_objective(str(trained), data=str(text), batch_size=8, strategy="dp")
   assert same["loss"] == pytest.approx(scores["loss"], rel=1e-5) and same["rows"] == scores["rows"]
+
+
+@pytest.mark.parametrize(
+  ("trained_on", "evaluated"),
+  [
+    ({"source": "arrow", "path": "saved"}, {"path": "saved", "eval_split": "data.txt", "eval_path": ""}),
+    (
+      {"source": "text", "path": "a.jsonl", "field": "body"},
+      {"path": "data.txt", "field": ""},
+    ),
+    ({"source": "text", "path": "a.txt", "duplicates": "near"}, {"eval_path": "data.txt", "duplicates": "keep"}),
+  ],
+)
+def test_what_is_evaluated_of_other_sources(experiment, tmp_path, monkeypatch, trained_on, evaluated):
+  monkeypatch.chdir(tmp_path)
+  write_text(tmp_path / "data.txt")
+  config = resolve(tiny(experiment, **{f"data__{key}": value for key, value in trained_on.items()}))
+  RunDirectory("run").create()
+  RunDirectory("run").write_config(to_dict(config))
+
+  def stop(config, tokenizer):
+    raise UserError(json.dumps({key: getattr(config.data, key) for key in evaluated}))
+
+  monkeypatch.setattr(held_out, "Pretraining", stop)
+  with pytest.raises(UserError) as caught:
+    evaluate_objective("run", data="data.txt")
+  assert json.loads(str(caught.value)) == evaluated
 
 
 def test_mistakes_are_one_line(trained, experiment, tmp_path):
