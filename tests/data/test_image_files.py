@@ -145,7 +145,7 @@ def test_sizes_and_channels_are_those_of_the_model():
 def test_classes_of_numbers_have_the_names_of_head_labels(tmp_path):
   images = opened(write_quarters(tmp_path, 20))
   assert class_names(images, ["a", "b", "c", "d"], "x") == ("a", "b", "c", "d")
-  assert class_names(images, [], "x") == images.classes
+  assert class_names(images, [], "x") == images.classes == class_names(images, ["1", "2", "3", "4"], "x")
   assert "head.labels has 2 names" in refusal(class_names, images, ["a", "b"], "x")
 
 

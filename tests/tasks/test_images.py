@@ -157,6 +157,23 @@ def test_the_same_pictures_elsewhere_are_the_same_data(data, tmp_path):
   assert task_of("image_classification", other).fingerprints != task_of("image_classification", data).fingerprints
 
 
+@pytest.mark.parametrize("name", ["image_classification", "image_text"])
+def test_numbers_of_classes_may_begin_anywhere_and_have_gaps(name, tmp_path):
+  pixels, labels = quarters(40)
+  write_idx(tmp_path / "a-labels-idx1-ubyte", 3 * labels + 1)
+  path = str(write_idx(tmp_path / "a-images-idx3-ubyte", pixels))
+  task = task_of(name, {"path": path, "eval_path": path}, head={"labels": "", "num_labels": 2})
+  assert task.config.model.head.labels == "1|4|7|10"
+  if name == "image_classification":
+    np.testing.assert_array_equal(next(task.eval_streams["eval"](None))["targets"], labels[:32])
+  # Those that `head.labels` names by number need not all be there.
+  write_idx(tmp_path / "a-labels-idx1-ubyte", np.where(labels == 2, np.uint8(3), labels))
+  task = task_of(name, {"path": path, "eval_path": path})
+  assert task.config.model.head.labels == OF_TASKS[name]["head"]["labels"]
+  if name == "image_classification":
+    assert set(next(task.eval_streams["eval"](None))["targets"]) == {0, 1, 3}
+
+
 def test_mistakes_are_one_line(runs, data, tmp_path):
   configure = lambda name, **sections: refusal(find_task(name).configure, config_of(name, data, **sections))
   assert "augment.stored=6" in configure("image_classification", augment={"stored": 6})

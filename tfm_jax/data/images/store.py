@@ -175,12 +175,18 @@ def _triangles(old: int, new: int, scale: float) -> np.ndarray:
 
 
 def class_names(images: ImageSet, labels: Sequence[str], path: str) -> tuple[str, ...]:
-  """The names of the classes: those of the files, or `labels` (`head.labels`) where files have numbers. UserError."""
-  numbered = all(name.isdecimal() for name in images.classes)
+  """The names of the classes: those of the files, or `labels` (`head.labels`) by number where files have numbers.
+
+  Labels that are numbers themselves are names like others: they need not begin at 0, nor be without gaps. UserError.
+  """
   if not images.classes:
     raise UserError(f"{path}: the pictures have no classes: put those of each class into a folder of its name")
-  if not labels or not numbered:
+  if not labels or not _numbers(images.classes) or _numbers(labels):
     return images.classes
   if len(labels) <= int(images.classes[-1]):
     raise UserError(f"head.labels has {len(labels)} names, and {path} the class {images.classes[-1]}")
   return tuple(labels[int(name)] for name in images.classes)
+
+
+def _numbers(names: Sequence[str]) -> bool:
+  return all(name.isdecimal() for name in names)

@@ -13,7 +13,7 @@ from tfm_jax.models.model import Model
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import FLOAT, INT, Field, Fields
 from tfm_jax.ops.losses import LossConfig, LossTerms
-from tfm_jax.tasks.images.task import ImageTask, Prediction, scaled
+from tfm_jax.tasks.images.task import ImageTask, Prediction, class_keys, scaled
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction
@@ -36,12 +36,7 @@ class ImageClassification(ImageTask):
   @classmethod
   def keys(cls, config: Config, images: ImageSet) -> dict[str, Any]:
     """See `ImageTask`: the head and the classes."""
-    labels = config.model.head.labels
-    classes = class_names(images, labels.split("|") if labels else [], f"data.path={config.data.path}")
-    if any("|" in name for name in classes):
-      raise UserError(f"data.path={config.data.path}: the name of a class has a '|' in it; rename its folder")
-    names = {"head.num_labels": len(classes), "head.labels": "|".join(classes)}
-    return {"head.name": cls.head_name, **names}
+    return {"head.name": cls.head_name, **class_keys(config, images)}
 
   def setup(self, config: Config, tokenizer: Tokenizer | None) -> None:
     """See `ImageTask`."""

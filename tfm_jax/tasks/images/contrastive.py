@@ -14,7 +14,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.ops.losses import LossTerms
-from tfm_jax.tasks.images.task import ImageTask, Prediction, scaled
+from tfm_jax.tasks.images.task import ImageTask, Prediction, class_keys, scaled
 from tfm_jax.text.corpora.corpus import Corpus
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
@@ -48,9 +48,7 @@ class ImageText(ImageTask):
         f"train.microbatches={config.train.microbatches}: in parts, pictures would be compared with the captions of "
         f"their part alone; set it to 1 (or 0), and use more devices or model.remat=full if memory is short"
       )
-    classes = _names(config, images, "data.path")
-    names = {"head.name": cls.head_name, "head.num_labels": len(classes), "head.labels": "|".join(classes)}
-    return names | {"train.microbatches": 1}
+    return {"head.name": cls.head_name, **class_keys(config, images), "train.microbatches": 1}
 
   def find_tokenizer(self, config: Config, stored: epath.PathLike | None) -> Tokenizer | None:
     """See `ImageTask`: by default trained on all captions."""

@@ -238,6 +238,17 @@ class ImageTask(abc.ABC):
     return lambda index, real, draws: self.arrays(images, index, real, draws)
 
 
+def class_keys(config: Config, images: ImageSet) -> dict[str, Any]:
+  """The keys of the classes: those of the training pictures, or of `head.labels` if it has all of them. UserError."""
+  labels = config.model.head.labels
+  own, path = labels.split("|") if labels else [], f"data.path={config.data.path}"
+  classes = class_names(images, own, path)
+  if any("|" in name for name in classes):
+    raise UserError(f"{path}: the name of a class has a '|' in it; rename its folder")
+  names = own if set(classes) <= set(own) else classes
+  return {"head.num_labels": len(names), "head.labels": "|".join(names)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
   """A picture of a set, which becomes text when it is shown: a page shows few of many predictions."""
