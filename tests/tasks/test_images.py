@@ -12,6 +12,7 @@ import pytest
 from tests.support.image_data import quarters, write_idx, write_quarters
 from tests.support.launching import exact_rows
 from tests.support.refusal import refusal
+from tfm_jax.ops.dropout import Noise
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.tasks.evaluate import evaluate, write
@@ -147,6 +148,19 @@ def test_the_loss_of_mixtures_is_that_of_soft_labels(data):
   expected = -(batch["shares"] * of("targets") + (1 - batch["shares"]) * of("other_targets"))
   means = task.loss(program.model)(params, batch, None).means()
   assert float(means["loss"]) == pytest.approx(np.delete(expected, 4).mean(), rel=1e-5)
+
+
+def test_mixtures_keep_the_losses_of_experts_and_of_second_masks(data):
+  config = {"augment": {"mixup": 0.4}, "model": {"dropout": 0.5}, "experts": {"count": 2}}
+  plain, task = (task_of("image_classification", data, **config, loss={"r_drop": r_drop}) for r_drop in (0.0, 1.0))
+  model = program_of(task).model
+  ((_, batch),) = task.train_batches(0, 1, None)
+  noise = Noise(np.uint32(0), np.int32(0), batch["rows"])
+  terms = jax.jit(lambda params: [each.loss(model)(params, batch, noise) for each in (plain, task)])(
+    jax.jit(model.init)(jax.random.key(0))
+  )
+  assert set(terms[0].objective) == {"labels", "balance", "router_z"} and "dropped" in terms[0].metrics
+  assert terms[1].objective["labels"][0] > terms[0].objective["labels"][0] + 1
 
 
 def test_the_same_pictures_elsewhere_are_the_same_data(data, tmp_path):

@@ -8,15 +8,18 @@ from scipy.special import betaincinv
 
 from tfm_jax.data.images.store import ImageSet, class_names
 from tfm_jax.errors import UserError
+from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.heads.head import Outputs
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import FLOAT, INT, Field, Fields
 from tfm_jax.ops.losses import LossConfig, LossTerms
+from tfm_jax.sharding.placement import Placement
 from tfm_jax.tasks.images.task import ImageTask, Prediction, class_keys, scaled
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
-from tfm_jax.training.loss import LossFunction
+from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.task import Predictions
 
 _PARTNER, _SHARE = 210, 211  # sites of the draws
@@ -96,24 +99,16 @@ class ImageClassification(ImageTask):
 
   def loss(self, model: Model) -> LossFunction:
     """See `Task`: of a mixture, the mean of the losses of both classes by their shares."""
-    if not self.config.augment.mixup:
-      return super().loss(model)
-    loss_of_head = HEADS[model.config.head.name].loss
-    assert loss_of_head is not None
+    plain = HEADS[self.head_name].loss
+    assert plain is not None
 
-    def loss(params: Any, batch: Any, noise: Any) -> LossTerms:
-      extras = self.config.loss if noise is not None else LossConfig()
-      outputs = model.apply(params, batch, noise)
-      of = lambda targets, shares: loss_of_head(
-        model.config,
-        model.placement,
-        outputs,
-        {**batch, "targets": targets, "weights": batch["weights"] * shares},
-        extras,
+    def mixed(c: ModelConfig, st: Placement, outputs: Outputs, batch: Any, extras: LossConfig) -> LossTerms:
+      of = lambda targets, shares: plain(
+        c, st, outputs, {**batch, "targets": targets, "weights": batch["weights"] * shares}, extras
       )
       return _added(of(batch["targets"], batch["shares"]), of(batch["other_targets"], 1 - batch["shares"]))
 
-    return loss
+    return make_loss(model, self.config.loss, mixed if self.config.augment.mixup else None)
 
   def eval_metrics(self, split: str, totals: LossTerms, predictions: Predictions) -> dict[str, float]:
     """See `Task`: the scores of the held-out pictures."""
