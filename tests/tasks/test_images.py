@@ -12,7 +12,10 @@ import pytest
 from tests.support.image_data import quarters, write_idx, write_quarters
 from tests.support.launching import exact_rows
 from tests.support.refusal import refusal
+from tfm_jax.models.heads.contrastive import CONTRASTIVE, Temperature
+from tfm_jax.models.heads.head import Output
 from tfm_jax.ops.dropout import Noise
+from tfm_jax.ops.losses import LossConfig
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.tasks.evaluate import evaluate, write
@@ -285,8 +288,19 @@ def test_the_contrastive_loss_against_numpy_and_blank_rows_are_no_candidates(pai
   means = task.loss(model)(params, batch | {"weights": weights}, None).means()
   expected = clip_oracle(np.asarray(outputs["image"])[real], np.asarray(outputs["text"])[real], math.exp(1.2))
   assert float(means["loss"]) == pytest.approx(expected, rel=1e-5)
-  params["temperature"]["log_scale"] = jnp.float32(9.0)
-  assert float(model.outputs(params, batch)["scale"]) == pytest.approx(100)
+  # At its bound, the factor can still fall.
+  outputs = {name: Output(jnp.asarray(rows)) for name, rows in (("image", jnp.eye(2)), ("text", jnp.eye(2)[::-1]))}
+  temperature = Temperature(model.config, model.placement)
+
+  def loss(log_scale):
+    scale = temperature.apply({"params": {"log_scale": log_scale}})
+    terms = CONTRASTIVE.loss(
+      model.config, model.placement, outputs | {"scale": Output(scale)}, {"weights": jnp.ones(2)}, LossConfig()
+    )
+    return terms.means()["objective"], scale
+
+  (_, scale), slope = jax.value_and_grad(loss, has_aux=True)(jnp.float32(9.0))
+  assert float(scale) == pytest.approx(100) and float(slope) == pytest.approx(100)
 
 
 def test_texts_are_read_up_to_their_end_and_only_by_the_text_tower(pairs):
