@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # part of the name in the cache: raise it when the bytes that are written change
 _CHUNK = 512  # pictures that are decoded before they are written
 _VERIFIED = 1 << 30  # bytes: smaller arrays are checked against their checksum each time
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def fitted(pixels: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarr
   """
   x: np.ndarray = pixels[:, :, None] if pixels.ndim == 2 else pixels
   if x.shape[2] != channels:
-    x = np.repeat(x, 3, axis=2) if channels == 3 else np.rint(x @ _GREY)[:, :, None].astype(np.uint8)
+    x = np.repeat(x, 3, axis=2) if channels == 3 else np.rint(x @ GREY)[:, :, None].astype(np.uint8)
   if x.shape[:2] == size:
     return np.ascontiguousarray(x)
   scale = min(x.shape[0] / size[0], x.shape[1] / size[1])  # old pixels per new one

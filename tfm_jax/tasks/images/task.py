@@ -207,8 +207,9 @@ class ImageTask(abc.ABC):
 
   def pixels(self, images: ImageSet, index: np.ndarray, draws: Draws | None, config: AugmentConfig) -> np.ndarray:
     """uint8 [R, height, width, C]: pictures as the model sees them; with draws, as in training."""
-    stored = images.pixels[index]
-    return centred(stored, self.size) if draws is None else augmented(stored, self.size, config, draws)
+    if draws is None:
+      return centred(images.pixels[index], self.size)
+    return augmented(images.pixels, index, self.size, config, draws)
 
   def outputs(self, model: Model, params: Any, stream: Iterator[Batch]) -> list[Mapping[str, np.ndarray]]:
     """What the model's head predicts for each batch. All processes call it."""
