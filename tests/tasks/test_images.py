@@ -191,6 +191,18 @@ def test_numbers_of_classes_may_begin_anywhere_and_have_gaps(name, tmp_path):
     assert set(next(task.eval_streams["eval"](None))["targets"]) == {0, 1, 3}
 
 
+def test_of_many_classes_the_likeliest_are_listed_and_the_label(tmp_path):
+  write_idx(tmp_path / "a-labels-idx1-ubyte", np.arange(60, dtype=np.uint8))
+  path = str(write_idx(tmp_path / "a-images-idx3-ubyte", quarters(60)[0]))
+  task = task_of("image_classification", {"path": path, "eval_path": path}, head={"labels": "", "num_labels": 2})
+  images, names = task.opened(task.config, path, "data.path"), [str(n) for n in range(60)]
+  p = np.random.default_rng(0).dirichlet(np.ones(60), size=60)
+  for n, row in enumerate(task.class_predictions(images, np.arange(60), p, names)):
+    best = set(np.argsort(p[n])[-20:])
+    assert row["probabilities"] == {str(c): round(p[n, c], 6) for c in sorted(best | {n})}
+    assert row["prediction"] == str(p[n].argmax()) and row["label"] == str(n)
+
+
 def test_mistakes_are_one_line(runs, data, tmp_path):
   configure = lambda name, **sections: refusal(find_task(name).configure, config_of(name, data, **sections))
   assert "augment.stored=6" in configure("image_classification", augment={"stored": 6})

@@ -34,6 +34,7 @@ from tfm_jax.training.task import Batch, EvalStream, Predictions
 log = logging.getLogger(__name__)
 
 Prediction = dict[str, Any]
+LISTED = 20  # classes whose probabilities a prediction has
 THUMBNAIL = "image"
 """The key of a prediction with the picture itself, for pages; predictions.jsonl leaves it out."""
 
@@ -224,15 +225,26 @@ class ImageTask(abc.ABC):
   def class_predictions(
     self, images: ImageSet, index: np.ndarray, probabilities_NC: np.ndarray, names: Sequence[str]
   ) -> list[Prediction]:
-    """Predictions of the form "classes" with these names, with thumbnails for the page of errors."""
+    """Predictions of the form "classes" with these names, with thumbnails for the page of errors.
+
+    Their `probabilities` are those of the likeliest `LISTED` classes and of the label, in the order of the classes.
+    """
     labels = self.config.model.head.labels.split("|")
     own = [names.index(name) for name in class_names(images, labels, "--data")] if images.classes else []
+    best_NK = np.argsort(-probabilities_NC, axis=1, kind="stable")[:, :LISTED]
     rows = []
-    for n, p in zip(index, probabilities_NC, strict=True):
-      label = names[own[images.labels[n]]] if images.labels[n] >= 0 else None
-      odds = {name: round(float(value), 6) for name, value in zip(names, p, strict=True)}
-      shown = {"id": images.names[n], THUMBNAIL: Thumbnail(images, int(n))}
-      rows.append({"prediction": names[int(p.argmax())], "label": label, "probabilities": odds, **shown})
+    for n, p, best in zip(index, probabilities_NC, best_NK.tolist(), strict=True):
+      label = own[images.labels[n]] if images.labels[n] >= 0 else None
+      listed = sorted({*best, *([] if label is None else [label])})
+      rows.append(
+        {
+          "prediction": names[best[0]],
+          "label": None if label is None else names[label],
+          "probabilities": {names[number]: round(float(p[number]), 6) for number in listed},
+          "id": images.names[n],
+          THUMBNAIL: Thumbnail(images, int(n)),
+        }
+      )
     return rows
 
   def _maker(self, images: ImageSet) -> Any:
