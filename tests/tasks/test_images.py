@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.image_data import quarters, write_idx, write_quarters
+from tests.support.image_data import quarters, write_folders, write_idx, write_quarters
 from tests.support.launching import exact_rows
 from tests.support.refusal import refusal
 from tfm_jax.models.heads.contrastive import CONTRASTIVE, Temperature
@@ -191,13 +191,32 @@ def test_numbers_of_classes_may_begin_anywhere_and_have_gaps(name, tmp_path):
     assert set(next(task.eval_streams["eval"](None))["targets"]) == {0, 1, 3}
 
 
+@pytest.mark.parametrize("name", ["image_classification", "image_text"])
+def test_pictures_without_known_classes_are_classified_but_nothing_to_learn_from(name, data, tmp_path, caplog):
+  pytest.importorskip("PIL")
+  pixels, _ = quarters(6)
+  folder = write_folders(tmp_path, pixels, ["photos"] * 6) / "photos"
+  task = task_of(name, data)
+  for path in (str(folder), str(write_idx(tmp_path / "a-images-idx3-ubyte", pixels))):
+    images = task.opened(task.config, path, "--data")
+    assert not task.arrays(images, np.arange(6), np.ones(6, bool), None)["weights"].any()
+    found = task.class_predictions(images, np.arange(6), np.full((6, 4), 0.25))
+    assert [row["label"] for row in found] == [None] * 6
+    assert list(found[0]["probabilities"]) == task.classes and task.scores(found) == {}
+    assert "no picture has one of the classes of data.path" in refusal(task_of, name, data | {"eval_path": path})
+  assert "pictures of photos have no class of the model" in caplog.text
+  configure = lambda path: refusal(find_task(name).configure, config_of(name, {"path": str(path)}))
+  assert "all of the class 'photos': put those of each class into a folder" in configure(folder)
+  assert "have no classes" in configure(tmp_path / "a-images-idx3-ubyte")
+
+
 def test_of_many_classes_the_likeliest_are_listed_and_the_label(tmp_path):
   write_idx(tmp_path / "a-labels-idx1-ubyte", np.arange(60, dtype=np.uint8))
   path = str(write_idx(tmp_path / "a-images-idx3-ubyte", quarters(60)[0]))
   task = task_of("image_classification", {"path": path, "eval_path": path}, head={"labels": "", "num_labels": 2})
-  images, names = task.opened(task.config, path, "data.path"), [str(n) for n in range(60)]
+  images = task.opened(task.config, path, "data.path")
   p = np.random.default_rng(0).dirichlet(np.ones(60), size=60)
-  for n, row in enumerate(task.class_predictions(images, np.arange(60), p, names)):
+  for n, row in enumerate(task.class_predictions(images, np.arange(60), p)):
     best = set(np.argsort(p[n])[-20:])
     assert row["probabilities"] == {str(c): round(p[n, c], 6) for c in sorted(best | {n})}
     assert row["prediction"] == str(p[n].argmax()) and row["label"] == str(n)
@@ -207,6 +226,7 @@ def test_mistakes_are_one_line(runs, data, tmp_path):
   configure = lambda name, **sections: refusal(find_task(name).configure, config_of(name, data, **sections))
   assert "augment.stored=6" in configure("image_classification", augment={"stored": 6})
   assert "augment.area=0" in configure("image_classification", augment={"area": 0.0})
+  assert "augment.mixup=0.4 mixes classes" in configure("image_text", augment={"mixup": 0.4})
   assert "set the size" in configure("image_modeling", image={"height": 0})
   assert "model.vocab_size=0" in configure("image_modeling", model={"vocab_size": 0})
   assert "family=vit is no decoder" in configure("image_modeling", family="vit", image={"patch": 4})

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tfm_jax.cache import atomic_directory, cache_dir
-from tfm_jax.data.images.files import Picture, find_pictures, read_pictures
+from tfm_jax.data.images.files import Picture, find_pictures, read_pictures, with_labels
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpora.files import counted
 
@@ -82,7 +82,7 @@ def open_images(path: str, key: str, size: tuple[int, int], channels: int) -> Im
   if channels not in (1, 3):
     raise UserError(f"image.channels={channels}: pictures are read as 1 (grey) or 3 (colour) values per pixel")
   files = find_pictures(path, key)
-  stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+  stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in with_labels(files)]
   digest = hashlib.sha256(json.dumps([FORMAT, size, channels, stats]).encode()).hexdigest()[:16]
   directory = cache_dir() / "images" / digest
   if directory.exists():
@@ -174,17 +174,16 @@ def _triangles(old: int, new: int, scale: float) -> np.ndarray:
   return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def class_names(images: ImageSet, labels: Sequence[str], path: str) -> tuple[str, ...]:
+def class_names(images: ImageSet, labels: Sequence[str]) -> tuple[str, ...]:
   """The names of the classes: those of the files, or `labels` (`head.labels`) by number where files have numbers.
 
   Labels that are numbers themselves are names like others: they need not begin at 0, nor be without gaps. UserError.
   """
-  if not images.classes:
-    raise UserError(f"{path}: the pictures have no classes: put those of each class into a folder of its name")
   if not labels or not _numbers(images.classes) or _numbers(labels):
     return images.classes
   if len(labels) <= int(images.classes[-1]):
-    raise UserError(f"head.labels has {len(labels)} names, and {path} the class {images.classes[-1]}")
+    culprit = images.names[int(images.labels.argmax())]
+    raise UserError(f"head.labels has {len(labels)} names, and {culprit} the class {images.classes[-1]}")
   return tuple(labels[int(name)] for name in images.classes)
 
 

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import betaincinv
 
-from tfm_jax.data.images.store import ImageSet, class_names
-from tfm_jax.errors import UserError
+from tfm_jax.data.images.store import ImageSet
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.heads.head import Outputs
 from tfm_jax.models.heads.table import HEADS
@@ -17,7 +16,6 @@ from tfm_jax.objectives.objective import FLOAT, INT, Field, Fields
 from tfm_jax.ops.losses import LossConfig, LossTerms
 from tfm_jax.sharding.placement import Placement
 from tfm_jax.tasks.images.task import ImageTask, Prediction, class_keys, scaled
-from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.task import Predictions
@@ -34,36 +32,13 @@ class ImageClassification(ImageTask):
   """
 
   family: ClassVar[str] = "vit"
+  mixes: ClassVar[bool] = True
   head_name: ClassVar[str] = "sequence_classification"
 
   @classmethod
   def keys(cls, config: Config, images: ImageSet) -> dict[str, Any]:
     """See `ImageTask`: the head and the classes."""
     return {"head.name": cls.head_name, **class_keys(config, images)}
-
-  def setup(self, config: Config, tokenizer: Tokenizer | None) -> None:
-    """See `ImageTask`."""
-    super().setup(config, tokenizer)
-    self._numbers: dict[str, np.ndarray] = {}
-
-  @property
-  def classes(self) -> list[str]:
-    """The names of the classes, in the order of their numbers."""
-    return self.config.model.head.labels.split("|")
-
-  def numbers(self, images: ImageSet) -> np.ndarray:
-    """int32 [N]: the number that the model has for the class of each picture; -1: none. Raises UserError."""
-    if images.fingerprint in self._numbers:
-      return self._numbers[images.fingerprint]
-    if not images.classes:
-      return images.labels
-    names = class_names(images, self.classes, "the pictures")
-    if unknown := [name for name in names if name not in self.classes]:
-      known = ", ".join(self.classes)
-      raise UserError(f"pictures have the class {unknown[0]!r}, and the model was trained on {known}")
-    own = np.array([self.classes.index(name) for name in names], np.int32)
-    self._numbers[images.fingerprint] = np.where(images.labels >= 0, own[images.labels], -1).astype(np.int32)
-    return self._numbers[images.fingerprint]
 
   @property
   def fields(self) -> Fields:
@@ -114,14 +89,14 @@ class ImageClassification(ImageTask):
     """See `Task`: the scores of the held-out pictures."""
     assert self._eval is not None
     probabilities = np.concatenate([batch["probabilities"] for batch in predictions])[: self._eval.num_rows]
-    found = self.class_predictions(self._held_out_images, self._eval.index, probabilities, self.classes)
+    found = self.class_predictions(self._held_out_images, self._eval.index, probabilities)
     return self.scores(found, intervals=False)
 
   def predict(self, model: Model, params: Any, images: ImageSet, index: np.ndarray) -> list[Prediction]:
     """See `ImageTask`."""
     outputs = self.outputs(model, params, self.batches(images, index))
     probabilities = np.concatenate([batch["probabilities"] for batch in outputs])[: len(index)]
-    return self.class_predictions(images, index, probabilities, self.classes)
+    return self.class_predictions(images, index, probabilities)
 
 
 def _added(a: LossTerms, b: LossTerms) -> LossTerms:

@@ -54,6 +54,8 @@ class ImageTask(abc.ABC):
   lengths: tuple[int, ...] = ()
   family: ClassVar[str] = ""
   """The family that has the head, if the model must read images."""
+  mixes: ClassVar[bool] = False
+  """Whether it learns from mixtures of pictures, see `augment.mixup`."""
   head_name: ClassVar[str]
   """The prediction head, see `models.heads.table`."""
   form: ClassVar[str] = "classes"
@@ -89,6 +91,10 @@ class ImageTask(abc.ABC):
     """Sets the head and what else follows from the pictures. Raises UserError."""
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=SOURCE))
     config.augment.check()
+    if config.augment.mixup and not cls.mixes:
+      raise UserError(
+        f"augment.mixup={config.augment.mixup:g} mixes classes: set it to 0 for task.name={config.task.name}"
+      )
     if cls.family and not config.model.image.patch:
       raise UserError(f"family={config.family} reads no images: task.name={config.task.name} needs family={cls.family}")
     check_split(config.data.eval_fraction, config.data.errors)
@@ -127,6 +133,9 @@ class ImageTask(abc.ABC):
     if not len(index):
       raise UserError(f"data.eval_fraction={data.eval_fraction:g} leaves no picture of {data.path} to train on")
     self.held_out = self.known(held_out, eval_index)
+    if data.eval_path and not len(self.held_out):
+      classes = ", ".join(self.classes)
+      raise UserError(f"data.eval_path={data.eval_path}: no picture has one of the classes of data.path ({classes})")
     self._images, self._held_out_images = images, held_out
     self._train = ImageBatches(self.known(images, index), size, config.seed, True, self._maker(images))
     self.num_rows = self._train.num_rows
@@ -151,6 +160,7 @@ class ImageTask(abc.ABC):
     """What batches and predictions need."""
     self.config, self.tokenizer = config, tokenizer
     self.size = (config.model.image.height, config.model.image.width)
+    self._numbers: dict[str, np.ndarray] = {}
 
   def find_tokenizer(self, config: Config, stored: epath.PathLike | None) -> Tokenizer | None:
     """The tokenizer, of tasks that read text."""
@@ -159,6 +169,34 @@ class ImageTask(abc.ABC):
   def known(self, images: ImageSet, index: np.ndarray) -> np.ndarray:
     """Those of the pictures that the task can learn from."""
     return index
+
+  @property
+  def classes(self) -> list[str]:
+    """The names of the classes of training, in the order of their numbers."""
+    return self.config.model.head.labels.split("|")
+
+  def names(self, images: ImageSet) -> Sequence[str]:
+    """The names of the classes among which the pictures are classified."""
+    return self.classes
+
+  def numbers(self, images: ImageSet) -> np.ndarray:
+    """int32 [N]: the place in `names` of the class of each picture; -1: it has none.
+
+    Pictures have none if the names of all their folders are unknown: then these are no classes.
+
+    Raises:
+      UserError: some of the classes are unknown.
+    """
+    if images.fingerprint not in self._numbers:
+      names, own = self.names(images), class_names(images, self.classes)
+      unknown = [name for name in own if name not in names]
+      if unknown and len(unknown) < len(own):
+        raise UserError(f"pictures have the class {unknown[0]!r}, and the model was trained on {', '.join(names)}")
+      if unknown:
+        log.warning("pictures of %s have no class of the model (%s)", ", ".join(unknown), ", ".join(names))
+      places = [-1 if unknown else names.index(name) for name in own]
+      self._numbers[images.fingerprint] = np.array([*places, -1], np.int32)[images.labels]  # label -1: the last
+    return self._numbers[images.fingerprint]
 
   @property
   def fields(self) -> Fields:
@@ -222,24 +260,20 @@ class ImageTask(abc.ABC):
     """The batches of pictures, for evaluation."""
     return ImageBatches(index, self.config.train.batch_size, 0, False, self._maker(images)).batches()
 
-  def class_predictions(
-    self, images: ImageSet, index: np.ndarray, probabilities_NC: np.ndarray, names: Sequence[str]
-  ) -> list[Prediction]:
-    """Predictions of the form "classes" with these names, with thumbnails for the page of errors.
+  def class_predictions(self, images: ImageSet, index: np.ndarray, probabilities_NC: np.ndarray) -> list[Prediction]:
+    """Predictions of the form "classes", with thumbnails for the page of errors.
 
     Their `probabilities` are those of the likeliest `LISTED` classes and of the label, in the order of the classes.
     """
-    labels = self.config.model.head.labels.split("|")
-    own = [names.index(name) for name in class_names(images, labels, "--data")] if images.classes else []
+    names, labels = self.names(images), self.numbers(images)[index].tolist()
     best_NK = np.argsort(-probabilities_NC, axis=1, kind="stable")[:, :LISTED]
     rows = []
-    for n, p, best in zip(index, probabilities_NC, best_NK.tolist(), strict=True):
-      label = own[images.labels[n]] if images.labels[n] >= 0 else None
-      listed = sorted({*best, *([] if label is None else [label])})
+    for n, label, p, best in zip(index, labels, probabilities_NC, best_NK.tolist(), strict=True):
+      listed = sorted({*best, label} - {-1})
       rows.append(
         {
           "prediction": names[best[0]],
-          "label": None if label is None else names[label],
+          "label": None if label < 0 else names[label],
           "probabilities": {names[number]: round(float(p[number]), 6) for number in listed},
           "id": images.names[n],
           THUMBNAIL: Thumbnail(images, int(n)),
@@ -253,9 +287,12 @@ class ImageTask(abc.ABC):
 
 def class_keys(config: Config, images: ImageSet) -> dict[str, Any]:
   """The keys of the classes: those of the training pictures, or of `head.labels` if it has all of them. UserError."""
-  labels = config.model.head.labels
-  own, path = labels.split("|") if labels else [], f"data.path={config.data.path}"
-  classes = class_names(images, own, path)
+  labels, path = config.model.head.labels, f"data.path={config.data.path}"
+  if len(images.classes) < 2:
+    have = f"are all of the class {images.classes[0]!r}" if images.classes else "have no classes"
+    raise UserError(f"{path}: the pictures {have}: put those of each class into a folder of its name")
+  own = labels.split("|") if labels else []
+  classes = class_names(images, own)
   if any("|" in name for name in classes):
     raise UserError(f"{path}: the name of a class has a '|' in it; rename its folder")
   names = own if set(classes) <= set(own) else classes
