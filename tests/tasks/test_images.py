@@ -23,7 +23,7 @@ from tfm_jax.tasks.images.modeling import ImageModeling
 from tfm_jax.tasks.table import find_task
 from tfm_jax.training.compiled.program import build_program
 from tfm_jax.training.config import from_dict, resolve
-from tfm_jax.training.load import load_run
+from tfm_jax.training.load import Run, load_run
 from tfm_jax.training.loop import fit
 
 SMALL = {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64, "dtype": "float32", "init": "xavier"}
@@ -113,6 +113,17 @@ def test_a_vision_transformer_learns_from_files_and_is_evaluated(runs, data, tmp
   wrong = evaluation.predictions[0] | {"label": "d", "prediction": "a"}
   page = dataclasses.replace(evaluation, predictions=[wrong, *evaluation.predictions[1:]])._repr_html_()
   assert page.count('<img class="thumbnail" src="data:image/png;base64,') >= 1
+
+
+def test_pictures_that_a_run_held_out_by_a_share_are_evaluated(data):
+  task = task_of("image_classification", {"path": data["path"], "eval_fraction": 0.1})
+  model = program_of(task).model
+  run = Run(task.config, model, jax.jit(model.init)(jax.random.key(0)), None, 0)
+  images = task.opened(task.config, data["path"], "data.path")
+  assert [row["id"] for row in evaluate(run).predictions] == [images.names[n] for n in task.held_out]
+  everything = dataclasses.replace(task.config.data, eval_fraction=0.0)
+  run = dataclasses.replace(run, config=dataclasses.replace(task.config, data=everything))
+  assert "the run held out none of data.path=" in refusal(evaluate, run)
 
 
 @pytest.mark.slow
