@@ -241,7 +241,7 @@ def test_mistakes_are_one_line(runs, data, tmp_path):
   assert "set the size" in configure("image_modeling", image={"height": 0})
   assert "model.vocab_size=0" in configure("image_modeling", model={"vocab_size": 0})
   assert "family=vit is no decoder" in configure("image_modeling", family="vit", image={"patch": 4})
-  message = configure("image_text", family="bert", model={"max_positions": 512}, image={"patch": 0})
+  message = configure("image_text", family="bert", model={"max_positions": 512})
   assert message == "family=bert reads no images: task.name=image_text needs family=clip"
   assert "train.microbatches=2" in configure("image_text", train={"microbatches": 2})
   assert "has no {}" in configure("image_text", task={"captions": "a photo"})

@@ -17,7 +17,7 @@ from tfm_jax.data.images.batches import ImageBatches
 from tfm_jax.data.images.store import ImageSet, class_names, open_images
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
-from tfm_jax.models.model import Model, labelled_fields
+from tfm_jax.models.model import Model, labelled_fields, reads_images
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.losses import LossTerms
@@ -95,7 +95,7 @@ class ImageTask(abc.ABC):
       raise UserError(
         f"augment.mixup={config.augment.mixup:g} mixes classes: set it to 0 for task.name={config.task.name}"
       )
-    if cls.family and not config.model.image.patch:
+    if cls.family and not reads_images(config.family):
       raise UserError(f"family={config.family} reads no images: task.name={config.task.name} needs family={cls.family}")
     check_split(config.data.eval_fraction, config.data.errors)
     changes = cls.keys(config, cls.opened(config, config.data.path, "data.path"))
