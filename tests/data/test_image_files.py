@@ -1,6 +1,7 @@
 """Files of pictures: what is read, decoded once into the cache, and refused."""
 
 import io
+import os
 import shutil
 import sys
 import tarfile
@@ -170,6 +171,29 @@ def test_what_is_refused(tmp_path, monkeypatch):
   (tmp_path / "cat" / "a.png").write_bytes(b"no picture")
   monkeypatch.setitem(sys.modules, "PIL", None)
   assert "read by Pillow: pip install -e '.[images]'" in refused(tmp_path / "cat")
+
+
+def test_files_without_pictures_are_refused(tmp_path):
+  (tmp_path / "a.txt").write_text("text")
+  with tarfile.open(tmp_path / "texts.tar", "w") as archive:
+    archive.add(tmp_path / "a.txt", "a.txt")
+  with tarfile.open(tmp_path / "archives.tar", "w") as archive:
+    archive.add(tmp_path / "texts.tar", "texts.tar")
+  empty = write_idx(tmp_path / "b-images-idx3-ubyte", np.zeros((0, 8, 8), np.uint8))
+  for path in (tmp_path / "texts.tar", tmp_path / "archives.tar", empty):
+    assert f"{path}: the files hold no pictures" in refused(path)
+
+
+def test_any_name_of_a_file_is_one_line(tmp_path):
+  pytest.importorskip("PIL")
+  pixels = quarters(2)[0]
+  folder = tmp_path / os.fsdecode(b"caf\xe9\n")
+  folder.mkdir()
+  for name, picture in zip((b"\xff\r.png", "ü.png".encode()), pixels, strict=True):
+    (folder / os.fsdecode(name)).write_bytes(png(picture))
+  images = opened(tmp_path)
+  assert set(images.names) == {r"caf\udce9\n/\udcff\r.png", r"caf\udce9\n/ü.png"}
+  assert images.classes == (r"caf\udce9\n",)
 
 
 def test_a_damaged_picture_is_named(tmp_path):

@@ -93,11 +93,13 @@ def open_images(path: str, key: str, size: tuple[int, int], channels: int) -> Im
       shutil.rmtree(directory)
   log.info("decoding %s of %s=%s", counted(files, "file"), key, path)
   with atomic_directory(directory) as temporary:
-    _write(temporary, read_pictures(files), size, channels)
+    if not _write(temporary, read_pictures(files), size, channels):
+      raise UserError(f"{key}={path}: the files hold no pictures (archives within archives are not read)")
   return _open(directory)
 
 
-def _write(directory: Path, pictures: Iterator[Picture], size: tuple[int, int], channels: int) -> None:
+def _write(directory: Path, pictures: Iterator[Picture], size: tuple[int, int], channels: int) -> int:
+  """Decodes the pictures; returns their number."""
   digest, hashes, labels, names = hashlib.sha256(), [], [], []
   decode = lambda picture: fitted(picture.read(channels == 3), size, channels)
   with (
@@ -110,8 +112,8 @@ def _write(directory: Path, pictures: Iterator[Picture], size: tuple[int, int], 
         file.write(pixels.data)
         digest.update(pixels.data)
         hashes.append(zlib.crc32(pixels.data))
-      labels += [picture.label for picture in chunk]
-      names += [picture.name for picture in chunk]
+      labels += [_printable(picture.label) for picture in chunk]
+      names += [_printable(picture.name) for picture in chunk]
       bar.update(len(chunk))
   classes = _sorted(label for label in set(labels) if label)
   numbers = {name: n for n, name in enumerate(classes)}
@@ -123,6 +125,13 @@ def _write(directory: Path, pictures: Iterator[Picture], size: tuple[int, int], 
   (directory / "names").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
   manifest = {"shape": [len(codes), *size, channels], "classes": classes, "sha256": digest.hexdigest()}
   (directory / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+  return len(codes)
+
+
+def _printable(name: str) -> str:
+  """A file's name as one line of UTF-8, which it need not be."""
+  line = name.replace("\n", "\\n").replace("\r", "\\r")
+  return line.encode("utf-8", "backslashreplace").decode()
 
 
 def _open(directory: Path) -> ImageSet:
