@@ -301,6 +301,19 @@ def test_tokens_are_the_palettes_pixels_after_the_symbol_that_begins_a_picture(s
   assert last["weights"].sum() == 4 * 64 and last["weights"][:4].all()
 
 
+def test_pictures_that_are_completed_are_spread_over_all(stripes, monkeypatch):
+  task, completed = task_of("image_modeling", stripes), []
+
+  def complete(model, params, ids, samples):
+    completed.append(ids)
+    return np.zeros((len(ids), samples, 64), np.int32)
+
+  monkeypatch.setattr(task, "complete", complete)
+  images = task.opened(task.config, stripes["eval_path"], "data.eval_path")
+  task.pictures(None, None, images, np.arange(36))
+  np.testing.assert_array_equal(completed[0] * 85, images.pixels[[0, 4, 9, 13, 18, 22, 27, 31]].reshape(8, 64)[:, :32])
+
+
 # Pictures and captions.
 
 
