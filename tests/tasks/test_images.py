@@ -124,6 +124,8 @@ def test_pictures_that_a_run_held_out_by_a_share_are_evaluated(data):
   everything = dataclasses.replace(task.config.data, eval_fraction=0.0)
   run = dataclasses.replace(run, config=dataclasses.replace(task.config, data=everything))
   assert "the run held out none of data.path=" in refusal(evaluate, run)
+  run = dataclasses.replace(run, config=dataclasses.replace(task.config, family="bert"))
+  assert "family=bert reads no images" in refusal(evaluate, run)
 
 
 @pytest.mark.slow

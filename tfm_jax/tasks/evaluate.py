@@ -148,6 +148,7 @@ def _of_images(run: Run, kind: type[ImageTask], name: str, data: str, batch_size
     dataclasses.replace(run.config.task, name=name),
   )
   config = dataclasses.replace(run.config, train=train, task=own)
+  kind.check_family(config)
   _check_head(kind, config)
   images = kind.opened(config, path, key)
   index = images.split(source.eval_fraction)[1] if held_out else np.arange(len(images))

@@ -95,8 +95,7 @@ class ImageTask(abc.ABC):
       raise UserError(
         f"augment.mixup={config.augment.mixup:g} mixes classes: set it to 0 for task.name={config.task.name}"
       )
-    if cls.family and not reads_images(config.family):
-      raise UserError(f"family={config.family} reads no images: task.name={config.task.name} needs family={cls.family}")
+    cls.check_family(config)
     check_split(config.data.eval_fraction, config.data.errors)
     changes = cls.keys(config, cls.opened(config, config.data.path, "data.path"))
     sections: dict[str, dict[str, Any]] = {name: {} for name in ("task", "data", "train")}
@@ -109,6 +108,12 @@ class ImageTask(abc.ABC):
         model[key.removeprefix("model.")] = value
     others = {name: dataclasses.replace(getattr(config, name), **own) for name, own in sections.items()}
     return dataclasses.replace(config, model=replaced(config.model, model), **others)
+
+  @classmethod
+  def check_family(cls, config: Config) -> None:
+    """Raises UserError if the model reads no images, and the task needs it to."""
+    if cls.family and not reads_images(config.family):
+      raise UserError(f"family={config.family} reads no images: task.name={config.task.name} needs family={cls.family}")
 
   @classmethod
   def opened(cls, config: Config, path: str, key: str) -> ImageSet:
