@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.image_data import quarters, write_folders, write_idx, write_quarters
+from tests.support.image_data import quarters, write_idx, write_quarters
+from tests.support.image_tasks import OF_TASKS, config_of, program_of, task_of
 from tests.support.launching import exact_rows
 from tests.support.refusal import refusal
 from tfm_jax.models.heads.contrastive import CONTRASTIVE, Temperature
@@ -21,65 +22,15 @@ from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.tasks.evaluate import evaluate, write
 from tfm_jax.tasks.images.modeling import ImageModeling
 from tfm_jax.tasks.table import find_task
-from tfm_jax.training.compiled.program import build_program
-from tfm_jax.training.config import from_dict, resolve
-from tfm_jax.training.load import Run, load_run
+from tfm_jax.training.config import resolve
+from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
-
-SMALL = {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64, "dtype": "float32", "init": "xavier"}
-OF_TASKS = {
-  "image_classification": {
-    "family": "vit",
-    "model": SMALL,
-    "head": {"pooling": "mean", "labels": "a|b|c|d", "num_labels": 4},
-  },
-  "image_modeling": {
-    "family": "gpt",
-    "objective": {"name": "causal"},
-    "model": SMALL | {"dropout": 0.0, "attention_dropout": 0.0, "vocab_size": 5},
-  },
-  "image_text": {
-    "family": "clip",
-    "model": SMALL | {"max_positions": 32},
-    "head": {"labels": "top left|top right|bottom left|bottom right", "num_labels": 4},
-    "tokenizer": {"kind": "byte"},
-  },
-}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   folder = tmp_path_factory.mktemp("pictures")
   return {"path": str(write_quarters(folder, 256)), "eval_path": str(write_quarters(folder, 36, "test", seed=1))}
-
-
-def config_of(name, data, steps=60, **sections):
-  """The configuration of a small run."""
-  values = {
-    "seed": 1,
-    "data": data | {"seq_len": 32, "prefetch": 0},
-    "image": {"height": 8, "width": 8, "channels": 1} | ({} if name == "image_modeling" else {"patch": 4}),
-    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 5, "schedule": "constant"},
-    "train": {"steps": steps, "batch_size": 32, "log_every": 10},
-    "eval": {"every": 30, "batches": 0},
-    "checkpoint": {"every": 30},
-  }
-  own = OF_TASKS[name] | {"task": {"name": name}}
-  for section, keys in [*own.items(), *sections.items()]:
-    values[section] = values.get(section, {}) | keys if isinstance(keys, dict) else keys
-  return from_dict(values)
-
-
-def task_of(name, data, **sections):
-  """A task without a run."""
-  kind = find_task(name)
-  return kind(resolve(kind.configure(config_of(name, data, **sections))))
-
-
-def program_of(task, devices=1):
-  """The program of a task's configuration."""
-  sizes = task.tokenizer.vocab_size if task.tokenizer else 0
-  return build_program(task.config, sizes, task.fields, jax.devices()[:devices], loss=task.loss)
 
 
 @pytest.fixture(scope="module")
@@ -113,19 +64,6 @@ def test_a_vision_transformer_learns_from_files_and_is_evaluated(runs, data, tmp
   wrong = evaluation.predictions[0] | {"label": "d", "prediction": "a"}
   page = dataclasses.replace(evaluation, predictions=[wrong, *evaluation.predictions[1:]])._repr_html_()
   assert page.count('<img class="thumbnail" src="data:image/png;base64,') >= 1
-
-
-def test_pictures_that_a_run_held_out_by_a_share_are_evaluated(data):
-  task = task_of("image_classification", {"path": data["path"], "eval_fraction": 0.1})
-  model = program_of(task).model
-  run = Run(task.config, model, jax.jit(model.init)(jax.random.key(0)), None, 0)
-  images = task.opened(task.config, data["path"], "data.path")
-  assert [row["id"] for row in evaluate(run).predictions] == [images.names[n] for n in task.held_out]
-  everything = dataclasses.replace(task.config.data, eval_fraction=0.0)
-  run = dataclasses.replace(run, config=dataclasses.replace(task.config, data=everything))
-  assert "the run held out none of data.path=" in refusal(evaluate, run)
-  run = dataclasses.replace(run, config=dataclasses.replace(task.config, family="bert"))
-  assert "family=bert reads no images" in refusal(evaluate, run)
 
 
 @pytest.mark.slow
@@ -185,54 +123,6 @@ def test_the_same_pictures_elsewhere_are_the_same_data(data, tmp_path):
   assert task_of("image_classification", moved).fingerprints == task_of("image_classification", data).fingerprints
   other = {"path": data["path"], "eval_path": "", "eval_fraction": 0.1}
   assert task_of("image_classification", other).fingerprints != task_of("image_classification", data).fingerprints
-
-
-@pytest.mark.parametrize("name", ["image_classification", "image_text"])
-def test_numbers_of_classes_may_begin_anywhere_and_have_gaps(name, tmp_path):
-  pixels, labels = quarters(40)
-  write_idx(tmp_path / "a-labels-idx1-ubyte", 3 * labels + 1)
-  path = str(write_idx(tmp_path / "a-images-idx3-ubyte", pixels))
-  task = task_of(name, {"path": path, "eval_path": path}, head={"labels": "", "num_labels": 2})
-  assert task.config.model.head.labels == "1|4|7|10"
-  if name == "image_classification":
-    np.testing.assert_array_equal(next(task.eval_streams["eval"](None))["targets"], labels[:32])
-  # Those that `head.labels` names by number need not all be there.
-  write_idx(tmp_path / "a-labels-idx1-ubyte", np.where(labels == 2, np.uint8(3), labels))
-  task = task_of(name, {"path": path, "eval_path": path})
-  assert task.config.model.head.labels == OF_TASKS[name]["head"]["labels"]
-  if name == "image_classification":
-    assert set(next(task.eval_streams["eval"](None))["targets"]) == {0, 1, 3}
-
-
-@pytest.mark.parametrize("name", ["image_classification", "image_text"])
-def test_pictures_without_known_classes_are_classified_but_nothing_to_learn_from(name, data, tmp_path, caplog):
-  pytest.importorskip("PIL")
-  pixels, _ = quarters(6)
-  folder = write_folders(tmp_path, pixels, ["photos"] * 6) / "photos"
-  task = task_of(name, data)
-  for path in (str(folder), str(write_idx(tmp_path / "a-images-idx3-ubyte", pixels))):
-    images = task.opened(task.config, path, "--data")
-    assert not task.arrays(images, np.arange(6), np.ones(6, bool), None)["weights"].any()
-    found = task.class_predictions(images, np.arange(6), np.full((6, 4), 0.25))
-    assert [row["label"] for row in found] == [None] * 6
-    assert list(found[0]["probabilities"]) == task.classes and task.scores(found) == {}
-    assert "no picture has one of the classes of data.path" in refusal(task_of, name, data | {"eval_path": path})
-  assert "pictures of photos have no class of the model" in caplog.text
-  configure = lambda path: refusal(find_task(name).configure, config_of(name, {"path": str(path)}))
-  assert "all of the class 'photos': put those of each class into a folder" in configure(folder)
-  assert "have no classes" in configure(tmp_path / "a-images-idx3-ubyte")
-
-
-def test_of_many_classes_the_likeliest_are_listed_and_the_label(tmp_path):
-  write_idx(tmp_path / "a-labels-idx1-ubyte", np.arange(60, dtype=np.uint8))
-  path = str(write_idx(tmp_path / "a-images-idx3-ubyte", quarters(60)[0]))
-  task = task_of("image_classification", {"path": path, "eval_path": path}, head={"labels": "", "num_labels": 2})
-  images = task.opened(task.config, path, "data.path")
-  p = np.random.default_rng(0).dirichlet(np.ones(60), size=60)
-  for n, row in enumerate(task.class_predictions(images, np.arange(60), p)):
-    best = set(np.argsort(p[n])[-20:])
-    assert row["probabilities"] == {str(c): round(p[n, c], 6) for c in sorted(best | {n})}
-    assert row["prediction"] == str(p[n].argmax()) and row["label"] == str(n)
 
 
 def test_mistakes_are_one_line(runs, data, tmp_path):
