@@ -111,6 +111,11 @@ def test_the_end_of_a_run_says_it(caplog, experiment, tmp_path, monkeypatch):
 COMMITTED = sorted((ROOT / "configs" / "curves").glob("*.json"))
 
 
+def test_there_are_committed_curves():
+  """Without one, the next test would be skipped, and no run would ever be compared."""
+  assert {"quickstart", "shakespeare_char", "speedrun"} <= {file.stem for file in COMMITTED}
+
+
 @pytest.mark.parametrize("file", COMMITTED, ids=[file.stem for file in COMMITTED])
 def test_committed_curves_are_those_of_the_config_of_their_name(file):
   content = json.loads(file.read_text())
