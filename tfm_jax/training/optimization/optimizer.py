@@ -142,9 +142,13 @@ def _muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
 
 
 def _orthogonal_direction(x: Array, axes: Axes) -> Array:
-  """The orthogonal matrix for each matrix of a stacked parameter, with a root mean square of about 0.2, as AdamW's."""
+  """The orthogonal matrix for each matrix of a stacked parameter, with a root mean square of about 0.2, as AdamW's.
+
+  One layer after the other, so that of a sharded parameter never more than a layer is gathered. The experts of a layer
+  stay together, as each device may have its own.
+  """
   matrices = x.reshape(matrix_shape(x.shape, axes))
-  return (0.2 * math.sqrt(max(matrices.shape[-2:])) * orthogonalized(matrices)).reshape(x.shape)
+  return (0.2 * math.sqrt(max(matrices.shape[-2:])) * jax.lax.map(orthogonalized, matrices)).reshape(x.shape)
 
 
 def orthogonalized(x: Array) -> Array:
