@@ -108,4 +108,8 @@ def test_a_growing_batch_trains_and_resumes_within_its_ramp(experiment, tmp_path
   for steps in (6, 10):
     quick_fit(tiny(experiment, **settings | {"train__steps": steps}), tmp_path / "parts")
   assert exact_rows(tmp_path / "parts") == exact_rows(tmp_path / "whole")
+  for run in ("parts", "whole"):
+    counted = [(row["tokens"], row["flop"]) for row in rows(tmp_path / run) if row["split"] == "train"]
+    assert [n for n, _ in counted] == np.cumsum(tokens).tolist()
+    assert counted[-1][1] == pytest.approx(counted[0][1] * sum(tokens) / tokens[0])
   assert_same_state(state(tmp_path / "parts"), state(tmp_path / "whole"))
