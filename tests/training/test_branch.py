@@ -17,6 +17,7 @@ from tests.support.launching import (
 )
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.training import loop
 from tfm_jax.training.load import load_run
 
 SETTINGS = SHORT_RUN | {"optimizer__schedule": "wsd", "checkpoint__keep": 0, "train__steps": 8, "eval__metric": "loss"}
@@ -47,6 +48,8 @@ def test_a_cooldown_begins_where_the_stable_run_was_and_leaves_it_as_it_is(exper
   assert min(step for _, step in ours) == 4 and max(step for _, step in ours) == 7
   # The evaluation of the checkpoint, and step 5, whose rate is the peak still: the same rows and masks.
   assert ours["eval", 4] == theirs["eval", 4] and ours["train", 5] == theirs["train", 5]
+  counted = [[(r["tokens"], r["flop"]) for r in rows(run) if r["step"] == 5] for run in (tmp_path / "cooled", stable)]
+  assert counted[0] == counted[1] and counted[0][0][0] == 5 * 8 * 16  # those of the stable run are counted as well
   peak = theirs["train", 5]["learning_rate"]
   rates = [ours["train", step]["learning_rate"] for step in (5, 6, 7)]
   np.testing.assert_allclose(rates, [peak, peak * (1 - 0.5**0.5), 0.0], rtol=1e-5)
@@ -72,6 +75,25 @@ def test_a_branch_with_the_same_settings_is_the_run_itself_and_resumes_without_i
   assert exact_rows(tmp_path / "run") == {key: row for key, row in whole.items() if key[1] > 2 or key == ("eval", 2)}
   assert_same_state(state(tmp_path / "run"), state(stable))
   assert "branch" not in RunDirectory(tmp_path / "run").starts()[1]
+
+
+@pytest.mark.parametrize(
+  ("changes", "requested"),
+  [({}, 1), ({"seed": 1}, 1), ({"train__batch_size": 16}, 0), ({"data__seq_len": 8}, 0), ({"model__dropout": 0.0}, 0)],
+)
+def test_microbatches_are_chosen_anew_where_a_step_may_need_other_memory(
+  changes, requested, experiment, stable, tmp_path, monkeypatch
+):
+  numbers = []
+
+  def choose(placement, state, size, requested, compile_with):
+    numbers.append(requested)
+    raise UserError("far enough")
+
+  monkeypatch.setattr(loop, "choose_microbatches", choose)
+  with pytest.raises(UserError, match="far enough"):
+    quick_fit(branch(experiment, stable, 4, **changes), tmp_path / "run")
+  assert numbers == [requested]
 
 
 @pytest.mark.slow

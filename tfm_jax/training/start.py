@@ -224,6 +224,14 @@ def branch_point(config: Config) -> tuple[RunDirectory, int]:
   return source, step
 
 
+def starts_to_repeat(source: RunDirectory, config: Config) -> list[dict[str, Any]]:
+  """The starts of the source of a branch, whose number of microbatches it keeps; none if its steps may need other
+  memory."""
+  stored = from_stored(source.read_config())
+  needs = lambda c: (c.train.batch_size, c.model, c.data.seq_len, c.data.target_len, c.sharding)
+  return source.starts() if needs(stored) == needs(config) else []
+
+
 def rows_here(sharding: Sharding, batch_size: int) -> np.ndarray | None:
   """The indices of the rows of the global batch that the devices of this process hold, ascending; None: all."""
   if jax.process_count() == 1:
