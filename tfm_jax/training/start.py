@@ -8,6 +8,7 @@ import logging
 import math
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,7 @@ def start_entry(program: Program, task: Task, step: int, microbatches: int) -> d
   tokens = program.config.train.batch_size * program.row_tokens
   work = {"step_tokens": tokens, "step_flop": program.flops.full} if microbatches else {}
   return {
+    "id": uuid.uuid4().hex,
     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     "step": step,
     "versions": {name: _version(name) for name in packages},
