@@ -1,6 +1,7 @@
 """`branch_from`: a run that goes on from any checkpoint of another one, such as a cooldown, in its own directory."""
 
 import json
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from tests.support.launching import (
   state,
   tiny,
   write_experiment,
+  write_untrained_run,
 )
 from tfm_jax.errors import UserError
+from tfm_jax.runtime.reporting.tracking import Tracker
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training import loop
 from tfm_jax.training.load import load_run
+from tfm_jax.training.start import branch_point
 
 SETTINGS = SHORT_RUN | {"optimizer__schedule": "wsd", "checkpoint__keep": 0, "train__steps": 8, "eval__metric": "loss"}
 
@@ -94,6 +98,32 @@ def test_microbatches_are_chosen_anew_where_a_step_may_need_other_memory(
   with pytest.raises(UserError, match="far enough"):
     quick_fit(branch(experiment, stable, 4, **changes), tmp_path / "run")
   assert numbers == [requested]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"train__steps": 6, "optimizer__decay_steps": 2}, ""),
+    (
+      {"train__steps": 6, "optimizer__decay_steps": 4},
+      "the learning rate jumps at step 4, from 0.003 to 0.000879: optimizer.decay_steps=4 is more than the 2 steps left",
+    ),
+    ({"optimizer__learning_rate": 1e-3}, "the learning rate jumps at step 4, from 0.003 to 0.001"),
+  ],
+)
+def test_a_jump_of_the_learning_rate_is_logged(changes, message, experiment, stable, caplog):
+  assert branch_point(branch(experiment, stable, 4, **changes)) == (ANY, 4)
+  assert caplog.messages == [message] * bool(message)
+
+
+def test_the_rate_of_a_run_that_was_made_longer_is_that_of_its_records(experiment, tmp_path, caplog):
+  """It was started for fewer steps, after which its schedule would be at 0."""
+  run, linear = RunDirectory(tmp_path / "run"), {"optimizer__schedule": "linear"}
+  write_untrained_run(tiny(experiment, **SETTINGS | linear | {"train__steps": 2}), run.path, step=4)
+  with Tracker(run, 8) as tracker:
+    tracker.log("train", 4, {"loss": 1.0, "learning_rate": 3e-3 * 4 / 6})
+  branch_point(branch(experiment, run.path, 4, **linear))
+  assert not caplog.messages
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from tfm_jax.training.compiled.lengths import at_length, batch_length, check_len
 from tfm_jax.training.compiled.program import Program
 from tfm_jax.training.config import Config, changed_keys, flat, from_stored, to_dict
 from tfm_jax.training.optimization.lora import axes_of
+from tfm_jax.training.optimization.optimizer import schedule
 from tfm_jax.training.task import Task, TextTask
 
 log = logging.getLogger(__name__)
@@ -210,8 +211,8 @@ def stored_tokenizer(run: RunDirectory, config: Config) -> epath.Path | None:
 
 
 def branch_point(config: Config) -> tuple[RunDirectory, int]:
-  """The run and the step of `branch_from` that a new run goes on from. Raises UserError if there is no such checkpoint,
-  or nothing to train after it."""
+  """The run and the step of `branch_from` that a new run goes on from. Logs a jump of the learning rate. Raises
+  UserError if there is no such checkpoint, or nothing to train after it."""
   source = RunDirectory(config.branch_from)
   if not source.exists:
     raise UserError(f"branch_from={config.branch_from} is not a run directory: it has no config.json")
@@ -222,6 +223,14 @@ def branch_point(config: Config) -> tuple[RunDirectory, int]:
       raise UserError(f"branch_from={config.branch_from} has no checkpoint of branch_at={step} (it has {stored})")
   if step >= config.train.steps:
     raise UserError(f"train.steps={config.train.steps} counts from the start of branch_from: set more than {step}")
+  former = from_stored(source.read_config())
+  had, has = (float(schedule(c.optimizer, c.train.steps)(np.int32(step - 1))) for c in (former, config))
+  # Of a run that was made longer since it was started, its records know the rate.
+  had = next((r["learning_rate"] for r in source.read_metrics() if r["step"] == step and r.get("learning_rate")), had)
+  if abs(has - had) > 0.01 * max(has, had):
+    decay, left = config.optimizer.decay_steps, config.train.steps - step
+    why = f": optimizer.decay_steps={decay} is more than the {left} steps left" if decay > left else ""
+    log.warning("the learning rate jumps at step %d, from %.3g to %.3g%s", step, had, has, why)
   return source, step
 
 
