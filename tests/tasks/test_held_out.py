@@ -1,6 +1,7 @@
 """python -m tfm_jax.tasks --task=objective: the loss of pre-training on held-out rows, or on another text."""
 
 import json
+import math
 
 import pytest
 
@@ -94,6 +95,23 @@ def test_mistakes_are_one_line(trained, experiment, tmp_path):
   refused("task.name=sst2: leave it out", workdir=str(tmp_path / "labelled"))
   with pytest.raises(UserError, match="--beams does not apply to --task=objective"):
     evaluate_run(str(trained), "", "objective", "", None, None, "", 0, beams=4)
+
+
+def test_a_metric_may_be_0_and_a_loss_that_is_not_finite_is_an_error(experiment, tmp_path, monkeypatch):
+  write_untrained_run(tiny(experiment), tmp_path / "run")
+  metrics = {"loss": 0.0, "accuracy": 0.0, "unigram_entropy": math.nan}
+  monkeypatch.setattr(held_out, "evaluate_stream", lambda *_: dict(metrics))
+  scores = evaluate_objective(str(tmp_path / "run"))
+  assert scores["loss"] == scores["accuracy"] == 0 and "unigram_entropy" not in scores
+  metrics["loss"] = math.nan
+  with pytest.raises(UserError, match=r"/run: the loss of step 0 on eval is nan: choose another --step"):
+    evaluate_objective(str(tmp_path / "run"))
+
+
+def test_rows_that_do_not_divide_are_those_of_the_flag(experiment, tmp_path):
+  write_untrained_run(tiny(experiment), tmp_path / "run")
+  with pytest.raises(UserError, match=r"^--batch_size=12 does not divide into the 8 parts"):
+    evaluate_objective(str(tmp_path / "run"), strategy="dp", batch_size=12)
 
 
 @pytest.mark.slow

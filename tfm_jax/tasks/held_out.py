@@ -50,7 +50,8 @@ def evaluate_objective(
     mixture `eval_NAME/loss` and so on for each source.
 
   Raises:
-    UserError: a run of another task, nothing held out, or a mistake in the files.
+    UserError: a run of another task, nothing held out, a mistake in the files, a batch that does not divide, or a loss
+      that is not finite.
   """
   run = RunDirectory(workdir)
   config = from_stored(run.read_config())
@@ -87,7 +88,10 @@ def evaluate_objective(
   if not streams:
     raise UserError(f"the run in {run.path} holds nothing out: say --data=FILE")
   devices = all_devices() if strategy else [first_device()]
-  program = build_program(config, task.tokenizer.vocab_size, task.fields, devices, task.loss)
+  try:
+    program = build_program(config, task.tokenizer.vocab_size, task.fields, devices, task.loss)
+  except UserError as error:  # in the user's words: these rows were asked for by a flag
+    raise UserError(str(error).replace("train.batch_size", "--batch_size") if batch_size else str(error)) from error
   step, params = load_params(run, program.model, step)
   rows = rows_here(program.placement.sharding(("batch",)), size)
   eval_step, result = program.eval_step(1), {"step": float(step)}
@@ -95,8 +99,11 @@ def evaluate_objective(
     metrics = evaluate_stream(program, eval_step, params, task, split, stream, rows)
     if not metrics:
       raise UserError(f"{data or run.path}: there is nothing to predict")
+    if not math.isfinite(metrics["loss"]):
+      raise UserError(f"{run.path}: the loss of step {step} on {split} is {metrics['loss']}: choose another --step")
     covered = task.evaluated[split]
     metrics |= {"rows": covered.rows, "bytes": covered.text_bytes}
     prefix = "" if len(streams) == 1 else f"{split}/"
-    result |= {f"{prefix}{name}": float(value) for name, value in metrics.items() if value and math.isfinite(value)}
+    known = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    result |= {f"{prefix}{name}": value for name, value in known.items() if name != "bytes" or value}
   return result
