@@ -25,10 +25,11 @@ ARCHITECTURES = {
   "lstm_encoder_decoder": ("lstm_encoder_decoder", "span_corruption", 2, 3e-3),
   "gru_encoder_decoder": ("gru_encoder_decoder", "span_corruption", 2, 3e-3),
 }
-# name -> task, folder and files, longest row
+# name -> task, folder and files, longest row, longest text that an encoder-decoder writes. Of the held-out texts none
+# is cut, also with an encoder-decoder's prefix. Where both lengths are equal, short texts are padded less.
 TASKS = {
-  "sst2": ("sst2", ("sst2", "train.tsv.gz", "dev.tsv.gz"), 64),
-  "conll2003": ("token_classification", ("conll2003", "train.txt.gz", "dev.txt.gz"), 128),
+  "sst2": ("sst2", ("sst2", "train.tsv.gz", "dev.tsv.gz"), 96, 16),
+  "conll2003": ("token_classification", ("conll2003", "train.txt.gz", "dev.txt.gz"), 288, 288),
 }
 VARIANTS = (*ARCHITECTURES, *(f"{name}-{of}" for name in ARCHITECTURES for of in TASKS))
 TRANSFORMERS = ("bert", "gpt")
@@ -62,10 +63,10 @@ def get_config(variant="encoder"):
 
 def fine_tuning(c, name, text):
   """The settings of a task; an encoder-decoder writes classes and tags as text."""
-  of_task, files, c.data.seq_len = TASKS[name]
+  of_task, files, c.data.seq_len, longest = TASKS[name]
   c.task.name = "text_to_text" if text else of_task
   if text:
-    c.task.source_task, c.data.target_len, c.objective.name = name, 64, "seq2seq"
+    c.task.source_task, c.data.target_len, c.objective.name = name, longest, "seq2seq"
   c.data.update(task.files(*files) | {"buckets": 3})
   c.model.dropout = 0.1
   c.optimizer.update({"learning_rate": c.optimizer.learning_rate / 2, "warmup_fraction": 0.1})

@@ -3,10 +3,11 @@ r"""A word-level comparison on WikiText-2: an LSTM of two layers (Zaremba et al.
 
   python train.py --config=configs/lstm_lm.py
   python train.py --config=configs/lstm_lm.py:gpt
-  python -m tfm_jax.tasks --task=language_modeling --workdir=runs/lstm_lm --data=valid.txt.gz --out=runs/lstm_lm_words
+  python -m tfm_jax.tasks --task=language_modeling --workdir=runs/lstm_lm \
+    --data=$TFM_DATA_DIR/wikitext2/valid.txt.gz --out=runs/lstm_lm_words
 
 The files are those of WikiText-2 in TFM_DATA_DIR; --config.data.path and --config.data.eval_path name others.
-Parameters with 8,000 pieces: LSTM 3,098,624, GRU 3,103,776, GPT 3,107,024. Measured: not yet run.
+Parameters with 8,000 pieces: LSTM 3,098,624, GRU 3,096,200, GPT 3,107,024. Measured: not yet run.
 """
 
 import os

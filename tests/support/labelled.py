@@ -23,12 +23,18 @@ def reading(name: str, **task: Any) -> Config:
 
 
 def task_of(
-  name: str, seq_len: int = 32, head: dict[str, Any] | None = None, tokenizer: Tokenizer = TOKENIZER, **task: Any
+  name: str,
+  seq_len: int = 32,
+  head: dict[str, Any] | None = None,
+  tokenizer: Tokenizer = TOKENIZER,
+  family: str = "bert",
+  **task: Any,
 ) -> LabelledTask:
   """A task without training data, as for a trained model."""
   kind, config = find_task(name), reading(name, **task)
-  model = resolve_model("bert", {"head.name": kind.head_name, **(head or {})})
-  config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, seq_len=seq_len))
+  model = resolve_model(family, {"head.name": kind.head_name, **(head or {})})
+  data = dataclasses.replace(config.data, seq_len=seq_len)
+  config = dataclasses.replace(config, family=family, model=model, data=data)
   return kind.of_run(config, tokenizer)
 
 

@@ -22,9 +22,21 @@ def test_the_first_piece_of_each_word_has_its_tag(tmp_path):
   assert rows.sources_of(0)[first].tolist() == [0, 1]
 
 
+def test_a_causal_model_has_read_the_word_that_it_tags(tmp_path):
+  task = task_of("token_classification", 10, TAGS, family="gpt")
+  (tmp_path / "a.txt").write_text("EU B-ORG\nsaid O\nBlackburns B-PER\n")
+  rows = task.rows(read(task, tmp_path / "a.txt"))
+  assert rows.lengths.tolist() == [10, 10] and rows.truncated == 1  # "EU said ", and "Blackbur" of the long word
+  weights, targets = (rows.token_labels[name].reshape(2, 10) for name in ("weights", "targets"))
+  assert [np.flatnonzero(row).tolist() for row in weights] == [[2, 7], [8]]  # U, d, and r, after bos
+  assert targets[0, [2, 7]].tolist() == [1, 0] and targets[1, 8] == 2
+  assert rows.sources_of(0)[[2, 7]].tolist() == [0, 1] and rows.sources_of(1)[8] == 2
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt"])
 @pytest.mark.parametrize("seq_len", [8, 12, 20, 64])
-def test_a_long_sentence_takes_several_rows_and_every_word_is_predicted(tmp_path, seq_len):
-  task = task_of("token_classification", seq_len, TAGS)
+def test_a_long_sentence_takes_several_rows_and_every_word_is_predicted(tmp_path, seq_len, family):
+  task = task_of("token_classification", seq_len, TAGS, family=family)
   words = [f"w{n}" * (1 + n % 2) for n in range(30)]
   tags = [("O", "B-ORG", "B-PER", "I-PER")[n % 4] for n in range(30)]
   tags = [tag if tag != "I-PER" or before == "B-PER" else "O" for before, tag in zip(["O", *tags], tags, strict=False)]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfm_jax.errors import UserError
+from tfm_jax.models.families.table import find_family
 from tfm_jax.tasks.labelled.rows import Rows, make_rows
 from tfm_jax.tasks.labelled.task import LabelledTask, Outputs, Prediction
 from tfm_jax.text.corpora.corpus import Counts
@@ -20,8 +21,9 @@ _NONE = "O"  # the tag of a word that is part of nothing
 class TokenClassification(LabelledTask[Sentence]):
   """A tag for each word of sentences in columns.
 
-  Words are joined by spaces, and the first piece of each word has its tag; other pieces have no label. A sentence that
-  is longer than a row is divided into several, between words.
+  Words are joined by spaces, and the first piece of each word has its tag; other pieces have no label. In a causal
+  model it is the last piece, at which the word has been read. A sentence that is longer than a row is divided into
+  several, between words.
   """
 
   form: ClassVar[str] = "tags"
@@ -61,7 +63,7 @@ class TokenClassification(LabelledTask[Sentence]):
   def rows(self, examples: Sequence[Sentence]) -> Rows:
     """See `LabelledTask`."""
     numbers = {tag: number for number, tag in enumerate(self.tags)}
-    vocabulary = self.vocabulary
+    vocabulary, causal = self.vocabulary, find_family(self.config.family).causal
     begin = np.array([vocabulary.bos_id] if vocabulary.bos_id >= 0 else [], np.int32)
     end = np.array([vocabulary.eos_id], np.int32)
     room = self.config.data.seq_len - len(begin) - 1
@@ -74,14 +76,15 @@ class TokenClassification(LabelledTask[Sentence]):
     encoded = self.tokenizer.encode_with_spans([self.texts(sentence)[0] for sentence in examples])
     for number, (sentence, (ids, spans)) in enumerate(zip(examples, encoded, strict=True)):
       labels = self._labels(sentence, numbers)
-      first = _first_pieces(sentence.words, spans)
+      first, last = _pieces(sentence.words, spans)
+      tagged = last if causal else first
       for start, stop, cut in _chunks(first, len(ids), room):
         truncated += cut
         inside = (first >= start) & (first < stop)
         row = np.zeros(stop - start + len(begin) + 1, np.int32)
         weight = np.zeros(len(row), np.float32)
         word = np.full(len(row), -1, np.int32)
-        places = first[inside] - start + len(begin)
+        places = np.minimum(tagged[inside], stop - 1) - start + len(begin)  # a word may be cut
         row[places] = np.maximum(labels[inside], 0)
         weight[places] = labels[inside] >= 0
         word[places] = np.flatnonzero(inside)
@@ -133,14 +136,18 @@ class TokenClassification(LabelledTask[Sentence]):
     ]
 
 
-def _first_pieces(words: Sequence[str], spans: np.ndarray) -> np.ndarray:
-  """The number of the first piece that begins in each word of a text of these words; -1: none does."""
+def _pieces(words: Sequence[str], spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The numbers of the first and of the last piece that begins in each word of a text of these words; -1: none does."""
   ends = np.cumsum([len(word) + 1 for word in words])
   of_piece = np.searchsorted(ends, spans[:, 0], side="right")
   of_piece = np.where(spans[:, 1] > spans[:, 0], of_piece, len(words))  # pieces that stand for no character
+  numbers = np.arange(len(of_piece))
   first = np.full(len(words) + 1, -1)
-  first[of_piece[::-1]] = np.arange(len(of_piece))[::-1]
-  return first[: len(words)]
+  first[of_piece[::-1]] = numbers[::-1]
+  last = first.copy()
+  in_word = spans[:, 0] + 1 < np.append(ends, 0)[of_piece]  # rather than in the space after it
+  last[of_piece[in_word]] = numbers[in_word]
+  return first[: len(words)], last[: len(words)]
 
 
 def _chunks(first: np.ndarray, pieces: int, room: int) -> Iterator[tuple[int, int, bool]]:

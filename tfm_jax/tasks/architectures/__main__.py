@@ -11,7 +11,8 @@ task. The page has losses, scores, speed, memory, and how the loss depends on th
 --seeds=N              fine-tunings of each model on each task, with the seeds 0 to N - 1; default: 3
 --out=DIR              the folder, with a run directory per run, architectures.json and architectures.html; default:
                        runs/architectures. The same command goes on where it was interrupted
---config.KEY=VALUE     sets a key of the configuration in all runs
+--config.KEY=VALUE     sets a key of the configuration in all runs; of data, train, eval and objective in the
+                       pre-training alone
 --help[=WORD]          this text; with a word, the keys of that section, or all about that word
 """
 

@@ -35,7 +35,7 @@ def architectures_page(plan: Plan, results: Sequence[Result]) -> str:
     "rows": f"{train.batch_size} of {data.seq_len} tokens per step",
     "parameters": f"{first.parameters:,}",
     "FLOPs": human_count(first.step_flops * first.steps),
-    "tasks": ", ".join(f"{task} ({metric})" for task, metric in plan.metrics.items()),
+    "tasks": ", ".join(f"{task} ({plan.metrics[task]} of {n:,} examples)" for task, n in results[0].examples.items()),
     "seeds": str(plan.seeds),
   }
   intro = "One text, one tokenizer; ± is the standard deviation over the seeds of the fine-tuning."
@@ -159,4 +159,5 @@ def _json(result: Result) -> dict[str, Any]:
       {"first": first, "last": last, "loss": loss, "targets": targets} for first, last, loss, targets in measures.places
     ],
     "scores": dict(result.scores),
+    "examples": dict(result.examples),
   }

@@ -8,6 +8,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.runtime.devices import first_device
+from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.tasks.labelled.task import LabelledTask
 from tfm_jax.tasks.scores import MAIN
 from tfm_jax.tasks.table import find_task
@@ -18,6 +19,7 @@ PARAMETERS, FLOPS = "parameters", "flops"
 """What is equal in a part of the table."""
 
 _WIDEST = 2**16
+_OF_PRETRAINING = ("data", "train", "eval", "objective")  # sections whose overrides are not for fine-tunings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,8 @@ def make_plan(
   """The plan of an experiment file, whose variants are NAME and NAME-TASK.
 
   The first architecture is as configured. Of the others `model.embed_dim` is chosen so that the number of parameters
-  is the nearest; depth and heads stay.
+  is the nearest; depth and heads stay. Overrides of `data`, `train`, `eval` and `objective` are for pre-training alone:
+  a task has its own data and steps.
 
   Raises:
     UserError: a variant does not exist, a configuration is not possible, or text, tokenizer, rows or steps differ.
@@ -79,6 +82,7 @@ def make_plan(
   entries: list[Entry] = []
   metrics: dict[str, str] = {}
   target, budget = 0, 0.0
+  shared = {key: value for key, value in overrides.items() if key.split(".")[0] not in _OF_PRETRAINING}
   for name in architectures:
     config = load(f"{path}:{name}", overrides)
     config = _as_wide(config, _width(config, target)) if target else config
@@ -86,11 +90,11 @@ def make_plan(
     if entries:
       _check_alike(f"{path}:{name}", config, entries[0].config)
     target = target or parameters
-    flops = build_program(config, [first_device()]).flops.full
+    flops = build_program(_unsharded(config), [first_device()]).flops.full
     budget = budget or flops * config.train.steps
     tuned = {}
     for task in tasks:
-      tuned[task] = _as_wide(load(f"{path}:{name}-{task}", overrides), config.model.embed_dim)
+      tuned[task] = _as_wide(load(f"{path}:{name}-{task}", shared), config.model.embed_dim)
       metrics.setdefault(task, _metric(f"{path}:{name}-{task}", tuned[task]))
     one = Entry(name, PARAMETERS, config, tuned, parameters, flops)
     again = dataclasses.replace(config.train, steps=max(round(budget / flops), 1))
@@ -111,8 +115,13 @@ def _check_alike(variant: str, config: Config, first: Config) -> None:
 
 def parameter_count(config: Config) -> int:
   """Parameters of the model of a configuration, without padding of the vocabulary."""
-  config = resolve(config)
+  config = _unsharded(resolve(config))
   return build_model(config, vocabulary_size(config), [first_device()]).parameter_count()
+
+
+def _unsharded(config: Config) -> Config:
+  """For counts, which are the same on every mesh: that of the runs may not fit one device."""
+  return dataclasses.replace(config, sharding=ShardingConfig())
 
 
 def _as_wide(config: Config, width: int) -> Config:

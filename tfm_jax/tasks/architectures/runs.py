@@ -14,9 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from tfm_jax.models.heads.terms import result
 from tfm_jax.models.model import Model
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks.architectures.plan import Entry, Plan
+from tfm_jax.tasks.evaluate import read_predictions
+from tfm_jax.tasks.labelled.task import LabelledTask
+from tfm_jax.tasks.scores import score
 from tfm_jax.tasks.sweeps.worker import RESULT, replace
 from tfm_jax.tasks.table import find_task
 from tfm_jax.training.compiled.memory import peak_bytes
@@ -36,7 +40,7 @@ class Measures:
   """What is measured on a pre-training.
 
   Attributes:
-    metrics: of the last evaluation.
+    metrics: of the last evaluation, or of the best one by `eval.metric`.
     curve: (step, loss) of every evaluation.
     tokens_per_second: median over the steps with a record; positions of all rows, padding included.
     step_seconds: the same of the time of a step.
@@ -55,11 +59,12 @@ class Measures:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """An entry of the plan, its measures, and the scores of each task by seed."""
+  """An entry of the plan, its measures, the scores of each task by seed, and the examples that a score covers."""
 
   entry: Entry
   measures: Measures
   scores: Mapping[str, list[float]]
+  examples: Mapping[str, int]
 
 
 def run_plan(plan: Plan, folder: Path) -> list[Result]:
@@ -70,24 +75,34 @@ def run_plan(plan: Plan, folder: Path) -> list[Result]:
     log.info("%s at equal %s: %s", entry.name, entry.equal, workdir)
     measures = _pretrained(entry.config, workdir)
     scores: dict[str, list[float]] = {task: [] for task in entry.tuned}
+    examples: dict[str, int] = {}
     for task, config in entry.tuned.items():
       for seed in range(plan.seeds):
         tuned = dataclasses.replace(config, seed=seed, init_from=str(workdir))
-        metrics = _tuned(tuned, folder / entry.folder / f"{task}_{seed}")
-        scores[task].append(float(metrics[plan.metrics[task]]))
-    results.append(Result(entry, measures, scores))
+        content = scores_of(tuned, folder / entry.folder / f"{task}_{seed}")
+        scores[task].append(float(content["metrics"][plan.metrics[task]]))
+        examples[task] = content["examples"]
+    results.append(Result(entry, measures, scores, examples))
   return results
 
 
-def _tuned(config: Config, workdir: Path) -> dict[str, float]:
-  """The metrics of a fine-tuning, which runs unless it is finished."""
+def scores_of(config: Config, workdir: Path) -> dict[str, Any]:
+  """The scores of a fine-tuning as `metrics`, and the number of `examples`; it runs unless it is finished.
+
+  They are those of the predictions at its end, which cover all held-out examples. The evaluations of a task that
+  generates cover some of them (`eval.generate_examples`), and other architectures' evaluations all.
+  """
   stored = _read(workdir / RESULT, config)
   if stored is not None:
-    return dict(stored["metrics"])
-  metrics = fit(config, workdir, find_task(config.task.name))
+    return stored
+  task = find_task(config.task.name)
+  assert issubclass(task, LabelledTask)  # the plan has only such
+  fit(config, workdir, task)
   jax.clear_caches()
-  _write(workdir / RESULT, config, {"metrics": metrics})
-  return metrics
+  rows = [row for row in read_predictions(str(workdir)) if row["label"] is not None]
+  content = {"metrics": score(task.form_of(config), rows, intervals=False), "examples": len(rows)}
+  _write(workdir / RESULT, config, content)
+  return content
 
 
 def _pretrained(config: Config, workdir: Path) -> Measures:
@@ -95,8 +110,7 @@ def _pretrained(config: Config, workdir: Path) -> Measures:
   stored = _read(workdir / MEASURES, config)
   if stored is not None:
     return Measures(**stored)
-  fit(config, workdir)
-  measures = measured(workdir)
+  measures = measured(workdir, fit(config, workdir))
   jax.clear_caches()
   _write(workdir / MEASURES, config, dataclasses.asdict(measures))
   return measures
@@ -112,8 +126,8 @@ def _write(path: Path, config: Config, content: Mapping[str, Any]) -> None:
   replace(path, json.dumps({"config": to_dict(config), **content}, indent=2) + "\n")
 
 
-def measured(workdir: Path) -> Measures:
-  """The measures of a finished pre-training."""
+def measured(workdir: Path, metrics: Mapping[str, float]) -> Measures:
+  """The measures of a finished pre-training. `metrics`: what `fit` returned, of the parameters that are loaded."""
   directory = RunDirectory(workdir)
   records = directory.read_metrics()
   held_out = [record for record in records if record["split"] == "eval"]
@@ -124,10 +138,10 @@ def measured(workdir: Path) -> Measures:
   config = from_stored(directory.read_config())
   task = Pretraining(config, directory.stored_tokenizer())
   program = build_program(config, task.tokenizer.vocab_size, task.fields)
-  microbatches = directory.starts()[-1]["microbatches"] or 1
-  metrics = {name: x for name, x in held_out[-1].items() if name not in ("step", "split")}
+  # The last start may have found the run finished; it has none then.
+  microbatches = next((start["microbatches"] for start in reversed(directory.starts()) if start["microbatches"]), 1)
   return Measures(
-    metrics,
+    dict(metrics),
     [(record["step"], record["loss"]) for record in held_out],
     median("tokens_per_second"),
     median("step_seconds"),
@@ -159,14 +173,22 @@ def loss_by_place(model: Model, params: Any, task: Pretraining) -> list[tuple[in
 
 @functools.partial(jax.jit, static_argnums=0)
 def _place_sums(model: Model, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-  """(sum of losses, sum of weights) of the targets at each place, [L]."""
+  """(sum of losses, sum of weights) of the targets at each place, [L + 1]."""
   side = "" if "targets" in batch else "decoder_"
   targets, weights = batch[f"{side}targets"], batch[f"{side}weights"]
   B, L = batch[f"{side}inputs"].shape
   places = jnp.broadcast_to(batch.get(f"{side}positions", jnp.arange(L)[None]), (B, L))
   if "mlm_positions" in batch:
     places = jnp.take_along_axis(places, batch["mlm_positions"], axis=1)
-  log_p = jax.nn.log_softmax(model.logits(params, batch))
-  nll = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-  zeros = jnp.zeros(L, jnp.float32)
+  elif not side:
+    places = places + 1  # what is predicted follows the input; a decoder beside an encoder begins with no token of text
+  output = model.apply(params, batch)["logits"]
+
+  def row_nll(row: tuple[Array, Array]) -> Array:
+    h_PD, targets_P = row
+    log_p = jax.nn.log_softmax(result(model.placement, output._replace(h=h_PD[None]))[0])
+    return -jnp.take_along_axis(log_p, targets_P[:, None], axis=-1)[:, 0]
+
+  nll = jax.lax.map(row_nll, (output.h, targets))  # the logits of all rows together are large
+  zeros = jnp.zeros(L + 1, jnp.float32)
   return zeros.at[places].add(nll * weights), zeros.at[places].add(weights)
