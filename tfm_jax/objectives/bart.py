@@ -18,7 +18,7 @@ from tfm_jax.objectives.objective import (
   rate,
 )
 from tfm_jax.objectives.plan import Rows
-from tfm_jax.objectives.words import ENDS_SENTENCE, pieces_of
+from tfm_jax.objectives.words import ENDS_SENTENCE, pieces_of, sentence_ends
 
 _SENTENCES, _ORDER, _ROTATED, _FIRST, _DELETED, _LENGTHS, _PLACES = range(7)  # sites of `Draws`
 _ROUNDS = 16  # longest span is this many times the mean
@@ -44,9 +44,9 @@ class Denoising(Objective):
       raise UserError(
         f"data.target_len={self.target_len} is below data.seq_len={self.seq_len}: bart writes the whole row again"
       )
-    self._ends = pieces_of(self.vocabulary) & ENDS_SENTENCE > 0
+    self._kinds = pieces_of(self.vocabulary).copy()
     if self.vocabulary.eos_id >= 0:
-      self._ends[self.vocabulary.eos_id] = True
+      self._kinds[self.vocabulary.eos_id] |= ENDS_SENTENCE
     # The probability of each length of a span, 0, 1, 2, ...: Poisson.
     lengths = np.arange(1, int(_ROUNDS * max(config.mean_span, 1.0)))
     weights = np.cumsum(np.concatenate([[0.0], np.log(config.mean_span) - np.log(lengths)]))
@@ -80,7 +80,7 @@ class Denoising(Objective):
     if not self.config.permute_rate:
       return tokens
     width = tokens.shape[1]
-    ends = self._ends[tokens] & (np.arange(width) < (lengths - 1)[:, None])
+    ends = sentence_ends(self._kinds[tokens]) & (np.arange(width) < (lengths - 1)[:, None])
     sentence = np.zeros(tokens.shape, np.int64)
     sentence[:, 1:] = np.cumsum(ends[:, :-1], axis=1)
     count = ends.sum(axis=1) + 1
