@@ -95,6 +95,12 @@ def corrupted(c: ModelConfig, st: Placement, output: Output, batch: Batch, noise
   return Corrupted(written_BT, (written_BT != write(batch["targets"])).astype(jnp.float32))
 
 
+def gumbel(bits: Array) -> Array:
+  """Gumbel noise from uint32 bits, float32. 23 of them, since half a step more than 2^24 - 1 would round to 1: +inf."""
+  uniform = ((bits >> np.uint32(9)).astype(jnp.float32) + 0.5) * np.float32(2**-23)
+  return -jnp.log(-jnp.log(uniform))
+
+
 def _draw(st: Placement, output: Output, places_BP: Array, keys_B: Array) -> Array:
   """A token from each distribution, int32 [B, P]: the largest logit after Gumbel noise is added (Gumbel 1954)."""
   assert output.out is not None
@@ -106,9 +112,8 @@ def _draw(st: Placement, output: Output, places_BP: Array, keys_B: Array) -> Arr
     V = y_BPV.shape[-1]
     token_V = jax.lax.broadcasted_iota(jnp.uint32, (1, 1, V), 2)
     index_BPV = places_BP.astype(jnp.uint32)[:, :, None] * np.uint32(V) + token_V
-    word_BPV = hashing.bits(index_BPV, keys_B[:, None, None]) >> np.uint32(8)
-    uniform_BPV = (word_BPV.astype(jnp.float32) + 0.5) * np.float32(2**-24)
-    return jnp.argmax(y_BPV - jnp.log(-jnp.log(uniform_BPV)), axis=-1).astype(jnp.int32)
+    noise_BPV = gumbel(hashing.bits(index_BPV, keys_B[:, None, None]))
+    return jnp.argmax(y_BPV + noise_BPV, axis=-1).astype(jnp.int32)
 
   tiles = tiles_of(st, output.classes, B, P)
   if tiles == 1:
