@@ -176,7 +176,7 @@ def test_no_token_of_real_text_tells_the_label(wikipedia, name, document):
     "the row is nearly full": [len(a) + len(b) > 110 for a, b in both.values()],
   }
   for sign, holds in signs.items():
-    assert abs(np.mean(np.array(holds)[label]) - np.mean(np.array(holds)[~label])) < 8
+    assert abs(np.mean(np.array(holds)[label]) - np.mean(np.array(holds)[~label])) < 0.08, sign
   assert np.mean([len(a) + len(b) for a, b in both.values()]) > (100 if document == "article" else 80)
 
 

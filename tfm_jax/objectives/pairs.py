@@ -3,8 +3,8 @@
 A row is bos, text A, eos, text B, eos, of which A has token type 0 and B type 1. A and B are whole sentences of one
 document, so that neither the first nor the last token of a text tells whether it stands where it belongs. Text in which
 no sentence ends is cut anywhere. Rows hold one document each, whatever `data.packing` is; pieces of a single token give
-blank rows. The other text of a next-sentence row ends with the sentence that fills the row as the true one does, so that
-lengths tell little.
+blank rows. The other text of a next-sentence row ends with the sentence that fills the row as the true one does, so
+that lengths tell little.
 """
 
 from typing import ClassVar
