@@ -244,6 +244,22 @@ def test_denoisers_are_equally_likely_and_remove_what_they_say():
   assert len(DENOISERS) == 7
 
 
+def test_single_spans_of_ul2_are_anywhere_but_in_front():
+  objective = ul2(48)
+  count, width = 6000, objective.row_tokens
+  tokens = np.random.default_rng(0).integers(*ORDINARY, (count, width))
+  arrays = objective.make(draws_for(count), one_segment(tokens, np.full(count, width)))
+  inputs = arrays["encoder_inputs"]
+  sentinel = np.isin(inputs[:, 1:], SENTINELS)
+  single = (inputs[:, 0] == MODES[X]) & (sentinel.sum(axis=1) == 1)
+  for size in (round(0.15 * width), round(0.5 * width)):
+    removed = width - (inputs != 0).sum(axis=1) + 3  # mode, sentinel and eos are no tokens of the row
+    places = sentinel[single & (removed == size)].argmax(axis=1)
+    shares = np.bincount(places, minlength=width)[1 : width - size + 1] / len(places)
+    assert len(places) > 700 and abs(shares.sum() - 1) < 1e-9
+    assert np.abs(shares - 1 / len(shares)).max() < 5 * np.sqrt(1 / len(shares) / len(places))
+
+
 def test_rows_of_ul2_fill_the_encoder_or_the_targets():
   for seq_len, target_len in ((64, 0), (64, 30), (512, 512)):
     objective = (
