@@ -203,7 +203,11 @@ def test_a_rate_that_changes_is_a_function_of_the_step():
 
 @pytest.mark.parametrize(
   ("settings", "culprit"),
-  [({"final_mask_rate": 0.1}, "objective.mask_rate_steps"), ({"ngram": 0}, "objective.ngram=0")],
+  [
+    ({"final_mask_rate": 0.1}, "objective.mask_rate_steps"),
+    ({"mask_rate_steps": 10}, "set objective.final_mask_rate"),
+    ({"ngram": 0}, "objective.ngram=0"),
+  ],
 )
 def test_impossible_masks_are_refused(settings, culprit):
   with pytest.raises(UserError, match=culprit):
