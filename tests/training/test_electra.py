@@ -227,6 +227,9 @@ def test_the_small_model_and_its_generator_have_the_sizes_of_the_paper():
   assert (generator.num_layers, generator.embed_dim, generator.mlp_features) == (12, 64, 256)
   assert (generator.num_heads, generator.head_features, generator.embed_features) == (1, 64, 128)
   assert admits("electra", config, 30_522)["heads"] == (4, 1)
+  # Grouped heads: 3 heads of the generator are not divided by 2.
+  grouped = resolve_model("electra", TINY | {"num_heads": 6, "num_kv_heads": 3, "head_dim": 8, "head.generator": 0.5})
+  assert (generator_config(grouped).num_heads, generator_config(grouped).kv_heads) == (3, 1)
 
 
 def test_the_model_is_exported_without_its_generator_and_fine_tuned_from_the_same_paths():

@@ -25,11 +25,13 @@ _SITE = 100  # of the random numbers, as sites of dropout in `models.layers`
 def generator_config(c: ModelConfig) -> ModelConfig:
   """The configuration of the generator of a model: the widths and heads times `head.generator`, the same tables."""
   share = c.head.generator
-  heads = max(1, round(c.num_heads * share))
+  heads, kv_heads = max(1, round(c.num_heads * share)), max(1, round(c.kv_heads * share))
+  # The largest number of groups up to that share which divides the heads.
+  groups = next(n for n in range(min(kv_heads, heads), 0, -1) if heads % n == 0)
   sizes = {
     "num_layers": c.head.generator_layers or c.num_layers,
     "num_heads": heads,
-    "num_kv_heads": 0 if c.kv_heads == c.num_heads else max(1, round(c.kv_heads * share)),
+    "num_kv_heads": 0 if c.kv_heads == c.num_heads else groups,
     "head_dim": c.head_features,
     "embed_dim": max(1, round(c.embed_dim * share)),
     "mlp_dim": max(1, round(c.mlp_features * share)),
