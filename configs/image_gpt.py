@@ -26,7 +26,7 @@ def get_config(variant=""):
     c.model.max_positions, c.data.seq_len = 1025, 1024
     c.image.update({"height": 32, "width": 32, "channels": 3})
     c.augment.update({"stored": 36, "crop": "shift", "pad": 2, "flip": True})
-    c.optimizer.warmup_steps = 20_000
+    c.optimizer.warmup_steps = 20_000  # our choice, not the paper's
     c.train.update({"batch_size": 128, "steps": 1_000_000})
     c.sharding.strategy = "fsdp"
     c.eval.update({"every": 10_000, "batches": 20})

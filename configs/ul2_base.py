@@ -1,4 +1,4 @@
-r"""UL2 at base size (Tay et al. 2022): T5 1.1 that learns from seven denoisers, each named by a mode token.
+r"""UL2 at base size (Tay et al. 2022): T5 1.1 with SwiGLU that learns from seven denoisers, each named by a mode token.
 
   python train.py --config=configs/ul2_base.py --workdir=runs/ul2 \
     --config.data.source=text --config.data.path='corpus/*.txt.gz'
@@ -15,7 +15,7 @@ VARIANTS = ("text", "c4")
 
 def get_config(variant="text"):
   c = t5_base.get_config("1.1").unlock()
-  c.objective.name = "ul2"
+  c.objective.name, c.model.activation = "ul2", "silu"
   c.data.target_len = 512
   c.train.update({"batch_size": 128, "steps": 500_000})
   if variant == "c4":

@@ -138,6 +138,7 @@ BLOCKS = 2 * (4 * 32 * 32 + 2 * 32 * 64) * 4
 TABLE = 384 * 32 * 4
 NORMS = (2 * 2 * 32 + 32) * 4
 ROUTED = 2 * (4 * 32 * 32 + 32 * 8) * 4  # attention and router, without the experts
+EXPERTS = 2 * 8 * 2 * 32 * 64 * 4
 SENT = 8 * 5 * 32 * 4  # of the one row of a device: 5 places of each of 8 experts, for 16 tokens with 2 experts each
 STREAM = 4 * 16 * 32 * 4  # half of the batch's rows, 16 tokens
 
@@ -167,6 +168,7 @@ STREAM = 4 * 16 * 32 * 4  # half of the batch's rows, 16 tokens
         "replica,data": 2 * 7 / 8 * NORMS,
       },
     ),
+    ("fsdp", {"experts__count": 8}, {"data": 7 / 8 * (3 * (ROUTED + EXPERTS) + 2 * TABLE + 2 * NORMS)}),
     ("fsdp_ep", {"experts__count": 8}, {"data": 7 / 8 * (3 * ROUTED + 2 * TABLE + 2 * NORMS + 2 * 4 * SENT)}),
   ],
 )

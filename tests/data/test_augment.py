@@ -14,7 +14,7 @@ EVERY = AugmentConfig(crop="resized", flip=True, operations=3)
 
 
 def of(config, rows=ROWS, size=(12, 10), seed=0, epoch=0):
-  return augmented(IMAGES[rows], size, config, Draws.of(seed, epoch, rows))
+  return augmented(IMAGES, rows, size, config, Draws.of(seed, epoch, rows))
 
 
 @pytest.mark.parametrize("config", [EVERY, AugmentConfig(crop="shift", pad=3, flip=True)], ids=["resized", "shift"])
@@ -25,6 +25,12 @@ def test_a_row_depends_on_seed_epoch_and_itself_alone(config):
   assert (of(config, epoch=1) != whole).any((1, 2, 3)).mean() > 0.9
   assert (of(config, seed=1) != whole).any((1, 2, 3)).mean() > 0.9
   assert whole.dtype == np.uint8 and whole.flags.c_contiguous
+
+
+def test_threads_make_the_same_pictures(monkeypatch):
+  whole = of(EVERY)
+  monkeypatch.setattr(augment, "_PART", 9 * IMAGES[0].nbytes)  # 200 rows do not divide into nines
+  np.testing.assert_array_equal(of(EVERY), whole)
 
 
 def test_without_settings_pictures_stay_as_they_are_or_lose_their_border():

@@ -103,6 +103,30 @@ def test_spans_have_poisson_lengths_and_any_place():
   assert np.abs(shares - shares.mean()).max() < 5 * np.sqrt(shares.mean() / count)
 
 
+def test_a_row_has_the_same_spans_beside_longer_ones():
+  objective, short = bart(100, noise_density=0.3, mean_span=0.3), rows_of(0, [12] * 200, 98).tokens
+  alone, lengths = objective.infilled(draws_for(200), short, np.full(200, 12))
+  beside, others = objective.infilled(
+    draws_for(201), np.concatenate([short, rows_of(1, [98], 98).tokens]), np.append(np.full(200, 12), 98)
+  )
+  np.testing.assert_array_equal(lengths, others[:-1])
+  np.testing.assert_array_equal(alone, beside[:-1])
+
+
+def test_the_span_that_is_cut_to_fit_may_be_any():
+  count, width = 3000, 98
+  rows = rows_of(0, [width] * count, width)
+  noisy, lengths = bart(100, noise_density=0.3).infilled(draws_for(count), rows.tokens, np.full(count, width))
+  sizes = []
+  for text, row, length in zip(rows.tokens.tolist(), noisy.tolist(), lengths, strict=True):
+    places = [-1, *(text.index(token) if token != 4 else None for token in row[:length]), width]
+    around = [(a, b) for a, mask, b in zip(places, places[1:], places[2:], strict=False) if mask is None]
+    known = [b - a - 1 for a, b in around if a is not None and b is not None]  # masks that stand alone
+    sizes.append((known[0], known[-1]) if len(known) > 1 else (0, 0))
+  first, last = np.array(sizes, float).T
+  assert abs(first.mean() - last.mean()) < 5 * first.std() * np.sqrt(2 / count)
+
+
 def test_sentences_change_places_and_stay_whole():
   text = [11, 12, 19, 21, 29, 31, 32, 33, 39, 41, 42]  # four sentences, the last without a stop
   parts = [[11, 12, 19], [21, 29], [31, 32, 33, 39], [41, 42]]
@@ -218,6 +242,22 @@ def test_denoisers_are_equally_likely_and_remove_what_they_say():
   ends = share[mode == MODES[S]]
   assert ends.max() <= 0.5 and abs(ends.mean() - 0.25) < 5 * ends.std() / np.sqrt(len(ends))
   assert len(DENOISERS) == 7
+
+
+def test_single_spans_of_ul2_are_anywhere_but_in_front():
+  objective = ul2(48)
+  count, width = 6000, objective.row_tokens
+  tokens = np.random.default_rng(0).integers(*ORDINARY, (count, width))
+  arrays = objective.make(draws_for(count), one_segment(tokens, np.full(count, width)))
+  inputs = arrays["encoder_inputs"]
+  sentinel = np.isin(inputs[:, 1:], SENTINELS)
+  single = (inputs[:, 0] == MODES[X]) & (sentinel.sum(axis=1) == 1)
+  for size in (round(0.15 * width), round(0.5 * width)):
+    removed = width - (inputs != 0).sum(axis=1) + 3  # mode, sentinel and eos are no tokens of the row
+    places = sentinel[single & (removed == size)].argmax(axis=1)
+    shares = np.bincount(places, minlength=width)[1 : width - size + 1] / len(places)
+    assert len(places) > 700 and abs(shares.sum() - 1) < 1e-9
+    assert np.abs(shares - 1 / len(shares)).max() < 5 * np.sqrt(1 / len(shares) / len(places))
 
 
 def test_rows_of_ul2_fill_the_encoder_or_the_targets():

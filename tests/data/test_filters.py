@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +74,21 @@ def test_a_signature_does_not_depend_on_the_texts_beside_it_nor_on_case_and_punc
     ["天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏", "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬蔵"]
   )
   assert 0.7 < (chinese[0] == chinese[1]).mean() < 1
+
+
+@pytest.mark.parametrize(
+  ("one", "same", "other"),
+  [
+    ("«Übung» macht den — großen — Meister…", "übung MACHT den GROẞEN meister", "Ubung macht den großen Meister"),
+    ("天地玄黄，宇宙洪荒。日月盈昃", "天地玄黄 宇宙洪荒\n「日月盈昃」", "天地玄黄宇宙洪荒日月盈仄"),
+    ("हिन्दी, एक भाषा है।", "हिन्दी एक भाषा है", "हनद एक भष ह"),  # vowel signs are no punctuation
+    ("Привет, “мир”: это мы!", "привет мир это МЫ", "привет миры это мы"),
+  ],
+)
+def test_case_and_punctuation_do_not_count_in_any_script(one, same, other):
+  signed = minhash.signatures([one, same, other])
+  np.testing.assert_array_equal(signed[0], signed[1])
+  assert (signed[0] == signed[2]).mean() < 1
 
 
 @pytest.mark.parametrize("part", [1 << 23, 7])
@@ -194,14 +210,15 @@ def test_what_is_left_out_is_counted_and_nothing_like_the_held_out_text_is_train
   config = DataConfig(duplicates="near", min_characters=20, unwanted="LOREM")
   corpus = filtered(corpus_of(train, [d, d]), config, workers=0)
   assert texts(corpus.train()) == [a, b, c] and texts(corpus.evaluation()) == [d]
-  expected = {"documents": 3, "blank": 1, "too_short": 1, "unwanted": 1, "duplicates": 2, "near_duplicates": 2}
+  expected = {"too_short": 1, "unwanted": 1, "duplicates": 2, "near_duplicates": 2}
+  expected = {"documents": 3, "blank": 1, **{f"filter_{name}": count for name, count in expected.items()}}
   assert {name: corpus.counts.get(f"train_{name}", 0) for name in expected} == expected
-  assert corpus.counts["evaluation_duplicates"] == 1 and set(expected) - {"documents"} <= set(corpus.left_out)
+  assert corpus.counts["evaluation_filter_duplicates"] == 1 and set(expected) - {"documents"} <= set(corpus.left_out)
   exact = filtered(corpus_of(train, [d]), dataclasses.replace(config, duplicates="exact"), workers=0)
   assert texts(exact.train()) == [a, b, train[4], c, train[6]]
   assert len({corpus.fingerprint, exact.fingerprint, "f00d"}) == 3
-  assert [path.name for path in (cache / "decisions" / corpus.fingerprint).iterdir()].sort() == [
-    "evaluation.left_out", "train.left_out"].sort()  # fmt: skip
+  files = {path.name for path in (cache / "decisions" / corpus.fingerprint).iterdir()}
+  assert files == {"evaluation.left_out", "train.left_out"}
 
 
 def test_any_number_of_workers_decides_the_same(cache, monkeypatch):
@@ -252,6 +269,49 @@ def test_an_interrupted_search_goes_on(cache, monkeypatch, stop):
   assert {path.name for path in (cache / "decisions").iterdir()} == {corpus.fingerprint, whole.fingerprint}
 
 
+def test_a_search_that_is_killed_while_it_cleans_up_is_done_again(cache, monkeypatch):
+  train = [f"text {n % 7}" for n in range(20)]
+  corpus = filtered(corpus_of(train, ["text 1"]), DataConfig(duplicates="near"), workers=0)
+  unlink = Path.unlink
+  for stop in range(1, 9):
+    calls = itertools.count(1)
+
+    def killed(self, missing_ok=False, stop=stop, calls=calls):
+      if next(calls) == stop:
+        raise KeyboardInterrupt
+      unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(Path, "unlink", killed)
+      with pytest.raises(KeyboardInterrupt):
+        next(corpus.train())
+  assert texts(corpus.train()) == ["text 0", *(f"text {n}" for n in range(2, 7))]
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "lost"])
+def test_damaged_decisions_are_taken_again(cache, caplog, damage):
+  corpus = filtered(corpus_of(["a", "b", "a"], ["c"]), DataConfig(duplicates="exact"), workers=0)
+  assert texts(corpus.train()) == ["a", "b"]
+  file = cache / "decisions" / corpus.fingerprint / "train.left_out"
+  content = file.read_bytes()
+  if damage == "lost":
+    file.unlink()
+  else:
+    file.write_bytes(content[:-2] if damage == "cut" else b"")
+  assert texts(corpus.train()) == ["a", "b"] and file.read_bytes() == content
+  assert "looking again for what to leave out" in caplog.text
+
+
+def test_a_rule_that_leaves_out_everything_is_named(cache, tmp_path):
+  (tmp_path / "text.txt").write_text("one\n\ntwo\n\nthree and four\n\nfive\n\n")
+  data = DataConfig("text", str(tmp_path / "text.txt"), min_characters=7, unwanted="and", eval_fraction=0.0)
+  message = refusal(prepare, data, TokenizerConfig(kind="byte"), ObjectiveConfig("causal"), 0)
+  assert message == (
+    f"{data.path}: no document is left to train on; of 4, 3 are left out as shorter than 7 characters: change "
+    f"data.min_characters"
+  )
+
+
 def test_prepare_leaves_them_out(cache, tmp_path, caplog):
   caplog.set_level("INFO")
   path = tmp_path / "text.txt"
@@ -261,7 +321,19 @@ def test_prepare_leaves_them_out(cache, tmp_path, caplog):
   assert prepared.token_file.train.documents + prepared.token_file.evaluation.documents == 150
   (block,) = [message for message in caplog.messages if message.startswith("corpus (text)")]
   assert "exact duplicates, left out" in block and "150" in block
-  assert prepared.counts["train_duplicates"] == 150
+  assert prepared.counts["train_filter_duplicates"] == 150
+
+
+def test_a_corpus_has_counts_of_its_own(cache):
+  """As the embedded one, which leaves out its own duplicates before it is split."""
+  corpus = corpus_of(["a", "a", "b"], [])
+  read = corpus.read
+  corpus.read = lambda part, counts: counts.update(duplicates=7) or read(part, counts)
+  corpus.left_out_of_both = {"duplicates": "duplicates"}
+  without = filtered(corpus, DataConfig(duplicates="exact"), workers=0)
+  assert texts(without.train()) == ["a", "b"]
+  assert (without.counts["train_duplicates"], without.counts["train_filter_duplicates"]) == (7, 1)
+  assert "filter_duplicates" in without.left_out and [*without.left_out_of_both] == ["duplicates"]
 
 
 @pytest.mark.slow

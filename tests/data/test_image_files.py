@@ -1,6 +1,7 @@
 """Files of pictures: what is read, decoded once into the cache, and refused."""
 
 import io
+import os
 import shutil
 import sys
 import tarfile
@@ -109,7 +110,10 @@ def test_changed_files_are_decoded_anew(tmp_path):
   path = write_quarters(tmp_path, 20)
   first = opened(path).fingerprint
   write_quarters(tmp_path, 21)
-  assert opened(path).fingerprint != first
+  second = opened(path)
+  assert second.fingerprint != first
+  write_idx(tmp_path / "train-labels-idx1-ubyte", 3 - quarters(21)[1])
+  np.testing.assert_array_equal(opened(path).labels, 3 - second.labels)
 
 
 def test_equal_pictures_are_on_the_same_side(tmp_path):
@@ -144,9 +148,10 @@ def test_sizes_and_channels_are_those_of_the_model():
 
 def test_classes_of_numbers_have_the_names_of_head_labels(tmp_path):
   images = opened(write_quarters(tmp_path, 20))
-  assert class_names(images, ["a", "b", "c", "d"], "x") == ("a", "b", "c", "d")
-  assert class_names(images, [], "x") == images.classes
-  assert "head.labels has 2 names" in refusal(class_names, images, ["a", "b"], "x")
+  assert class_names(images, ["a", "b", "c", "d"]) == ("a", "b", "c", "d")
+  assert class_names(images, []) == images.classes == class_names(images, ["1", "2", "3", "4"])
+  three = images.names[list(images.labels).index(3)]
+  assert refusal(class_names, images, ["a", "b"]) == f"head.labels has 2 names, and {three} the class 3"
 
 
 def test_what_is_refused(tmp_path, monkeypatch):
@@ -166,6 +171,29 @@ def test_what_is_refused(tmp_path, monkeypatch):
   (tmp_path / "cat" / "a.png").write_bytes(b"no picture")
   monkeypatch.setitem(sys.modules, "PIL", None)
   assert "read by Pillow: pip install -e '.[images]'" in refused(tmp_path / "cat")
+
+
+def test_files_without_pictures_are_refused(tmp_path):
+  (tmp_path / "a.txt").write_text("text")
+  with tarfile.open(tmp_path / "texts.tar", "w") as archive:
+    archive.add(tmp_path / "a.txt", "a.txt")
+  with tarfile.open(tmp_path / "archives.tar", "w") as archive:
+    archive.add(tmp_path / "texts.tar", "texts.tar")
+  empty = write_idx(tmp_path / "b-images-idx3-ubyte", np.zeros((0, 8, 8), np.uint8))
+  for path in (tmp_path / "texts.tar", tmp_path / "archives.tar", empty):
+    assert f"{path}: the files hold no pictures" in refused(path)
+
+
+def test_any_name_of_a_file_is_one_line(tmp_path):
+  pytest.importorskip("PIL")
+  pixels = quarters(2)[0]
+  folder = tmp_path / os.fsdecode(b"caf\xe9\n")
+  folder.mkdir()
+  for name, picture in zip((b"\xff\r.png", "ü.png".encode()), pixels, strict=True):
+    (folder / os.fsdecode(name)).write_bytes(png(picture))
+  images = opened(tmp_path)
+  assert set(images.names) == {r"caf\udce9\n/\udcff\r.png", r"caf\udce9\n/ü.png"}
+  assert images.classes == (r"caf\udce9\n",)
 
 
 def test_a_damaged_picture_is_named(tmp_path):

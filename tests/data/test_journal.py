@@ -1,7 +1,9 @@
 """A preparation that was killed goes on, and ends with the bytes of an uninterrupted one."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,18 +90,27 @@ def test_other_chunks_begin_anew(tmp_path):
   assert Journal(tmp_path, "train", [1, 100]).chunks == 0
 
 
-def test_an_error_leaves_nothing_and_an_interruption_leaves_its_files(tmp_path):
-  for error in (UserError("wrong text"), OSError("disk")):
+def test_wrong_data_leave_nothing_and_an_interruption_leaves_its_files(tmp_path):
+  with pytest.raises(UserError, match="wrong text"), resumable_directory(tmp_path / "t") as directory:
+    (directory / "file").touch()
+    raise UserError("wrong text")
+  assert list(tmp_path.iterdir()) == []
+  for error in (KeyboardInterrupt(), OSError(errno.EIO, "damaged disk")):
     with pytest.raises(type(error)), resumable_directory(tmp_path / "t") as directory:
       (directory / "file").touch()
       raise error
-    assert list(tmp_path.iterdir()) == []
-  with pytest.raises(KeyboardInterrupt), resumable_directory(tmp_path / "t") as directory:
+    with resumable_directory(tmp_path / "t") as directory:
+      assert (directory / "file").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["t", "file"]
+    shutil.rmtree(tmp_path / "t")
+
+
+def test_a_full_disk_names_what_is_gone_on_with(tmp_path):
+  with pytest.raises(UserError) as error, resumable_directory(tmp_path / "t") as directory:
     (directory / "file").touch()
-    raise KeyboardInterrupt
-  with resumable_directory(tmp_path / "t") as directory:
-    assert (directory / "file").exists()
-  assert [path.name for path in tmp_path.rglob("*")] == ["t", "file"]
+    raise OSError(errno.ENOSPC, "No space left on device")
+  assert str(error.value).startswith(f"cannot write {directory}: No space left on device; free some space")
+  assert (directory / "file").exists() and [path.name for path in tmp_path.iterdir()] == [".t.partial"]
 
 
 def test_two_processes_do_not_share_a_directory(tmp_path):
@@ -113,12 +124,13 @@ def test_two_processes_do_not_share_a_directory(tmp_path):
 
 
 def test_what_nobody_goes_on_with_is_removed_after_weeks(tmp_path):
+  (tmp_path / ".finished.partial").symlink_to(tmp_path / "elsewhere")  # there is nothing behind the name any more
   for name, age in (("old", journal._STALE + 60), ("new", 60.0)):
     (tmp_path / f".{name}.partial").mkdir()
     os.utime(tmp_path / f".{name}.partial", (time.time() - age,) * 2)
   with resumable_directory(tmp_path / "t"):
     pass
-  assert sorted(path.name for path in tmp_path.iterdir()) == [".new.partial", "t"]
+  assert sorted(path.name for path in tmp_path.iterdir()) == [".finished.partial", ".new.partial", "t"]
 
 
 KILLED = """

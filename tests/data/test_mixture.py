@@ -182,6 +182,10 @@ def test_a_mixture_in_an_experiment_file_and_on_a_command_line(texts, tmp_path):
     ({"data.mixture": '[{"weight": 1}, {"path": "a"}]'}, "give every source one above 0"),
     ({"data.mixture": '[{"source": "wiki"}]'}, "data.source='wiki' is not one of"),
     ({"data.mixture": '[{"path": "a/x.txt"}, {"path": "b/x.txt"}]'}, "two sources of the name x"),
+    (
+      {"data.mixture": '[{"path": "first.txt"}]', "data.first_steps": "5", "data.first_seq_len": "8"},
+      "name=first is what data.first_steps calls its held-out rows",
+    ),
     ({"data.mixture": '[{"path": "a.txt"}]', "data.path": "b.txt"}, "data.path=b.txt is not read beside data.mixture"),
     ({"data.mixture": '[{"path": "a.txt"}]', "task.name": "sst2"}, "data.mixture is for pre-training"),
     ({"data.duplicates": "near", "task.name": "sst2"}, "data.duplicates is for pre-training"),
@@ -193,9 +197,11 @@ def test_mistakes_are_named(changes, message):
 
 
 def test_names_come_from_paths():
-  paths = {"a/words.en.txt.gz": "words", "b/*.txt": "_", "": "embedded", "my text/": "my_text"}
-  mixture = tuple(MixtureSource(path=path) for path in paths)
-  assert [s.name for s in resolve_data(DataConfig(mixture=mixture)).mixture] == [*paths.values()]
+  paths = {"a/words.en.txt.gz": "words", "b/c-*/*.txt": "b", "d.e/x[0-9]": "d", "*.txt": "text", "/*.txt": "text"}
+  paths |= {"": "embedded", "my text/": "my_text"}
+  for path, name in paths.items():
+    (only,) = resolve_data(DataConfig(mixture=(MixtureSource(path=path),))).mixture
+    assert only.name == name
   (only,) = resolve_data(DataConfig(mixture=(MixtureSource("tfds", "wikipedia/20230601.en:1.0.0"),))).mixture
   assert only.name == "wikipedia"
 

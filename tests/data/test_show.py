@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.command import Flags
 from tfm_jax.text.corpora.table import text_corpus
 from tfm_jax.text.tokenizers.table import TokenizerConfig, load_tokenizer, train_tokenizer
+from tfm_jax.training.config import load, resolve, to_dict
+from tfm_jax.training.pretraining import Pretraining
 
 
 @pytest.fixture
@@ -98,14 +101,17 @@ def run(capsys, **values):
   return capsys.readouterr().out
 
 
+def rows_of(out):
+  return [int(number) for number in re.findall(r"^row (\d+)", out, re.MULTILINE)]
+
+
 def test_the_command_prepares_and_shows(text, capsys):
   base = {"data.path": str(text), "tokenizer.kind": "byte"}
   assert run(capsys, **base).startswith("token files: ")
   out = run(capsys, flags={"show": "5", "step": "1"}, **base)
-  rows = [int(number) for number in re.findall(r"^row (\d+)", out, re.MULTILINE)]
   train = prepare(DataConfig("text", str(text), seq_len=64), TokenizerConfig(kind="byte"), ObjectiveConfig("mlm"), 0)
   size = 16
-  assert rows == train.train(size).batch(1)["rows"][:5].tolist()
+  assert rows_of(out) == train.train(size).batch(1)["rows"][:5].tolist()
   mixture = json.dumps([{"path": str(text)}, {"path": str(text), "name": "again"}])
   out = run(
     capsys, flags={"show": "1000", "split": "eval_again"}, **{"data.mixture": mixture, "tokenizer.kind": "byte"}
@@ -113,6 +119,37 @@ def test_the_command_prepares_and_shows(text, capsys):
   assert out.count("\nrow ") == train.evaluation(size).num_rows
   mixed = run(capsys, flags={"show": "8"}, **{"data.mixture": mixture, "tokenizer.kind": "byte"})
   assert set(re.findall(r"^row \d+ of (\w+):", mixed, re.MULTILINE)) == {"text", "again"}
+
+
+@pytest.mark.parametrize("split", ["train", "eval", "eval_first"])
+def test_the_command_shows_the_rows_of_training(text, capsys, split):
+  """With a growing batch and short rows first: those of the steps 3 to 7, as a run has them."""
+  settings = {"data.path": str(text), "tokenizer.kind": "byte", "train.ramp_from": "4", "train.ramp_steps": "4"}
+  settings |= {"data.first_seq_len": "16", "data.first_steps": "5", "data.seq_len": "32", "data.eval_fraction": "0.4"}
+  task = Pretraining(resolve(load("configs/quickstart.py", settings)))
+  if split == "train":
+    batches = [batch for _, batch in task.train_batches(3, 8, None)]
+  else:
+    batches = list(task.eval_streams[split](None))[3:8]
+  expected = [(row, batch["segment_ids"].shape[1]) for batch in batches for row in batch["rows"].tolist()]
+  out = run(capsys, flags={"show": str(len(expected)), "step": "3", "split": split}, **settings)
+  shown_rows = re.findall(r"^row (\d+): inputs \d+ of (\d+) tokens", out, re.MULTILINE)
+  assert [(int(row), int(length)) for row, length in shown_rows] == expected and len(expected) >= 36
+
+
+@pytest.mark.parametrize("key", ["init_from", "branch_from", "distill.teacher", "--config"])
+def test_the_command_reads_with_the_tokenizer_of_the_run_that_it_starts_from(text, tmp_path, capsys, key):
+  former = tmp_path / "former"
+  tokenizer = train_tokenizer(TokenizerConfig(kind="char"), ["cat"])
+  tokenizer.save(former / "tokenizer")
+  settings = {"data.path": str(text), "tokenizer.kind": "byte"}
+  (former / "config.json").write_text(json.dumps(to_dict(resolve(load("configs/quickstart.py", settings)))))
+  if key == "--config":
+    out = run(capsys, flags={"config": str(former), "show": "1"}, **settings)
+  else:
+    out = run(capsys, flags={"show": "1"}, **settings | {key: str(former)})
+  folder = Path(re.match(r"token files: (.*)", out)[1]) / "tokenizer"
+  assert load_tokenizer(folder).fingerprint == tokenizer.fingerprint and "<unk>" in out
 
 
 def test_the_command_trains_a_tokenizer_alone(text, tmp_path, capsys):
@@ -129,8 +166,13 @@ def test_the_command_trains_a_tokenizer_alone(text, tmp_path, capsys):
   ("flags", "message"),
   [
     ({"show": "x"}, "--show=x: a whole number"),
+    ({"show": "0"}, "--show=0: name the number of rows"),
     ({"show": "1", "split": "dev"}, "--split=dev: there are train, eval"),
-    ({"show": "1", "tokenizer": "t"}, "exclude each other"),
+    ({"show": "1", "split": "eval", "step": "1000"}, "--step=1000: the last batch of --split=eval is "),
+    ({"split": "eval"}, "--split says which rows are shown: say how many by --show"),
+    ({"step": "3"}, "--step says which rows are shown"),
+    ({"show": "1", "tokenizer": "t"}, "--tokenizer and --show exclude each other"),
+    ({"step": "1", "tokenizer": "t"}, "--tokenizer and --step exclude each other"),
     ({"tokenizer": "configs"}, "--tokenizer=configs exists already"),
     ({"config": "configs/sst2.py"}, "task.name=sst2: this command prepares and shows the data of pre-training"),
   ],

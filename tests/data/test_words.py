@@ -15,7 +15,7 @@ from tfm_jax.objectives.masking import Masking
 from tfm_jax.objectives.objective import ObjectiveConfig, Vocabulary
 from tfm_jax.objectives.plan import Side, Split
 from tfm_jax.objectives.table import make_objective
-from tfm_jax.objectives.words import ENDS_SENTENCE, choose_units, ngram_starts, pieces_of, runs, word_starts
+from tfm_jax.objectives.words import choose_units, ngram_starts, pieces_of, runs, sentence_ends, word_starts
 from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
 
 TEXT = (
@@ -66,9 +66,21 @@ def test_ends_of_sentences_are_full_stops_and_line_ends():
   for kind in ("char", "byte", "sentencepiece", "gpt2"):
     tokenizer = tokenizer_of(kind)
     ids = tokenizer.encode("No. Is it so? Yes\nIs")
-    ends = pieces_of(vocabulary_of(tokenizer))[ids] & ENDS_SENTENCE > 0
+    ends = sentence_ends(pieces_of(vocabulary_of(tokenizer))[ids][None])[0]
     parts = [tokenizer.decode(part).strip() for part in np.split(ids, np.flatnonzero(ends) + 1)]
     assert parts == ["No.", "Is it so?", "Yes", "Is"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_closing_quotation_mark_belongs_to_the_sentence_before_it(kind):
+  texts = ['He said "go." Then (so?) "no."', "“Yes.” “No!” A."]
+  tokenizer = train_tokenizer(TokenizerConfig(kind=kind, lowercase=False, **KINDS[kind]), [TEXT, *texts] * 3)
+  for text, expected in zip(texts, ['He said "go."|Then (so?)|"no."', "“Yes.”|“No!”|A."], strict=True):
+    if kind != "byte" or text.isascii():  # curly marks are several bytes
+      ids = tokenizer.encode(text)
+      ends = sentence_ends(pieces_of(vocabulary_of(tokenizer))[ids][None])[0]
+      parts = [tokenizer.decode(part).replace(" ", "") for part in np.split(ids, np.flatnonzero(ends) + 1)]
+      assert "|".join(filter(None, parts)) == expected.replace(" ", "")
 
 
 def test_chinese_is_cut_into_words_of_one_to_four_characters_anew_in_each_row():
@@ -191,7 +203,11 @@ def test_a_rate_that_changes_is_a_function_of_the_step():
 
 @pytest.mark.parametrize(
   ("settings", "culprit"),
-  [({"final_mask_rate": 0.1}, "objective.mask_rate_steps"), ({"ngram": 0}, "objective.ngram=0")],
+  [
+    ({"final_mask_rate": 0.1}, "objective.mask_rate_steps"),
+    ({"mask_rate_steps": 10}, "set objective.final_mask_rate"),
+    ({"ngram": 0}, "objective.ngram=0"),
+  ],
 )
 def test_impossible_masks_are_refused(settings, culprit):
   with pytest.raises(UserError, match=culprit):

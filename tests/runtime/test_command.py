@@ -1,5 +1,6 @@
 """Command lines: flags, the errors in them, and `--help`."""
 
+import dataclasses
 import logging
 import sys
 
@@ -12,6 +13,7 @@ from tfm_jax.runtime.command import Flags, parse, run_command
 from tfm_jax.runtime.help import Key, Section
 from tfm_jax.training.config import all_keys, choices
 from tfm_jax.training.keys.help import comments, config_keys
+from tfm_jax.training.optimization.optimizer import OptimizerConfig
 
 FLAGS = ("config", "workdir")
 
@@ -117,7 +119,8 @@ def test_help_is_the_usage_and_the_sections(run):
   status, page, _ = run("--help")
   lines = page.splitlines()
   assert status == 0 and lines[0] == "usage of it" and len(lines) < 30
-  assert "  --help=optimizer   14  The optimizer and its schedule" in lines
+  count = len(dataclasses.fields(OptimizerConfig))
+  assert f"  --help=optimizer   {count}  The optimizer and its schedule" in lines
   assert run("-h") == run("--help")
 
 

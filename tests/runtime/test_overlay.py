@@ -4,6 +4,7 @@ import json
 import re
 import struct
 import subprocess
+import time
 
 import pytest
 
@@ -11,7 +12,9 @@ from tests.runtime.test_curves import RECORDS, record, run_with
 from tests.support.browser import headless
 from tfm_jax.plot import main as plot
 from tfm_jax.runtime.reporting import picture
-from tfm_jax.runtime.reporting.overlay import LoggedRun, overlay_page, short_names, with_progress
+from tfm_jax.runtime.reporting.overlay import LoggedRun, overlay_page, short_names
+from tfm_jax.runtime.reporting.progress import progress_at, with_progress
+from tfm_jax.runtime.run_directory import RunDirectory
 
 
 def logged(steps, tokens=1000, seconds=0.5, every=10):
@@ -35,6 +38,33 @@ def test_batches_that_grow_are_counted_as_they_were():
   speed = lambda tokens: {"tokens_per_second": tokens / 0.5, "step_seconds": 0.5}
   records = [record(1, **speed(10)), record(10, **speed(10)), record(20, **speed(30)), record(25, "eval", loss=1.0)]
   assert [one["tokens"] for one in with_progress(records, 0.0)] == [10, 100, 100 + 300, 100 + 450]
+
+
+def test_what_a_record_has_counted_is_taken():
+  """Two rates before the first record, steps after the last one, and records of an earlier release at the start."""
+  speed = {"tokens_per_second": 20.0, "step_seconds": 0.5}
+  counted = [record(4, tokens=100, flop=7.0, **speed), record(8, tokens=180, flop=13.0, **speed)]
+  rows = with_progress([*counted, record(6, "eval"), record(9, "eval")], 0.0)
+  assert [row["tokens"] for row in rows] == [100, 180, 140, 200]
+  assert [row["FLOP"] for row in rows] == [7, 13, 10, 14.5] and [row["seconds"] for row in rows] == [2, 4, 3, 4.5]
+  rows = with_progress([record(2, **speed), *counted], 3.0)
+  assert [row["tokens"] for row in rows] == [20, 100, 180] and [row["FLOP"] for row in rows] == [60, 7, 13]
+
+
+def test_the_progress_at_a_step_that_has_no_record(tmp_path):
+  run = run_with(tmp_path / "a", logged(50))
+  assert progress_at(run, 45) == (45_000, 0.0) and progress_at(RunDirectory(tmp_path / "none"), 5) == (0, 0)
+  run.append_start({"step_tokens": 0, "step_flop": 6e9})  # a task without tokens
+  assert progress_at(run, 45) == (45_000, 0.0)
+  run.append_start({"step_tokens": 1000, "step_flop": 6e9})
+  assert progress_at(run, 52) == (52_000, 52 * 6e9)
+
+
+def test_a_long_run_takes_no_time():
+  records = logged(20_000, every=1)
+  begin = time.perf_counter()
+  assert with_progress(records, 6.0)[-1]["tokens"] == 20_005_000
+  assert time.perf_counter() - begin < 2
 
 
 def lines(page, title):

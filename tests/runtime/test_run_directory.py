@@ -155,9 +155,9 @@ def test_sync_reaches_the_disk_and_only_when_needed(tmp_path, monkeypatch):
   writer.close()
 
 
-@pytest.mark.parametrize("damage", ['{"step": 2, "split"', "5", '{"split": "train"}', "\0\0\0"])
+@pytest.mark.parametrize("damage", ['{"step": 2, "split"', "5", '{"split": "train"}', '{"step": 2}', "\0\0\0"])
 def test_damage_before_the_last_line_is_named(run, damage):
-  (run.path / "metrics.jsonl").write_text('{"step": 1}\n' + damage + '\n{"step": 3}\n')
+  (run.path / "metrics.jsonl").write_text(f'{{"step": 1, "split": "train"}}\n{damage}\n{{"step": 3, "split": "train"}}\n')
   with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 "):
     run.open_metrics(3)
 

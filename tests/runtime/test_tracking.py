@@ -184,6 +184,10 @@ def test_a_count_is_right_to_three_digits(value):
 class FakeWandb:
   """What is used of the package wandb."""
 
+  class errors:
+    class Error(Exception):
+      pass
+
   def __init__(self):
     self.runs, self.logged, self.finished = [], [], 0
 
@@ -209,11 +213,13 @@ def test_records_reach_weights_and_biases_and_a_resumed_run_is_the_same_there(tm
     tracker.log("eval", 0, {"loss": 5.0})
     tracker.log("train", 1, {"loss": np.float32(4.0)})
   run.append_start({"time": "later"})
+  (tmp_path / "mine").rename(tmp_path / "moved")
+  run = RunDirectory(tmp_path / "moved")
   with Tracker(run, 3, 1, wandb="project") as tracker:
     tracker.log("train", 2, {"loss": 3.0})
   assert fake.logged == [(0, {"eval/loss": 5.0}), (1, {"train/loss": 4.0}), (2, {"train/loss": 3.0})]
   first, second = fake.runs
-  assert first == second and fake.finished == 2
+  assert first["id"] == second["id"] and fake.finished == 2
   assert (first["project"], first["name"], first["config"], first["resume"]) == (
     "project",
     "mine",
@@ -223,6 +229,32 @@ def test_records_reach_weights_and_biases_and_a_resumed_run_is_the_same_there(tm
   with Tracker(run, 3, 2):
     pass
   assert len(fake.runs) == 2
+  other = RunDirectory(tmp_path / "other")
+  other.create()
+  other.write_config({"seed": 3})
+  other.append_start({"id": "another", "time": "now"})
+  with Tracker(other, 3, wandb="project"):
+    pass
+  assert fake.runs[2]["id"] != first["id"]
+
+
+@pytest.mark.parametrize("kind", [FakeWandb.errors.Error, ValueError, TimeoutError])
+def test_without_a_key_or_a_connection_a_run_says_what_to_do_and_leaves_its_records(tmp_path, monkeypatch, kind):
+  fake = FakeWandb()
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  run = RunDirectory(tmp_path)
+  run.write_config({})
+  with Tracker(run, 3) as tracker:
+    tracker.log("train", 1, {"loss": 1.0})
+
+  def fail(**settings):
+    raise kind("api_key not configured\n(no-tty)")
+
+  monkeypatch.setattr(fake, "init", fail)
+  message = r"^train\.wandb=mine: api_key not configured \(no-tty\): run wandb login, or set WANDB_MODE=offline$"
+  with pytest.raises(UserError, match=message):
+    Tracker(run, 3, wandb="mine")
+  assert len(run.read_metrics()) == 1
 
 
 def test_without_the_package_a_run_says_how_to_install_it(monkeypatch):

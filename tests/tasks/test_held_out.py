@@ -1,13 +1,17 @@
 """python -m tfm_jax.tasks --task=objective: the loss of pre-training on held-out rows, or on another text."""
 
 import json
+import math
 
 import pytest
 
 from tests.support.launching import SHORT_RUN, quick_fit, rows, tiny, write_experiment, write_text, write_untrained_run
 from tfm_jax.errors import UserError
+from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.tasks import held_out
 from tfm_jax.tasks.evaluate import evaluate_run
 from tfm_jax.tasks.held_out import evaluate_objective
+from tfm_jax.training.config import resolve, to_dict
 
 SETTINGS = SHORT_RUN | {"train__steps": 4, "eval__batches": 0}
 
@@ -46,6 +50,33 @@ def test_another_text_is_evaluated_whole(trained, experiment, tmp_path):
   assert same["loss"] == pytest.approx(scores["loss"], rel=1e-5) and same["rows"] == scores["rows"]
 
 
+@pytest.mark.parametrize(
+  ("trained_on", "evaluated"),
+  [
+    ({"source": "arrow", "path": "saved"}, {"path": "saved", "eval_split": "data.txt", "eval_path": ""}),
+    (
+      {"source": "text", "path": "a.jsonl", "field": "body"},
+      {"path": "data.txt", "field": ""},
+    ),
+    ({"source": "text", "path": "a.txt", "duplicates": "near"}, {"eval_path": "data.txt", "duplicates": "keep"}),
+  ],
+)
+def test_what_is_evaluated_of_other_sources(experiment, tmp_path, monkeypatch, trained_on, evaluated):
+  monkeypatch.chdir(tmp_path)
+  write_text(tmp_path / "data.txt")
+  config = resolve(tiny(experiment, **{f"data__{key}": value for key, value in trained_on.items()}))
+  RunDirectory("run").create()
+  RunDirectory("run").write_config(to_dict(config))
+
+  def stop(config, tokenizer):
+    raise UserError(json.dumps({key: getattr(config.data, key) for key in evaluated}))
+
+  monkeypatch.setattr(held_out, "Pretraining", stop)
+  with pytest.raises(UserError) as caught:
+    evaluate_objective("run", data="data.txt")
+  assert json.loads(str(caught.value)) == evaluated
+
+
 def test_mistakes_are_one_line(trained, experiment, tmp_path):
   def refused(message, **arguments):
     with pytest.raises(UserError, match=message) as caught:
@@ -64,6 +95,23 @@ def test_mistakes_are_one_line(trained, experiment, tmp_path):
   refused("task.name=sst2: leave it out", workdir=str(tmp_path / "labelled"))
   with pytest.raises(UserError, match="--beams does not apply to --task=objective"):
     evaluate_run(str(trained), "", "objective", "", None, None, "", 0, beams=4)
+
+
+def test_a_metric_may_be_0_and_a_loss_that_is_not_finite_is_an_error(experiment, tmp_path, monkeypatch):
+  write_untrained_run(tiny(experiment), tmp_path / "run")
+  metrics = {"loss": 0.0, "accuracy": 0.0, "unigram_entropy": math.nan}
+  monkeypatch.setattr(held_out, "evaluate_stream", lambda *_: dict(metrics))
+  scores = evaluate_objective(str(tmp_path / "run"))
+  assert scores["loss"] == scores["accuracy"] == 0 and "unigram_entropy" not in scores
+  metrics["loss"] = math.nan
+  with pytest.raises(UserError, match=r"/run: the loss of step 0 on eval is nan: choose another --step"):
+    evaluate_objective(str(tmp_path / "run"))
+
+
+def test_rows_that_do_not_divide_are_those_of_the_flag(experiment, tmp_path):
+  write_untrained_run(tiny(experiment), tmp_path / "run")
+  with pytest.raises(UserError, match=r"^--batch_size=12 does not divide into the 8 parts"):
+    evaluate_objective(str(tmp_path / "run"), strategy="dp", batch_size=12)
 
 
 @pytest.mark.slow

@@ -10,72 +10,27 @@ import numpy as np
 import pytest
 
 from tests.support.image_data import quarters, write_idx, write_quarters
+from tests.support.image_tasks import OF_TASKS, config_of, program_of, task_of
 from tests.support.launching import exact_rows
 from tests.support.refusal import refusal
+from tfm_jax.models.heads.contrastive import CONTRASTIVE, Temperature
+from tfm_jax.models.heads.head import Output
+from tfm_jax.ops.dropout import Noise
+from tfm_jax.ops.losses import LossConfig
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.tasks.evaluate import evaluate, write
 from tfm_jax.tasks.images.modeling import ImageModeling
 from tfm_jax.tasks.table import find_task
-from tfm_jax.training.compiled.program import build_program
-from tfm_jax.training.config import from_dict, resolve
+from tfm_jax.training.config import resolve
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
-
-SMALL = {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64, "dtype": "float32", "init": "xavier"}
-OF_TASKS = {
-  "image_classification": {
-    "family": "vit",
-    "model": SMALL,
-    "head": {"pooling": "mean", "labels": "a|b|c|d", "num_labels": 4},
-  },
-  "image_modeling": {
-    "family": "gpt",
-    "objective": {"name": "causal"},
-    "model": SMALL | {"dropout": 0.0, "attention_dropout": 0.0, "vocab_size": 5},
-  },
-  "image_text": {
-    "family": "clip",
-    "model": SMALL | {"max_positions": 32},
-    "head": {"labels": "top left|top right|bottom left|bottom right", "num_labels": 4},
-    "tokenizer": {"kind": "byte"},
-  },
-}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   folder = tmp_path_factory.mktemp("pictures")
   return {"path": str(write_quarters(folder, 256)), "eval_path": str(write_quarters(folder, 36, "test", seed=1))}
-
-
-def config_of(name, data, steps=60, **sections):
-  """The configuration of a small run."""
-  values = {
-    "seed": 1,
-    "data": data | {"seq_len": 32, "prefetch": 0},
-    "image": {"height": 8, "width": 8, "channels": 1} | ({} if name == "image_modeling" else {"patch": 4}),
-    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 5, "schedule": "constant"},
-    "train": {"steps": steps, "batch_size": 32, "log_every": 10},
-    "eval": {"every": 30, "batches": 0},
-    "checkpoint": {"every": 30},
-  }
-  own = OF_TASKS[name] | {"task": {"name": name}}
-  for section, keys in [*own.items(), *sections.items()]:
-    values[section] = values.get(section, {}) | keys if isinstance(keys, dict) else keys
-  return from_dict(values)
-
-
-def task_of(name, data, **sections):
-  """A task without a run."""
-  kind = find_task(name)
-  return kind(resolve(kind.configure(config_of(name, data, **sections))))
-
-
-def program_of(task, devices=1):
-  """The program of a task's configuration."""
-  sizes = task.tokenizer.vocab_size if task.tokenizer else 0
-  return build_program(task.config, sizes, task.fields, jax.devices()[:devices], loss=task.loss)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +104,19 @@ def test_the_loss_of_mixtures_is_that_of_soft_labels(data):
   assert float(means["loss"]) == pytest.approx(np.delete(expected, 4).mean(), rel=1e-5)
 
 
+def test_mixtures_keep_the_losses_of_experts_and_of_second_masks(data):
+  config = {"augment": {"mixup": 0.4}, "model": {"dropout": 0.5}, "experts": {"count": 2}}
+  plain, task = (task_of("image_classification", data, **config, loss={"r_drop": r_drop}) for r_drop in (0.0, 1.0))
+  model = program_of(task).model
+  ((_, batch),) = task.train_batches(0, 1, None)
+  noise = Noise(np.uint32(0), np.int32(0), batch["rows"])
+  terms = jax.jit(lambda params: [each.loss(model)(params, batch, noise) for each in (plain, task)])(
+    jax.jit(model.init)(jax.random.key(0))
+  )
+  assert set(terms[0].objective) == {"labels", "balance", "router_z"} and "dropped" in terms[0].metrics
+  assert terms[1].objective["labels"][0] > terms[0].objective["labels"][0] + 1
+
+
 def test_the_same_pictures_elsewhere_are_the_same_data(data, tmp_path):
   folder = tmp_path / "elsewhere"
   moved = {"path": str(write_quarters(folder, 256)), "eval_path": str(write_quarters(folder, 36, "test", seed=1))}
@@ -161,10 +129,11 @@ def test_mistakes_are_one_line(runs, data, tmp_path):
   configure = lambda name, **sections: refusal(find_task(name).configure, config_of(name, data, **sections))
   assert "augment.stored=6" in configure("image_classification", augment={"stored": 6})
   assert "augment.area=0" in configure("image_classification", augment={"area": 0.0})
+  assert "augment.mixup=0.4 mixes classes" in configure("image_text", augment={"mixup": 0.4})
   assert "set the size" in configure("image_modeling", image={"height": 0})
   assert "model.vocab_size=0" in configure("image_modeling", model={"vocab_size": 0})
   assert "family=vit is no decoder" in configure("image_modeling", family="vit", image={"patch": 4})
-  message = configure("image_text", family="bert", model={"max_positions": 512}, image={"patch": 0})
+  message = configure("image_text", family="bert", model={"max_positions": 512})
   assert message == "family=bert reads no images: task.name=image_text needs family=clip"
   assert "train.microbatches=2" in configure("image_text", train={"microbatches": 2})
   assert "has no {}" in configure("image_text", task={"captions": "a photo"})
@@ -224,6 +193,19 @@ def test_tokens_are_the_palettes_pixels_after_the_symbol_that_begins_a_picture(s
   assert last["weights"].sum() == 4 * 64 and last["weights"][:4].all()
 
 
+def test_pictures_that_are_completed_are_spread_over_all(stripes, monkeypatch):
+  task, completed = task_of("image_modeling", stripes), []
+
+  def complete(model, params, ids, samples):
+    completed.append(ids)
+    return np.zeros((len(ids), samples, 64), np.int32)
+
+  monkeypatch.setattr(task, "complete", complete)
+  images = task.opened(task.config, stripes["eval_path"], "data.eval_path")
+  task.pictures(None, None, images, np.arange(36))
+  np.testing.assert_array_equal(completed[0] * 85, images.pixels[[0, 4, 9, 13, 18, 22, 27, 31]].reshape(8, 64)[:, :32])
+
+
 # Pictures and captions.
 
 
@@ -254,8 +236,19 @@ def test_the_contrastive_loss_against_numpy_and_blank_rows_are_no_candidates(pai
   means = task.loss(model)(params, batch | {"weights": weights}, None).means()
   expected = clip_oracle(np.asarray(outputs["image"])[real], np.asarray(outputs["text"])[real], math.exp(1.2))
   assert float(means["loss"]) == pytest.approx(expected, rel=1e-5)
-  params["temperature"]["log_scale"] = jnp.float32(9.0)
-  assert float(model.outputs(params, batch)["scale"]) == pytest.approx(100)
+  # At its bound, the factor can still fall.
+  outputs = {name: Output(jnp.asarray(rows)) for name, rows in (("image", jnp.eye(2)), ("text", jnp.eye(2)[::-1]))}
+  temperature = Temperature(model.config, model.placement)
+
+  def loss(log_scale):
+    scale = temperature.apply({"params": {"log_scale": log_scale}})
+    terms = CONTRASTIVE.loss(
+      model.config, model.placement, outputs | {"scale": Output(scale)}, {"weights": jnp.ones(2)}, LossConfig()
+    )
+    return terms.means()["objective"], scale
+
+  (_, scale), slope = jax.value_and_grad(loss, has_aux=True)(jnp.float32(9.0))
+  assert float(scale) == pytest.approx(100) and float(slope) == pytest.approx(100)
 
 
 def test_texts_are_read_up_to_their_end_and_only_by_the_text_tower(pairs):

@@ -24,14 +24,14 @@ ROWS = [f"Text {n}\n\nhas two paragraphs, and 日本語." for n in range(3000)]
 TABLE = pa.table({"id": range(3000), "text": ROWS, "other": [row.upper() for row in ROWS]})
 
 
-def write_saved(folder: Path, table: pa.Table, shards: int = 2) -> Path:
+def write_saved(folder: Path, table: pa.Table, shards: int = 2, rows: int = 100) -> Path:
   """A folder as `Dataset.save_to_disk` writes it."""
   folder.mkdir(parents=True)
   names = [f"data-{n:05}-of-{shards:05}.arrow" for n in range(shards)]
   size = -(-len(table) // shards)
   for n, name in enumerate(names):
     with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-      writer.write_table(table.slice(n * size, size), max_chunksize=100)
+      writer.write_table(table.slice(n * size, size), max_chunksize=rows)
   (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
   (folder / "dataset_info.json").write_text("{}")
   return folder
@@ -40,6 +40,7 @@ def write_saved(folder: Path, table: pa.Table, shards: int = 2) -> Path:
 def write_splits(folder: Path, **tables: pa.Table) -> Path:
   for name, table in tables.items():
     write_saved(folder / name, table)
+  folder.mkdir(exist_ok=True)
   (folder / "dataset_dict.json").write_text(json.dumps({"splits": [*tables]}))
   return folder
 
@@ -139,6 +140,9 @@ MISTAKES = [
   ("arrow", {"path": "cut"}, "data-00001-of-00002.arrow is truncated"),
   ("arrow", {"path": "lost"}, "cannot read .*data-00000-of-00002.arrow"),
   ("arrow", {"path": "saved", "eval_split": "dev"}, "has one split only"),
+  ("arrow", {"path": "saved", "split": "validation"}, "data.split=validation: saved has one split only"),
+  ("arrow", {"path": "odd"}, "_data_files in odd/state.json does not name files"),
+  ("arrow", {"path": "odder"}, "cannot read splits in odder/dataset_dict.json: it is no list"),
   ("text", {"path": "a.parquet"}, "set data.source=parquet"),
 ]
 
@@ -157,6 +161,8 @@ def test_mistakes_are_named(tmp_path, monkeypatch, source, settings, message):
   last = write_saved(Path("cut"), TABLE) / "data-00001-of-00002.arrow"
   last.write_bytes(last.read_bytes()[:-100])
   (write_saved(Path("lost"), TABLE) / "data-00000-of-00002.arrow").unlink()
+  (write_saved(Path("odd"), TABLE) / "state.json").write_text(json.dumps({"_data_files": ["data.arrow"]}))
+  write_splits(Path("odder")).joinpath("dataset_dict.json").write_text(json.dumps({"splits": "train"}))
   message_of = refusal(lambda: [*SOURCES[source](DataConfig(source, **settings)).train()])
   assert re.search(message, message_of), message_of
 
@@ -165,9 +171,11 @@ def test_rows_are_read_some_at_a_time(tmp_path, monkeypatch):
   monkeypatch.setattr(columns, "_BATCH", 50)
   for path, batches in (
     (write_parquet(tmp_path / "a.parquet"), columns._parquet_batches),
-    (write_saved(tmp_path / "d", TABLE, 1) / "data-00000-of-00001.arrow", columns._arrow_batches),
+    (write_saved(tmp_path / "d", TABLE, 1, rows=3000) / "data-00000-of-00001.arrow", columns._arrow_batches),
   ):
-    assert max(len(batch) for batch in batches(path, ["text"])) <= 100
+    sizes = [len(batch) for batch in batches(path, ["text"])]
+    assert max(sizes) <= 50 and sum(sizes) == 3000
+  assert texts(arrow_corpus(str(tmp_path / "d"), eval_fraction=0.0).train()) == ROWS
 
 
 def test_from_the_configuration_to_rows(tmp_path, monkeypatch):

@@ -81,19 +81,19 @@ def test_json_lines_are_read_by_their_text(tmp_path, name):
 
 def test_the_source_jsonl_reads_any_ending(tmp_path):
   path = write(tmp_path / "a.json", json_lines({"meta": {"body": "one"}}, {"meta": {"body": "two"}}))
-  assert train(path, json_lines=True, text_key="meta.body") == ["one", "two"]
+  assert train(path, json_lines=True, field="meta.body") == ["one", "two"]
   with pytest.raises(UserError, match="is a CSV table: convert it to JSON lines"):
     train(write(tmp_path / "a.csv", b"text,label\nhello,1\n"), json_lines=True)
   dotted = write(tmp_path / "b.jsonl", json_lines({"meta.body": "three"}))
-  assert train(dotted, text_key="meta.body") == ["three"]
+  assert train(dotted, field="meta.body") == ["three"]
 
 
 def test_texts_of_several_keys_are_joined(tmp_path):
   path = write(tmp_path / "a.jsonl", json_lines({"prompt": "one", "made": {"text": " two"}, "a+b": "three"}))
-  assert train(path, text_key="prompt+made.text") == ["one two"]
-  assert train(path, text_key="a+b") == ["three"]
-  with pytest.raises(UserError, match=r"no key 'text'; set data\.text_key"):
-    train(path, text_key="prompt+text")
+  assert train(path, field="prompt+made.text") == ["one two"]
+  assert train(path, field="a+b") == ["three"]
+  with pytest.raises(UserError, match=r"no key 'text'; set data\.field"):
+    train(path, field="prompt+text")
 
 
 def test_json_lines_among_plain_files(tmp_path):
@@ -116,7 +116,7 @@ def test_json_lines_are_never_cut_inside(tmp_path):
     (b"{'text': 'x'}", r"not a JSON object \(at column 2: Expecting property name"),
     (b'"text"', "not a JSON object but a string"),
     (b'[{"text": "x"}]', "not a JSON object but an array"),
-    (b'{"content": "x", "id": 3}', r"no key 'text'; set data\.text_key .*\(keys: 'content', 'id'\)"),
+    (b'{"content": "x", "id": 3}', r"no key 'text'; set data\.field .*\(keys: 'content', 'id'\)"),
     (b'{"text": null}', r"the value of 'text' is null, not a text"),
     (b'{"text": "\\ud800"}', "half of a character"),
     (b'{"text": "\xe9"}', r"not UTF-8.*data\.errors=replace"),
@@ -136,7 +136,7 @@ def test_half_characters_of_json_are_replaced_on_request(tmp_path):
 def test_the_fingerprint_follows_the_key_and_the_form(tmp_path):
   data = json_lines({"text": "one", "other": "two"})
   path, plain = write(tmp_path / "a.jsonl", data), write(tmp_path / "b.txt", data)
-  prints = [text_corpus(path).fingerprint, text_corpus(path, text_key="other").fingerprint]
+  prints = [text_corpus(path).fingerprint, text_corpus(path, field="other").fingerprint]
   prints += [text_corpus(plain).fingerprint, text_corpus(plain, json_lines=True).fingerprint]
   assert prints[0] == prints[3] and len(set(prints)) == 3
 
@@ -144,13 +144,15 @@ def test_the_fingerprint_follows_the_key_and_the_form(tmp_path):
 def test_pairs_of_json_lines(tmp_path):
   lines = [{"t": {"en": f"one {n}", "de": f"eins {n}"}} for n in range(20)] + [{"t": {"en": "lost", "de": " "}}]
   path = write(tmp_path / "a.jsonl", json_lines(*lines))
-  corpus = text_corpus(path, eval_fraction=0.0, text_key="t.en", target_key="t.de")
+  corpus = text_corpus(path, eval_fraction=0.0, field="t.en", target_field="t.de")
   assert [*corpus.train()] == [(f"one {n}", f"eins {n}") for n in range(20)]
   assert corpus.sides == 2 and corpus.counts["train_blank"] == 1
-  assert corpus.fingerprint != text_corpus(path, eval_fraction=0.0, text_key="t.en").fingerprint
+  assert corpus.fingerprint != text_corpus(path, eval_fraction=0.0, field="t.en").fingerprint
   plain = write(tmp_path / "b.txt", b"text\n")
   with pytest.raises(UserError, match=r"data\.target_field=de: .* files of plain text"):
-    text_corpus(f"{path},{plain}", target_key="de")
+    text_corpus(f"{path},{plain}", target_field="de")
+  with pytest.raises(UserError, match=r"data\.field=en: .* plain text, without fields; .* data\.source=jsonl"):
+    text_corpus(plain, field="en")
 
 
 # What is no text

@@ -1,6 +1,7 @@
 """`branch_from`: a run that goes on from any checkpoint of another one, such as a cooldown, in its own directory."""
 
 import json
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -14,10 +15,14 @@ from tests.support.launching import (
   state,
   tiny,
   write_experiment,
+  write_untrained_run,
 )
 from tfm_jax.errors import UserError
+from tfm_jax.runtime.reporting.tracking import Tracker
 from tfm_jax.runtime.run_directory import RunDirectory
+from tfm_jax.training import loop
 from tfm_jax.training.load import load_run
+from tfm_jax.training.start import branch_point
 
 SETTINGS = SHORT_RUN | {"optimizer__schedule": "wsd", "checkpoint__keep": 0, "train__steps": 8, "eval__metric": "loss"}
 
@@ -47,6 +52,8 @@ def test_a_cooldown_begins_where_the_stable_run_was_and_leaves_it_as_it_is(exper
   assert min(step for _, step in ours) == 4 and max(step for _, step in ours) == 7
   # The evaluation of the checkpoint, and step 5, whose rate is the peak still: the same rows and masks.
   assert ours["eval", 4] == theirs["eval", 4] and ours["train", 5] == theirs["train", 5]
+  counted = [[(r["tokens"], r["flop"]) for r in rows(run) if r["step"] == 5] for run in (tmp_path / "cooled", stable)]
+  assert counted[0] == counted[1] and counted[0][0][0] == 5 * 8 * 16  # those of the stable run are counted as well
   peak = theirs["train", 5]["learning_rate"]
   rates = [ours["train", step]["learning_rate"] for step in (5, 6, 7)]
   np.testing.assert_allclose(rates, [peak, peak * (1 - 0.5**0.5), 0.0], rtol=1e-5)
@@ -72,6 +79,51 @@ def test_a_branch_with_the_same_settings_is_the_run_itself_and_resumes_without_i
   assert exact_rows(tmp_path / "run") == {key: row for key, row in whole.items() if key[1] > 2 or key == ("eval", 2)}
   assert_same_state(state(tmp_path / "run"), state(stable))
   assert "branch" not in RunDirectory(tmp_path / "run").starts()[1]
+
+
+@pytest.mark.parametrize(
+  ("changes", "requested"),
+  [({}, 1), ({"seed": 1}, 1), ({"train__batch_size": 16}, 0), ({"data__seq_len": 8}, 0), ({"model__dropout": 0.0}, 0)],
+)
+def test_microbatches_are_chosen_anew_where_a_step_may_need_other_memory(
+  changes, requested, experiment, stable, tmp_path, monkeypatch
+):
+  numbers = []
+
+  def choose(placement, state, size, requested, compile_with):
+    numbers.append(requested)
+    raise UserError("far enough")
+
+  monkeypatch.setattr(loop, "choose_microbatches", choose)
+  with pytest.raises(UserError, match="far enough"):
+    quick_fit(branch(experiment, stable, 4, **changes), tmp_path / "run")
+  assert numbers == [requested]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"train__steps": 6, "optimizer__decay_steps": 2}, ""),
+    (
+      {"train__steps": 6, "optimizer__decay_steps": 4},
+      "the learning rate jumps at step 4, from 0.003 to 0.000879: optimizer.decay_steps=4 is more than the 2 steps left",
+    ),
+    ({"optimizer__learning_rate": 1e-3}, "the learning rate jumps at step 4, from 0.003 to 0.001"),
+  ],
+)
+def test_a_jump_of_the_learning_rate_is_logged(changes, message, experiment, stable, caplog):
+  assert branch_point(branch(experiment, stable, 4, **changes)) == (ANY, 4)
+  assert caplog.messages == [message] * bool(message)
+
+
+def test_the_rate_of_a_run_that_was_made_longer_is_that_of_its_records(experiment, tmp_path, caplog):
+  """It was started for fewer steps, after which its schedule would be at 0."""
+  run, linear = RunDirectory(tmp_path / "run"), {"optimizer__schedule": "linear"}
+  write_untrained_run(tiny(experiment, **SETTINGS | linear | {"train__steps": 2}), run.path, step=4)
+  with Tracker(run, 8) as tracker:
+    tracker.log("train", 4, {"loss": 1.0, "learning_rate": 3e-3 * 4 / 6})
+  branch_point(branch(experiment, run.path, 4, **linear))
+  assert not caplog.messages
 
 
 @pytest.mark.slow

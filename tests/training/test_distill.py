@@ -23,7 +23,7 @@ from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.compiled.program import Program, build_model
 from tfm_jax.training.config import from_dict, load, resolve, to_dict
 from tfm_jax.training.distill import DistillConfig
-from tfm_jax.training.load import initial_params, load_run
+from tfm_jax.training.load import initial_params, load_run, teacher_entry
 from tfm_jax.training.teacher import make_teacher, read_teacher
 
 DISTILL = DistillConfig(teacher="runs/teacher", temperature=2.0, soft=5.0, hard=2.0, cosine=1.0)
@@ -263,6 +263,21 @@ def test_a_resumed_student_equals_an_uninterrupted_one_although_its_teacher_move
     quick_fit(student(experiment, tmp_path / "other", **start, train__steps=6), tmp_path / "run")
   with pytest.raises(UserError, match=r"/run holds a run with other settings of distill\.teacher: set them back"):
     quick_fit(student(experiment, "", **start, train__steps=6), tmp_path / "run")
+
+
+def test_a_branch_has_the_teacher_of_its_source_at_the_same_step(experiment, teacher, tmp_path):
+  shutil.copytree(teacher, tmp_path / "teacher")
+  source, new = RunDirectory(tmp_path / "source"), RunDirectory(tmp_path / "new")
+  source.create()
+  source.append_start({"teacher": teacher_entry(source, student(experiment, tmp_path / "teacher"))})
+  write_untrained_run(tiny(experiment, model__num_layers=3), tmp_path / "teacher", step=5, seed=1)
+  step = lambda teacher, **settings: teacher_entry(new, student(experiment, teacher, **settings))["step"]
+  assert step(tmp_path / "teacher") == 5 and step(tmp_path / "teacher", branch_from=str(source.path)) == 2
+  write_untrained_run(tiny(experiment, model__num_layers=3), tmp_path / "other", step=3)
+  assert step(tmp_path / "other", branch_from=str(source.path)) == 3
+  shutil.rmtree(tmp_path / "teacher" / "checkpoints" / "2")
+  with pytest.raises(UserError, match=r"than when the run in .*/source was started, or none: .* another distill\.tea"):
+    step(tmp_path / "teacher", branch_from=str(source.path))
 
 
 def test_a_teacher_that_is_missing_or_reads_another_vocabulary(experiment, teacher, tmp_path):

@@ -15,7 +15,7 @@ from tfm_jax.models.heads.head import Output
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
 from tfm_jax.models.model import Model, admits, resolve_model
-from tfm_jax.models.networks.generator import corrupted, generator_config
+from tfm_jax.models.networks.generator import corrupted, generator_config, gumbel
 from tfm_jax.ops import hashing
 from tfm_jax.ops.dropout import Noise, row_keys
 from tfm_jax.ops.losses import LossConfig, Unembedding
@@ -33,7 +33,7 @@ def make_electra(family="electra", strategy="dp", devices=1, **changes):
   config = resolve_model(family, TINY | {"head.generator": 0.5} | changes)
   st = single_device()
   if devices > 1:
-    sizes = mesh_sizes(ShardingConfig(strategy), devices, admits(config, VOCAB))
+    sizes = mesh_sizes(ShardingConfig(strategy), devices, admits(family, config, VOCAB))
     st = Placement(STRATEGIES[strategy], make_mesh(sizes, jax.devices()[:devices]))
   return Model(family, config, st, VOCAB)
 
@@ -94,6 +94,11 @@ def test_draws_follow_the_distribution_of_the_generator():
   assert (np.asarray(other.inputs_BT)[:, 1] != written[:, 1]).mean() > 0.5
 
 
+def test_the_noise_is_finite_for_all_bits():
+  noise = np.asarray(gumbel(jnp.array([0, 2**32 - 1], jnp.uint32)))
+  assert np.isfinite(noise).all() and noise[0] < -2 and noise[1] > 15
+
+
 @functools.cache
 def computed():
   """(batch, noise, outputs, means of the terms) of one batch: one program."""
@@ -124,7 +129,7 @@ def test_a_draw_is_the_largest_logit_after_hashed_gumbel_noise():
     for j, place in enumerate(batch["mlm_positions"][r]):
       if batch["weights"][r, j]:
         index = jnp.asarray(place * 256 + np.arange(VOCAB), jnp.uint32)
-        u = (np.asarray(hashing.bits(index, jnp.uint32(keys[r])) >> 8) + 0.5) / 2**24
+        u = (np.asarray(hashing.bits(index, jnp.uint32(keys[r])) >> 9) + 0.5) / 2**23
         ids[r, place] = np.argmax(logits[r, j] - np.log(-np.log(u)))
   truth = batch["inputs"].copy()
   for r in range(len(ids)):
@@ -222,6 +227,9 @@ def test_the_small_model_and_its_generator_have_the_sizes_of_the_paper():
   assert (generator.num_layers, generator.embed_dim, generator.mlp_features) == (12, 64, 256)
   assert (generator.num_heads, generator.head_features, generator.embed_features) == (1, 64, 128)
   assert admits("electra", config, 30_522)["heads"] == (4, 1)
+  # Grouped heads: 3 heads of the generator are not divided by 2.
+  grouped = resolve_model("electra", TINY | {"num_heads": 6, "num_kv_heads": 3, "head_dim": 8, "head.generator": 0.5})
+  assert (generator_config(grouped).num_heads, generator_config(grouped).kv_heads) == (3, 1)
 
 
 def test_the_model_is_exported_without_its_generator_and_fine_tuned_from_the_same_paths():

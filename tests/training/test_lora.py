@@ -221,8 +221,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one_although_its_base_went_on(fin
   shutil.copytree(base, tmp_path / "base")
   quick_fit(lora(experiment, tmp_path / "base", train__steps=2), tmp_path / "run")
   quick_fit(tiny(experiment, train__steps=4, **SHORT_RUN), tmp_path / "base")
+  of_run = {"branch_from": str(tmp_path / "run"), "branch_at": 2}
+  quick_fit(lora(experiment, tmp_path / "base", **of_run), tmp_path / "branch")
   quick_fit(lora(experiment, tmp_path / "base"), tmp_path / "run")
-  assert exact_rows(tmp_path / "run") == exact_rows(finished[1])
+  whole = exact_rows(finished[1])
+  assert exact_rows(tmp_path / "run") == whole
+  assert exact_rows(tmp_path / "branch").items() <= whole.items() and ("train", 3) in exact_rows(tmp_path / "branch")
   jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path / "run").params, load_run(finished[1]).params)
   shutil.rmtree(tmp_path / "base")
   with pytest.raises(UserError, match=r"has adapters of the model in .*/base, which is not there"):

@@ -17,15 +17,25 @@ def test_layers_and_the_rest_have_norms_of_their_own():
   tree = {
     "blocks": {"attn": {"bq": np.array([[3.0, 0.0], [6.0, 8.0]])}, "mlp": {"bi": np.array([[4.0], [0.0]])}},
     "embed": {"token": np.full((2, 2), 2.0)},
-    "decoder": {"final_norm": {"scale": np.array([2.0])}},
-    "encoder": {"blocks": {"attn": {"bq": np.array([[1.0]])}}},
+    "head": {"bias": np.array([3.0]), "norm": {"scale": np.array([4.0])}},
+    "encoder": {"blocks": {"attn": {"bq": np.array([[1.0]])}}, "final_norm": {"scale": np.array([2.0])}},
+    "generator": {
+      "blocks": {"attn": {"bq": np.array([[1.0], [7.0]])}},
+      "head": {"bias": np.array([8.0])},
+      "project": {"b": np.array([9.0])},
+    },
   }
   expected = {
     "x/blocks/0": 5.0,
     "x/blocks/1": 10.0,
     "x/embed": 4.0,
-    "x/decoder/final_norm": 2.0,
+    "x/head": 5.0,
     "x/encoder/blocks/0": 1.0,
+    "x/encoder/final_norm": 2.0,
+    "x/generator/blocks/0": 1.0,
+    "x/generator/blocks/1": 7.0,
+    "x/generator/head": 8.0,
+    "x/generator/project": 9.0,
   }
   assert {name: float(norm) for name, norm in layer_norms({"x": tree}).items()} == expected
 

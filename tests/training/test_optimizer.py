@@ -132,6 +132,22 @@ def test_muon_takes_the_matrices_of_the_blocks_alone(family):
   assert len(names["trace"]) + len(names["mu"]) == len(jax.tree.leaves(model.shapes()))
 
 
+@pytest.mark.parametrize(
+  ("strategy", "axes", "shape"),
+  [
+    ("fsdp", Axes(("layers", "embed", "mlp"), 1, 1), (16, 128, 128)),
+    ("fsdp_ep", Axes(("layers", "experts", "embed", "mlp"), 2, 1), (8, 8, 64, 64)),
+  ],
+)
+def test_muon_gathers_one_layer_of_a_sharded_stack_at_a_time(strategy, axes, shape):
+  st = placement(strategy, 8)
+  params = {"x": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=st.sharding(axes.names))}
+  tx = make_optimizer(OptimizerConfig("muon", grad_clip=0.0), {"x": axes})
+  program = jax.jit(lambda g: tx.update(g, tx.init(g), g)[0], out_shardings={"x": params["x"].sharding})
+  temporary = program.lower(params).compile().memory_analysis().temp_size_in_bytes
+  assert temporary < 0.7 * 4 * np.prod(shape), temporary
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_follows_the_parameters(name):
   st = placement("fsdp_tp", 8)

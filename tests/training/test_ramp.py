@@ -31,22 +31,19 @@ def experiment(tmp_path_factory):
 
 
 class Numbers:
-  """The batch of a step is the numbers of its samples."""
+  """The arrays of samples are their numbers, and the steps in whose batches they stand."""
 
-  def __init__(self, size):
-    self.size = size
-
-  def batch(self, step, rows=None):
-    rows = np.arange(self.size) if rows is None else rows
-    assert min(rows) >= 0 and max(rows) < self.size
-    return {"rows": step * self.size + rows}
+  def arrays(self, samples, steps):
+    return {"rows": samples, "steps": steps}
 
 
 @given(some.integers(1, 6), some.integers(0, 4), some.integers(1, 3), some.integers(0, 40))
 def test_every_sample_comes_once_and_in_order(first, doublings, times, stop):
   ramp = Ramp(first, times << doublings, first << doublings)
-  ramped = Ramped(Numbers(ramp.full), ramp)
-  batches = [ramped.batch(step)["rows"] for step in range(stop)]
+  ramped = Ramped(Numbers(), ramp)
+  arrays = [ramped.batch(step) for step in range(stop)]
+  assert all((arrays[step]["steps"] == step).all() for step in range(stop))  # what schedules of the data go by
+  batches = [batch["rows"] for batch in arrays]
   assert [len(batch) for batch in batches] == [ramp.size(step) for step in range(stop)]
   assert np.concatenate([*batches, []]).tolist() == list(range(sum(map(len, batches))))
   for start in range(stop):
@@ -111,4 +108,8 @@ def test_a_growing_batch_trains_and_resumes_within_its_ramp(experiment, tmp_path
   for steps in (6, 10):
     quick_fit(tiny(experiment, **settings | {"train__steps": steps}), tmp_path / "parts")
   assert exact_rows(tmp_path / "parts") == exact_rows(tmp_path / "whole")
+  for run in ("parts", "whole"):
+    counted = [(row["tokens"], row["flop"]) for row in rows(tmp_path / run) if row["split"] == "train"]
+    assert [n for n, _ in counted] == np.cumsum(tokens).tolist()
+    assert counted[-1][1] == pytest.approx(counted[0][1] * sum(tokens) / tokens[0])
   assert_same_state(state(tmp_path / "parts"), state(tmp_path / "whole"))

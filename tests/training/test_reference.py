@@ -1,6 +1,7 @@
 """Reference curves: a run of the same settings says how far it is from the committed one."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,32 @@ def test_a_run_on_other_data_says_so(finished, curves, experiment):
   assert line.endswith("not compared, as the data of this run differ")
 
 
+@pytest.mark.parametrize(
+  "damage", ['{"config": {"see', "[]", "5", "{}", '{"config": []}', '{"config": {"famly": "bert"}}', "no losses"]
+)
+def test_a_damaged_file_is_logged_and_ends_nothing(damage, finished, curves, experiment, caplog):
+  whole = json.loads(curves.read_text())
+  (curves.parent / "a.json").write_text(
+    json.dumps({**whole, "losses": {"two": 1.0}}) if damage == "no losses" else damage
+  )
+  assert len(lines(finished, experiment)) == 1  # the other file is read
+  (message,) = caplog.messages
+  assert "a.json is not a reference curve: " in message and "\n" not in message
+
+
+def test_a_curve_is_written_whole_or_not_at_all(finished, curves, monkeypatch):
+  before = curves.read_text()
+
+  def full(self, text, **options):
+    self.write_bytes(text[:10].encode())
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(Path, "write_text", full)
+  with pytest.raises(UserError, match=r"cannot write --out=.*: No space left"):
+    write_reference(finished, curves)
+  assert curves.read_text() == before
+
+
 def test_only_a_finished_run_from_its_seed_becomes_a_reference(finished, tmp_path, monkeypatch):
   longer = finished.read_config()
   longer["train"]["steps"] = 9
@@ -109,6 +136,11 @@ def test_the_end_of_a_run_says_it(caplog, experiment, tmp_path, monkeypatch):
 
 
 COMMITTED = sorted((ROOT / "configs" / "curves").glob("*.json"))
+
+
+def test_there_are_committed_curves():
+  """Without one, the next test would be skipped, and no run would ever be compared."""
+  assert {"quickstart", "shakespeare_char", "speedrun"} <= {file.stem for file in COMMITTED}
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=[file.stem for file in COMMITTED])

@@ -30,7 +30,7 @@ from tfm_jax.training.loop import fit
 from tfm_jax.training.optimization.optimizer import schedule
 from tfm_jax.training.pretraining import Pretraining
 
-TIMES = {"tokens_per_second", "useful_tokens_per_second", "step_seconds", "data_wait_seconds"}
+TIMES = {"tokens_per_second", "useful_tokens_per_second", "step_seconds", "data_wait_seconds", "tokens", "flop"}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,7 @@ def test_metrics_have_the_declared_keys(finished):
     if row["split"] == "train":
       assert set(row) == {"step", "split", "loss", "objective", "accuracy", "grad_norm", "learning_rate"} | TIMES
       assert row["step_seconds"] > 0 and row["data_wait_seconds"] >= 0
+      assert row["tokens"] == row["step"] * 8 * 16 and row["flop"] > 100 * row["tokens"]
     else:
       assert set(row) == {"step", "split", "loss", "accuracy", "perplexity", "unigram_entropy", "bits_per_byte"}
     assert all(math.isfinite(value) for key, value in row.items() if key != "split")

@@ -76,7 +76,7 @@ def test_every_strategy_trains_like_one_device(variant, strategy):
   ("variant", "name", "strategy"),
   [("t5", "adafactor", "fsdp"), ("t5", "adafactor", "fsdp_tp"), ("gpt", "lion", "fsdp_tp")]
   + [("gpt", "muon", strategy) for strategy in STRATEGIES]
-  + [("t5", "muon", "fsdp_tp")],
+  + [("t5", "muon", "fsdp_tp"), ("experts", "muon", "fsdp_ep")],
 )
 def test_other_optimizers_train_alike_with_sharded_state(variant, name, strategy):
   """Those that see matrices too, whose rows, columns and heads lie on different devices."""

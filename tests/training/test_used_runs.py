@@ -25,8 +25,6 @@ from tfm_jax.training.config import from_dict
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
 
-TIMES = {"tokens_per_second", "useful_tokens_per_second", "step_seconds", "data_wait_seconds"}
-
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):

@@ -63,6 +63,16 @@ def test_distances_from_the_head():
   assert far["decoder/blocks/cross/wq"].ravel().tolist() == [2, 1]
   assert (far["encoder/final_norm/scale"], far["decoder/final_norm/scale"]) == (2, 0)
   assert {float(x) for path, x in far.items() if "embed" in path or "relative" in path} == {5.0}
+  far = distances(make_model("gru_encoder_decoder").shapes())
+  assert far["encoder/blocks/rnn/wx"].ravel().tolist() == [4, 3] and far["decoder/blocks/rnn/wx"].max() == 2
+  assert {float(far[f"decoder/{name}"]) for name in ("cross/wq", "cross/bo", "dense/w")} == {1.0}  # as its last block
+  towers = {"image": 3, "text": 2}
+  of_tower = lambda n: {"blocks": {"mlp": {"bo": np.zeros((n, 8))}}, "embed": {"class": 0}, "final_norm": {"scale": 0}}
+  far = distances({name: of_tower(n) for name, n in towers.items()} | {"text_projection": {"w": np.zeros(())}})
+  for name, n in towers.items():
+    assert far[f"{name}/blocks/mlp/bo"].ravel().tolist() == list(range(n, 0, -1))
+    assert (far[f"{name}/final_norm/scale"], far[f"{name}/embed/class"]) == (0, n + 1)
+  assert far["text_projection/w"] == 0
   far = distances({"lora": {"blocks": {"attn": {"wq": {"a": np.zeros((2, 8, 3))}}}}})
   assert far["lora/blocks/attn/wq/a"].ravel().tolist() == [2, 1]
 

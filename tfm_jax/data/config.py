@@ -38,12 +38,10 @@ class SourceConfig:
   document: str = "block"  # what one document of plain text is: block (between blank lines), line or file
   split: str = "train"  # tfds, arrow: what is trained on; of tfds in its notation: train[:10%], train+validation
   eval_split: str = ""  # tfds, arrow: what is held out; empty: the validation split, or eval_fraction without one
-  # tfds, parquet, arrow: the field of the text (of pairs, of the source); empty: text, or the only one with text.
-  # jsonl: the same as text_key
+  # tfds, parquet, arrow, jsonl: the field of the text (of pairs, of the source); empty: text, or the only one with
+  # text. a.b is the field b inside a; of jsonl, a+b joins two texts
   field: str = ""
   target_field: str = ""  # tfds, parquet, arrow, jsonl: of pairs, the field of the target
-  # jsonl: the key of the text in each object; a.b is the key b of the object under a, and a+b joins two texts
-  text_key: str = "text"
   errors: str = "raise"  # text that is not UTF-8: raise, or replace by U+FFFD
   duplicates: str = "keep"  # documents like an earlier one: keep, or leave out exact ones, or near ones too
   similarity: float = 0.8  # of near duplicates: the smallest share of common runs of five words (Jaccard)
@@ -81,6 +79,18 @@ class DataConfig(SourceConfig):
 
 SOURCE_KEYS = tuple(field.name for field in dataclasses.fields(SourceConfig))
 """The keys that say where text is read from: of the section `data`, and of each section of a mixture."""
+
+_FILES, _FIELDS = ("path", "eval_path"), ("field", "target_field")
+READ = {
+  "embedded": (),
+  "text": (*_FILES, *_FIELDS),
+  "jsonl": (*_FILES, *_FIELDS),
+  "parquet": (*_FILES, *_FIELDS),
+  "arrow": ("path", "split", "eval_split", *_FIELDS),
+  "parallel": (*_FILES, "target_path", "eval_target_path"),
+  "tfds": ("path", "split", "eval_split", *_FIELDS),
+}
+"""Which of the keys that name texts a source reads: setting another one is refused. A source that is missing: all."""
 
 FILTERS = SOURCE_KEYS[SOURCE_KEYS.index("duplicates") :]
 """Those of them that leave documents out."""
@@ -128,6 +138,8 @@ def resolve_data(data: DataConfig) -> DataConfig:
   for name in names:
     if not re.fullmatch(r"[\w.-]+", name):
       raise UserError(f"data.mixture: name={name!r} names metrics: use letters, digits, _, - and .")
+    if name == "first" and data.first_steps:
+      raise UserError("data.mixture: name=first is what data.first_steps calls its held-out rows: choose another name")
     if names.count(name) > 1:
       raise UserError(f"data.mixture has two sources of the name {name}: give each a name of its own")
   named = (dataclasses.replace(source, name=name) for source, name in zip(mixture, names, strict=True))
@@ -142,27 +154,34 @@ def check_task(data: DataConfig, task: str) -> None:
 
 
 def _resolved(source: S, section: str) -> S:
-  """A source with the kind that its paths imply: files named while `source` is still "embedded" are text."""
-  if source.source == "tfds":
-    for key in ("target_path", "eval_path", "eval_target_path"):
-      if value := getattr(source, key):
-        raise UserError(
-          f"{section}.{key}={value} names files, and {section}.source=tfds reads none: see data.eval_split and "
-          f"data.target_field"
-        )
-  if source.source != "embedded" or not (source.path or source.eval_path or source.target_path):
-    return source
-  kind = "parallel" if source.target_path else "text"
-  log.info("%s.path is set and %s.source is not: %s.source=%s is taken", section, section, section, kind)
-  return dataclasses.replace(source, source=kind)
+  """A source with the kind that its paths imply: files named while `source` is still "embedded" are text.
+
+  Raises:
+    UserError: a key that such a source does not read.
+  """
+  if source.source == "embedded" and (source.path or source.eval_path or source.target_path):
+    kind = "parallel" if source.target_path else "text"
+    log.info("%s.path is set and %s.source is not: %s.source=%s is taken", section, section, section, kind)
+    source = dataclasses.replace(source, source=kind)
+  read = READ.get(source.source, SOURCE_KEYS)
+  for key in {key: None for keys in READ.values() for key in keys if key not in read}:
+    value = getattr(source, key)
+    if value != getattr(SourceConfig, key):
+      raise UserError(
+        f"{section}.{key}={value} is not read by {section}.source={source.source} (which reads "
+        f"{', '.join(read) or 'none of your files'}): unset it, or choose another source"
+      )
+  return source
 
 
 def source_name(source: SourceConfig) -> str:
   """The name of a source: its own, or that of its data set, or of its file or folder without endings."""
   if isinstance(source, MixtureSource) and source.name:
     return source.name
-  path = source.path.partition("/")[0].partition(":")[0] if source.source == "tfds" else source.path
-  return re.sub(r"[^\w-]", "_", Path(path).name.partition(".")[0]) or source.source
+  path = Path(source.path.partition("/")[0].partition(":")[0] if source.source == "tfds" else source.path)
+  while re.search(r"[*?[]", path.name):  # of a glob, the folder
+    path = path.parent
+  return re.sub(r"[^\w-]", "_", path.name.partition(".")[0]) or source.source
 
 
 def eval_key(data: SourceConfig) -> str:
@@ -180,8 +199,6 @@ def check_data(data: DataConfig) -> None:
   for source in (data, *data.mixture):
     if source.document not in DOCUMENTS:
       raise UserError(f"data.document={source.document}: expected one of {', '.join(DOCUMENTS)}")
-    if not source.text_key:
-      raise UserError("data.text_key is empty: name the key of the text in each JSON object")
     check_split(source.eval_fraction, source.errors)
     if source.duplicates not in DUPLICATES:
       raise UserError(f"data.duplicates={source.duplicates}: expected one of {', '.join(DUPLICATES)}")

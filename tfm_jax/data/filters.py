@@ -25,6 +25,7 @@ from tfm_jax.data import minhash
 from tfm_jax.data.config import FILTERS, SourceConfig
 from tfm_jax.data.encode import CHUNK
 from tfm_jax.data.journal import Journal, resumable_directory
+from tfm_jax.errors import UserError
 from tfm_jax.text.corpora.corpus import Corpus, Counts, Document
 from tfm_jax.text.workers import map_in_workers
 
@@ -42,7 +43,7 @@ REASONS = (
 )
 _EXACT, _NEAR = REASONS.index("duplicates"), REASONS.index("near_duplicates")
 _PARTS = ("evaluation", "train")  # in this order, so that text like the held-out one is not trained on
-_FORMAT = 1  # part of the fingerprint: raise it when the reasons change
+_FORMAT = 2  # part of the fingerprint: raise it when the reasons change
 _SAVED = 64  # chunks between entries of the journal
 
 _Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -57,6 +58,9 @@ def filtered(corpus: Corpus, config: SourceConfig, workers: int | None = None) -
     corpus: the documents.
     config: the rules.
     workers: processes that read the texts; None: one per core.
+
+  Raises:
+    UserError: while reading, if no document is left to train on.
   """
   settings = {key: getattr(config, key) for key in FILTERS}
   if settings == {key: getattr(SourceConfig, key) for key in FILTERS}:
@@ -65,25 +69,34 @@ def filtered(corpus: Corpus, config: SourceConfig, workers: int | None = None) -
 
   def read(part: str, counts: Counts) -> Iterator[Document]:
     directory = cache_dir() / "decisions" / digest
-    if not directory.exists():
+    reasons = _decided(directory, part)
+    if reasons is None:
       _decide(directory, corpus, config, workers)
-    reasons = np.fromfile(directory / f"{part}.left_out", np.uint8)
+      reasons = np.load(directory / f"{part}.left_out")
     for reason, count in enumerate(np.bincount(reasons, minlength=len(REASONS)).tolist()):
       if reason:
-        counts[REASONS[reason]] = count
+        counts[f"filter_{REASONS[reason]}"] = count  # the embedded corpus counts its own duplicates
+    if part == "train" and len(reasons) and reasons.all():
+      most = int(np.bincount(reasons).argmax())
+      key, label = rules[REASONS[most]]
+      raise UserError(
+        f"{config.path or config.source}: no document is left to train on; of {len(reasons):,}, "
+        f"{np.count_nonzero(reasons == most):,} are left out as {label}: change data.{key}"
+      )
     for number, document in enumerate(corpus.read(part, counts)):
       if not reasons[number]:
         yield document
 
-  labels = {
-    "too_short": f"shorter than {config.min_characters:,} characters, left out",
-    "too_long": f"longer than {config.max_characters:,} characters, left out",
-    "few_letters": f"less than {config.min_letters:.0%} letters, left out",
-    "repeated_lines": f"more than {config.max_repeated_lines:.0%} repeated lines, left out",
-    "unwanted": "with a match of data.unwanted, left out",
-    "duplicates": "exact duplicates, left out",
-    "near_duplicates": f"near duplicates (similarity {config.similarity:g}), left out",
+  rules = {  # reason -> (key of `data`, label)
+    "too_short": ("min_characters", f"shorter than {config.min_characters:,} characters"),
+    "too_long": ("max_characters", f"longer than {config.max_characters:,} characters"),
+    "few_letters": ("min_letters", f"less than {config.min_letters:.0%} letters"),
+    "repeated_lines": ("max_repeated_lines", f"more than {config.max_repeated_lines:.0%} repeated lines"),
+    "unwanted": ("unwanted", "with a match of data.unwanted"),
+    "duplicates": ("duplicates", "exact duplicates"),
+    "near_duplicates": ("similarity", f"near duplicates (similarity {config.similarity:g})"),
   }
+  labels = {f"filter_{name}": f"{label}, left out" for name, (_, label) in rules.items()}
   return dataclasses.replace(
     corpus, read=read, fingerprint=digest, former_fingerprint="", left_out={**corpus.left_out, **labels}
   )
@@ -118,12 +131,26 @@ def _examined(chunk: list[Document], config: SourceConfig) -> _Chunk:
   return reasons, digests, minhash.signatures(texts) if near else np.zeros((0, minhash.FUNCTIONS), np.uint32)
 
 
+def _decided(directory: Path, part: str) -> np.ndarray | None:
+  """The stored reasons of a part; None if there are none, or a file is lost or damaged: all are then removed."""
+  try:
+    with (directory / f"{part}.left_out").open("rb") as file:
+      reasons: np.ndarray = np.load(file)
+      return reasons
+  except (FileNotFoundError, EOFError, ValueError) as error:
+    if directory.exists():
+      log.warning("looking again for what to leave out: %s is damaged (%s)", directory, error)
+      shutil.rmtree(directory)
+    return None
+
+
 def _decide(final: Path, corpus: Corpus, config: SourceConfig, workers: int | None) -> None:
   """Writes the reasons of all documents of both parts. Raises UserError for text that cannot be read."""
   log.info("looking for duplicates and unwanted text")
   with resumable_directory(final) as directory:
-    for part in _PARTS:
-      _examine(directory, part, corpus, config, workers)
+    journals = [Journal(directory, part, [_FORMAT, CHUNK]) for part in _PARTS]
+    for part, journal in zip(_PARTS, journals, strict=True):
+      _examine(directory, part, journal, corpus, config, workers)
     reasons = [np.fromfile(directory / f"{part}.reasons", np.uint8) for part in _PARTS]
     every, sizes = np.concatenate(reasons), [len(each) for each in reasons]
     if config.duplicates != "keep":
@@ -133,15 +160,19 @@ def _decide(final: Path, corpus: Corpus, config: SourceConfig, workers: int | No
       every[minhash.near_duplicates(signed, every == 0, config.similarity)] = _NEAR
       del signed
     for part, found in zip(_PARTS, np.split(every, sizes[:1]), strict=True):
-      found.tofile(directory / f"{part}.left_out")
-    for ending in ("reasons", "digests", "signatures", "journal.json"):
+      with (directory / f"{part}.left_out").open("wb") as file:
+        np.save(file, found)
+    for journal in journals:  # first: what they describe is removed next
+      journal.remove()
+    for ending in ("reasons", "digests", "signatures"):
       for part in _PARTS:
         (directory / f"{part}.{ending}").unlink()
 
 
-def _examine(directory: Path, part: str, corpus: Corpus, config: SourceConfig, workers: int | None) -> None:
+def _examine(
+  directory: Path, part: str, journal: Journal, corpus: Corpus, config: SourceConfig, workers: int | None
+) -> None:
   """Writes what `_examined` finds about every document of a part, from where the journal says."""
-  journal = Journal(directory, part, [_FORMAT, CHUNK])
   if journal.done:
     return
   with contextlib.ExitStack() as files:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tfm_jax.cache import atomic_directory
-from tfm_jax.errors import UserError
+from tfm_jax.errors import UserError, disk_is_full
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ _STALE = 14 * 24 * 3600.0  # seconds after which an abandoned preparation is rem
 def resumable_directory(final: Path) -> Iterator[Path]:
   """As `atomic_directory`, but what a killed or interrupted process leaves is handed to the next one, which goes on.
 
-  An error of the data or the disk removes the directory. If another process is at work on `final`, this one works in a
-  temporary directory of its own.
+  An error of the data removes the directory, and one of the disk leaves it. If another process is at work on `final`,
+  this one works in a temporary directory of its own.
 
   Raises:
     UserError: the folder cannot be written to, or its disk is full.
@@ -41,8 +41,15 @@ def resumable_directory(final: Path) -> Iterator[Path]:
       with atomic_directory(final) as temporary:
         try:
           yield partial
-        except (UserError, OSError):
+        except UserError:
           shutil.rmtree(partial, ignore_errors=True)
+          raise
+        except OSError as error:
+          if disk_is_full(error):
+            raise UserError(
+              f"cannot write {partial}: {error.strerror}; free some space, and the same command goes on from what is "
+              f"there; or choose another disk (TFM_CACHE_DIR)"
+            ) from error
           raise
         (partial / _LOCK).unlink()
         temporary.rmdir()
@@ -75,9 +82,10 @@ def _locked(partial: Path) -> int | None:
 def _sweep(partial: Path) -> None:
   """Removes the preparations beside this one that nobody has gone on with for long."""
   for other in partial.parent.glob(".*.partial"):
-    if other != partial and time.time() - other.stat().st_mtime > _STALE:
-      log.info("removing %s, which was left unfinished long ago", other)
-      shutil.rmtree(other, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another process may have finished it in the meantime
+      if other != partial and time.time() - other.stat().st_mtime > _STALE:
+        log.info("removing %s, which was left unfinished long ago", other)
+        shutil.rmtree(other, ignore_errors=True)
 
 
 class Journal:

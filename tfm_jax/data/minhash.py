@@ -1,5 +1,9 @@
 """Near duplicates by MinHash (Broder 1997): texts that share most of their runs of five words."""
 
+import functools
+import itertools
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -34,14 +38,27 @@ def _letters() -> np.ndarray:
 _LETTERS = _letters()
 
 
+@functools.cache
+def _separators() -> re.Pattern[str]:
+  """Runs of characters beyond ASCII that separate words: neither letters and digits nor marks, such as vowel signs."""
+  marks = [code for code in range(0x300, 0x20000) if unicodedata.category(chr(code)).startswith("M")]
+  runs = [[code for _, code in run] for _, run in itertools.groupby(enumerate(marks), lambda pair: pair[1] - pair[0])]
+  return re.compile(rf"[^\x00-\x7f\w{''.join(f'{chr(run[0])}-{chr(run[-1])}' for run in runs)}]+")
+
+
+def _plain(text: str) -> str:
+  """The text without what is folded or separates words beyond ASCII, which `_LETTERS` does for ASCII."""
+  return text if text.isascii() else _separators().sub(" ", text.lower())
+
+
 def signatures(texts: Sequence[str]) -> np.ndarray:
   """The smallest values of 128 hash functions over the shingles of each text, uint32 [texts, 128].
 
   The share of functions in which two texts agree estimates the Jaccard similarity of their sets of shingles. A shingle
-  is five words (a shorter text is one shingle); words are separated by ASCII other than letters and digits, and each
-  character of Chinese, Japanese and Korean is a word. Case does not count. `NONE`: a text without words.
+  is five words (a shorter text is one shingle); words are separated by spaces, punctuation and symbols of all scripts,
+  and each character of Chinese, Japanese and Korean is a word. Case does not count. `NONE`: a text without words.
   """
-  raw = [text[:_LONGEST].encode() + b" " for text in texts]
+  raw = [_plain(text[:_LONGEST]).encode() + b" " for text in texts]
   data = np.frombuffer(b"".join(raw), np.uint8)
   ends = np.cumsum([len(one) for one in raw])
   letters = _LETTERS[data]
@@ -89,14 +106,16 @@ def near_duplicates(signed: np.ndarray, candidates: np.ndarray, similarity: floa
     similarity: the smallest estimated Jaccard similarity of duplicates.
   """
   result = np.zeros(len(signed), bool)
+  candidates = candidates & (signed[:, 0] != NONE)
   for begin in range(0, FUNCTIONS, _ROWS):
     keys = _band_keys(signed, begin)
-    for members in _parts(keys, candidates & (signed[:, 0] != NONE)):
+    for members in _parts(keys, candidates):
       order = members[np.argsort(keys[members], kind="stable")]
       for earlier, later in _pairs(order, keys[order]):
         fresh = ~result[later]
-        for start in range(0, int(fresh.sum()), _PAIRS):
-          a, b = earlier[fresh][start : start + _PAIRS], later[fresh][start : start + _PAIRS]
+        earlier, later = earlier[fresh], later[fresh]
+        for start in range(0, len(later), _PAIRS):
+          a, b = earlier[start : start + _PAIRS], later[start : start + _PAIRS]
           result[b[(signed[a] == signed[b]).mean(axis=1) >= similarity]] = True
   return result
 

@@ -4,11 +4,12 @@ import re
 
 import numpy as np
 
-from tfm_jax.objectives.words import ENDS_SENTENCE, INSIDE, JOINS, OPEN, UNSPACED
+from tfm_jax.objectives.words import CLOSES, ENDS_SENTENCE, INSIDE, JOINS, OPEN, UNSPACED
 from tfm_jax.text.tokenizers.tokenizer import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _ENDS = tuple(".!?。！？")
+_CLOSING = "\"'”’)]»」』）"
 _SCRIPTS = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 
 
@@ -46,8 +47,10 @@ def _of_text(text: str, always: int = 0) -> int:
     kind |= OPEN
   if len(text.strip()) == 1 and _unspaced(text.strip()):
     kind |= UNSPACED
-  if end.endswith(_ENDS) or "\n" in text:
+  if end.rstrip(_CLOSING).endswith(_ENDS) or "\n" in text:
     kind |= ENDS_SENTENCE
+  if end and not end.strip(_CLOSING):
+    kind |= CLOSES
   return kind
 
 

@@ -53,19 +53,17 @@ _EVAL_SEED = 0  # held-out masks are the same in every run
 _SLOW = 5  # seconds: counting that takes longer is remembered
 _COMPLETE = Vocabulary(1 << 16, sentinel_ids=tuple(range(1 << 15, 1 << 16)))  # has every special token
 
+
+def _lines(c: SourceConfig, json_lines: bool = False) -> Corpus:
+  return text_corpus(
+    c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.field, c.target_field, json_lines=json_lines
+  )
+
+
 SOURCES: dict[str, Callable[[SourceConfig], Corpus]] = {
   "embedded": lambda c: embedded_corpus(),
-  "text": lambda c: text_corpus(c.path, c.eval_path, c.eval_fraction, c.document, c.errors, c.field or c.text_key),
-  "jsonl": lambda c: text_corpus(
-    c.path,
-    c.eval_path,
-    c.eval_fraction,
-    c.document,
-    c.errors,
-    c.field or c.text_key,
-    json_lines=True,
-    target_key=c.target_field,
-  ),
+  "text": _lines,
+  "jsonl": lambda c: _lines(c, json_lines=True),
   "parquet": lambda c: parquet_corpus(c.path, c.eval_path, c.eval_fraction, c.field, c.target_field, c.errors),
   "arrow": lambda c: arrow_corpus(c.path, c.split, c.eval_split, c.eval_fraction, c.field, c.target_field, c.errors),
   "parallel": lambda c: parallel_corpus(

@@ -37,9 +37,7 @@ def resolve_model(family: str, changes: Mapping[str, Any] | None = None) -> Mode
   """The family's preset with some fields ("num_layers", "head.name") changed, checked. Raises UserError."""
   entry = find_family(family)
   config = resolve(replaced(entry.preset, changes or {}))
-  check_head(family, config)
-  if entry.cell and not entry.causal and config.embed_dim % 2:
-    raise UserError(f"model.embed_dim={config.embed_dim} must be even: half of it reads in each direction")
+  check_family(family, config)
   return config
 
 
@@ -48,13 +46,27 @@ def heads_of(family: str) -> tuple[str, ...]:
   return find_family(family).heads or tuple(name for name, head in HEADS.items() if not head.two_towers)
 
 
-def check_head(family: str, config: ModelConfig) -> None:
-  """Raises UserError for a prediction head that does not exist or that the family does not support."""
-  name, heads = config.head.name, heads_of(family)
+def check_family(family: str, config: ModelConfig) -> None:
+  """Raises UserError for a prediction head that does not exist, or for anything that the family does not support."""
+  entry, (name, heads) = find_family(family), (config.head.name, heads_of(family))
   if name not in HEADS:
     raise UserError(f"head.name={name!r} is not one of {', '.join(HEADS)}")
   if name not in heads:
     raise UserError(f"head.name={name} is not for family={family}: choose {' or '.join(heads)}")
+  if reads_images(family):
+    if not config.image.patch:
+      raise UserError(f"image.patch=0: family={family} reads images: set the side of their patches")
+    if config.positions != "learned":
+      raise UserError(f"model.positions={config.positions}: those of patches are learned: set learned")
+  if entry.cell and config.experts.count:
+    raise UserError(f"experts.count={config.experts.count}: the layers of family={family} are recurrent: set it to 0")
+  if entry.cell and not entry.causal and config.embed_dim % 2:
+    raise UserError(f"model.embed_dim={config.embed_dim} must be even: half of it reads in each direction")
+
+
+def reads_images(family: str) -> bool:
+  """Whether the models of a family read images."""
+  return "images" in find_family(family).module.inputs(ModelConfig(), 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ In this order: sentences change places, the row is rotated, single tokens are de
 (text infilling). A row is one segment: documents in it are concatenated.
 """
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -18,9 +19,9 @@ from tfm_jax.objectives.objective import (
   rate,
 )
 from tfm_jax.objectives.plan import Rows
-from tfm_jax.objectives.words import ENDS_SENTENCE, pieces_of
+from tfm_jax.objectives.words import ENDS_SENTENCE, pieces_of, sentence_ends
 
-_SENTENCES, _ORDER, _ROTATED, _FIRST, _DELETED, _LENGTHS, _PLACES = range(7)  # sites of `Draws`
+_SENTENCES, _ORDER, _ROTATED, _FIRST, _DELETED, _LENGTHS, _PLACES, _SHUFFLED = range(8)  # sites of `Draws`
 _ROUNDS = 16  # longest span is this many times the mean
 
 
@@ -44,9 +45,9 @@ class Denoising(Objective):
       raise UserError(
         f"data.target_len={self.target_len} is below data.seq_len={self.seq_len}: bart writes the whole row again"
       )
-    self._ends = pieces_of(self.vocabulary) & ENDS_SENTENCE > 0
+    self._kinds = pieces_of(self.vocabulary).copy()
     if self.vocabulary.eos_id >= 0:
-      self._ends[self.vocabulary.eos_id] = True
+      self._kinds[self.vocabulary.eos_id] |= ENDS_SENTENCE
     # The probability of each length of a span, 0, 1, 2, ...: Poisson.
     lengths = np.arange(1, int(_ROUNDS * max(config.mean_span, 1.0)))
     weights = np.cumsum(np.concatenate([[0.0], np.log(config.mean_span) - np.log(lengths)]))
@@ -80,7 +81,7 @@ class Denoising(Objective):
     if not self.config.permute_rate:
       return tokens
     width = tokens.shape[1]
-    ends = self._ends[tokens] & (np.arange(width) < (lengths - 1)[:, None])
+    ends = sentence_ends(self._kinds[tokens]) & (np.arange(width) < (lengths - 1)[:, None])
     sentence = np.zeros(tokens.shape, np.int64)
     sentence[:, 1:] = np.cumsum(ends[:, :-1], axis=1)
     count = ends.sum(axis=1) + 1
@@ -119,13 +120,14 @@ class Denoising(Objective):
   def infilled(self, draws: Draws, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spans become one mask each; a span of no token is a mask between two tokens. Returns tokens and lengths.
 
-    round(noise_density * n) of n tokens are removed, in spans of Poisson lengths of which the last is cut to fit. Every
-    order of kept tokens and masks is equally likely. Rows never become longer: spans of no token beyond that are left
+    round(noise_density * n) of n tokens are removed, in spans of Poisson lengths of which one is cut to fit. Every
+    order of kept tokens and spans is equally likely. Rows never become longer: spans of no token beyond that are left
     out.
     """
     rows, width = tokens.shape
     count = np.round(self.config.noise_density * lengths).astype(np.int64)
-    slots = max(1, int(np.max(count, initial=0)) * 2)
+    # From settings alone, as a row must not depend on the others; spans of the mean length need half of the slots.
+    slots = max(8, math.ceil(2 * self.config.noise_density * width / min(max(self.config.mean_span, 0.1), 1.0)))
     drawn = np.searchsorted(self._cumulative, draws.uniform(_LENGTHS, slots), side="right")
     before = np.cumsum(drawn, axis=1) - drawn
     sizes = np.where(before < count[:, None], np.minimum(drawn, count[:, None] - before), -1)  # -1: not used
@@ -138,8 +140,9 @@ class Denoising(Objective):
     places, used = draws.choose(_PLACES, column < result[:, None], masks, min(slots, width))
     is_mask = np.zeros((rows, width), bool)
     is_mask[np.nonzero(used)[0], places[used]] = True
-    # The sizes of used spans, in their order, at the masks.
-    in_order = np.take_along_axis(sizes, np.argsort(sizes < 0, axis=1, kind="stable"), axis=1)
+    # The sizes of used spans at the masks, in random order: the one that was cut to fit is any of them.
+    keys = np.where(sizes < 0, 1.0, draws.uniform(_SHUFFLED, slots))
+    in_order = np.take_along_axis(sizes, np.argsort(keys, axis=1, kind="stable"), axis=1)
     skipped = np.zeros((rows, width), np.int64)
     skipped[is_mask] = in_order[np.arange(slots) < masks[:, None]]
     # Each mask stands for its span, so what follows is read `size - 1` tokens further.

@@ -47,6 +47,11 @@ class Masking:
         f"objective.final_mask_rate={config.final_mask_rate:g} needs the number of steps after which it is reached: "
         f"set objective.mask_rate_steps, such as train.steps"
       )
+    if config.mask_rate_steps and not config.final_mask_rate:
+      raise UserError(
+        f"objective.mask_rate_steps={config.mask_rate_steps} needs the rate that is reached by then: "
+        f"set objective.final_mask_rate"
+      )
     if config.ngram < 1:
       raise UserError(f"objective.ngram={config.ngram} is below 1: it is the most words that are masked in a row")
     self._config, self._vocabulary, self._length = config, vocabulary, length

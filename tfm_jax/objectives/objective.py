@@ -56,8 +56,9 @@ class ObjectiveConfig:
   mask_rate_steps: int = 0  # steps over which mask_rate goes to final_mask_rate, evenly; 0: it stays
   random_rate: float = 0.1  # mlm, nsp, sop: of those, the share that is replaced by a random token
   keep_rate: float = 0.1  # mlm, nsp, sop: of those, the share that stays as it is; the rest becomes the mask token
-  whole_word: bool = False  # all tokens of a word are masked or none; Chinese in pieces of one to four characters
-  ngram: int = 1  # most neighbouring tokens (words, with whole_word) that are masked together
+  # mlm, nsp, sop, electra: all tokens of a word are masked or none; Chinese in pieces of one to four characters
+  whole_word: bool = False
+  ngram: int = 1  # mlm, nsp, sop, electra: most neighbouring tokens (words, with whole_word) that are masked together
   noise_density: float = 0.15  # span_corruption, bart: the share of tokens that is removed
   mean_span: float = 3.0  # span_corruption, bart: mean length of a removed span, in tokens
   permute_rate: float = 1.0  # bart: the share of a row's sentences that change places

@@ -89,7 +89,7 @@ class PackedPlan:
   def read(self, rows: np.ndarray, draws: Draws) -> tuple[Rows, ...]:
     starts = rows * self._stride
     lengths = np.clip(len(self._side.tokens) - starts, 0, self._width) * (rows < self.num_rows)
-    return (_read_stream(self._side, starts, lengths, self._width, self._pad),)
+    return (read_stream(self._side, starts, lengths, self._width, self._pad),)
 
 
 class DocumentPlan:
@@ -105,11 +105,19 @@ class DocumentPlan:
     self.num_rows = int(self._first_row[-1])
 
   def read(self, rows: np.ndarray, draws: Draws) -> tuple[Rows, ...]:
+    _, starts, rest = self.places(rows)
+    return (read_stream(self._side, starts, np.minimum(rest, self._width), self._width, self._pad),)
+
+  def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the document of each row and the row begin in the stream, and how many tokens the document has from there.
+
+    These are 0 for blank rows.
+    """
     real = np.minimum(rows, self.num_rows - 1)
     document = np.searchsorted(self._first_row, real, side="right") - 1
-    starts = self._side.offsets[document] + (real - self._first_row[document]) * self._stride
-    lengths = np.minimum(self._side.offsets[document + 1] - starts, self._width) * (rows < self.num_rows)
-    return (_read_stream(self._side, starts, lengths, self._width, self._pad),)
+    begin, end = self._side.offsets[document], self._side.offsets[document + 1]
+    starts = begin + (real - self._first_row[document]) * self._stride
+    return begin, starts, (end - starts) * (rows < self.num_rows)
 
 
 class WholePlan:
@@ -154,24 +162,24 @@ class WholePlan:
       starts, lengths = offsets[begin], offsets[end] - offsets[begin]
       segment_ids, positions = _segments(offsets, starts, lengths, width)
       document = np.maximum(begin[:, None] + segment_ids - 1, 0)
-      tokens = _take(side, side.offsets[document] + positions)
+      tokens = take(side, side.offsets[document] + positions)
       tokens[segment_ids == 0] = self._pad
       out.append(Rows(tokens, segment_ids, positions, begin))
     return tuple(out)
 
 
-def _read_stream(side: Side, starts: np.ndarray, lengths: np.ndarray, width: int, pad: int) -> Rows:
+def read_stream(side: Side, starts: np.ndarray, lengths: np.ndarray, width: int, pad: int) -> Rows:
   """Rows of consecutive tokens, padded to `width`."""
   segment_ids, positions = _segments(side.offsets, starts, lengths, width)
   if lengths.min() == width:
     tokens = np.lib.stride_tricks.sliding_window_view(side.tokens, width)[starts].astype(np.int32)
   else:
-    tokens = _take(side, starts[:, None] + np.arange(width))
+    tokens = take(side, starts[:, None] + np.arange(width))
     tokens[segment_ids == 0] = pad
   return Rows(tokens, segment_ids, positions, np.searchsorted(side.offsets, starts, side="right") - 1)
 
 
-def _take(side: Side, index: np.ndarray) -> np.ndarray:
+def take(side: Side, index: np.ndarray) -> np.ndarray:
   """The tokens at these indices, int32; arbitrary where an index is out of range."""
   return side.tokens.take(index, mode="clip").astype(np.int32) if len(side.tokens) else np.zeros(index.shape, np.int32)
 

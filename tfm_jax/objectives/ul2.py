@@ -14,7 +14,7 @@ from tfm_jax.objectives.objective import Fields, Objective, encoder_decoder_arra
 from tfm_jax.objectives.plan import Rows
 from tfm_jax.objectives.span_corruption import corrupt, noise_counts, noise_mask
 
-_DENOISER, _END = 10, 11  # sites of `Draws`; those of span corruption are below
+_DENOISER, _END, _SHIFT = range(10, 13)  # sites of `Draws`; those of span corruption are below
 
 R, S, X = range(3)  # modes: regular, sequential, extreme
 
@@ -43,7 +43,7 @@ class MixtureOfDenoisers(Objective):
   """Takes as many tokens per row as fit under every denoiser.
 
   Attributes:
-    spans: most removed spans of a row.
+    runs: most runs of removed tokens of a row, or of kept ones: each becomes a sentinel.
   """
 
   def setup(self) -> None:
@@ -52,16 +52,16 @@ class MixtureOfDenoisers(Objective):
     fits = np.ones(len(lengths), bool)
     targets = np.zeros(len(lengths), np.int64)
     for denoiser in DENOISERS:
-      noise, spans = _most(denoiser, lengths)
+      noise, spans, kept_runs = _most(denoiser, lengths)
       # The encoder also reads a mode token and eos. The end of a row may be as short as one token.
       kept = lengths - (1 if denoiser.mode == S else noise)
-      fits &= (kept + spans + 2 <= seq_len) & ((target_len == 0) | (noise + spans + 1 <= target_len))
-      targets = np.maximum(targets, noise + spans + 1)
+      fits &= (kept + spans + 2 <= seq_len) & ((target_len == 0) | (noise + kept_runs + 1 <= target_len))
+      targets = np.maximum(targets, noise + kept_runs + 1)
     if not fits.any():
       raise UserError(f"data.seq_len={seq_len} with data.target_len={target_len} is too short for ul2")
     longest = int(np.flatnonzero(fits)[-1])
     self.row_tokens, self.target_len = int(lengths[longest]), target_len or int(targets[longest])
-    self.spans = max(int(_most(denoiser, lengths[longest : longest + 1])[1][0]) for denoiser in DENOISERS)
+    self.runs = max(int(np.max(_most(denoiser, lengths[longest : longest + 1])[1:])) for denoiser in DENOISERS)
 
   @property
   def fields(self) -> Fields:
@@ -69,10 +69,10 @@ class MixtureOfDenoisers(Objective):
 
   def check(self) -> None:
     self.vocabulary.require("eos", "ul2")
-    needed = self.spans + 3
+    needed = self.runs + 3
     if len(self.vocabulary.sentinel_ids) < needed:
       raise UserError(
-        f"a row of {self.row_tokens} tokens has up to {self.spans} noise spans and objective.name=ul2 has 3 mode "
+        f"a row of {self.row_tokens} tokens has up to {self.runs} spans and objective.name=ul2 has 3 mode "
         f"tokens, but the tokenizer has {len(self.vocabulary.sentinel_ids)} sentinels: set "
         f"tokenizer.sentinels={max(100, needed)}"
       )
@@ -88,16 +88,18 @@ class MixtureOfDenoisers(Objective):
     modes = np.array(self.vocabulary.sentinel_ids[-3:], np.int32)
     first = modes[np.array([denoiser.mode for denoiser in DENOISERS])[chosen]]
     pad = self.vocabulary.pad_id
-    encoder = corrupt(self.vocabulary, self.spans, source.tokens, valid, removed, self.seq_len, first)
-    decoder = corrupt(self.vocabulary, self.spans, source.tokens, valid, ~removed, self.target_len)
+    encoder = corrupt(self.vocabulary, self.runs, source.tokens, valid, removed, self.seq_len, first)
+    decoder = corrupt(self.vocabulary, self.runs, source.tokens, valid, ~removed, self.target_len)
     return encoder_decoder_arrays(encoder, decoder, pad, pad)
 
 
-def _most(denoiser: Denoiser, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(most removed tokens, most removed spans) of rows of these lengths."""
+def _most(denoiser: Denoiser, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(most removed tokens, most runs of removed tokens, most runs of kept ones) of rows of these lengths."""
+  one = np.ones_like(lengths)
   if denoiser.mode == S:
-    return np.maximum(lengths // 2, 1), np.ones_like(lengths)
-  return noise_counts(lengths, denoiser.density, denoiser.mean_span)
+    return np.maximum(lengths // 2, 1), one, one
+  noise, spans = noise_counts(lengths, denoiser.density, denoiser.mean_span)
+  return noise, spans, spans + 1
 
 
 def _removed(denoiser: Denoiser, draws: Draws, lengths: np.ndarray, width: int) -> np.ndarray:
@@ -107,4 +109,10 @@ def _removed(denoiser: Denoiser, draws: Draws, lengths: np.ndarray, width: int) 
     begin = np.where(lengths > 1, lengths - count, lengths)
     column = np.arange(width)
     return (column >= begin[:, None]) & (column < lengths[:, None])
-  return noise_mask(draws, lengths, *noise_counts(lengths, denoiser.density, denoiser.mean_span), width)
+  mask = noise_mask(draws, lengths, *noise_counts(lengths, denoiser.density, denoiser.mean_span), width)
+  # T5's rule removes the end of each row; a single span would always be it, as in S. So a part of the kept tokens
+  # before the first span moves behind the last one, but never all of them.
+  shift = np.floor(draws.uniform(_SHIFT, 1)[:, 0] * mask.argmax(axis=1)).astype(np.int64)
+  column = np.arange(width) + np.zeros_like(lengths)[:, None]
+  index = (column + shift[:, None]) % np.maximum(lengths, 1)[:, None]
+  return np.take_along_axis(mask, np.where(column < lengths[:, None], index, column), axis=1)

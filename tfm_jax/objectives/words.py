@@ -10,7 +10,8 @@ JOINS = 1  # begins with a letter or digit and no space: continues the word befo
 OPEN = 2  # ends with a letter or digit
 INSIDE = 4  # continues whatever precedes it, as "##ing" and all bytes of a character but its first
 UNSPACED = 8  # one character of a script without spaces between words (Han, kana)
-ENDS_SENTENCE = 16  # ends with a full stop, or is a line end
+ENDS_SENTENCE = 16  # ends with a full stop, perhaps in quotation marks or brackets, or is a line end
+CLOSES = 32  # closes a quotation or a bracket, and is nothing else
 
 # Shares of words of 1, 2, 3 and 4 characters into which a run of unspaced characters is cut. Most Chinese words have
 # one or two; there is no segmenter here that knows where they end.
@@ -22,6 +23,19 @@ def pieces_of(vocabulary: Vocabulary) -> np.ndarray:
   if not vocabulary.pieces:
     return np.zeros(vocabulary.size, np.uint8)
   return np.frombuffer(vocabulary.pieces, np.uint8)
+
+
+def sentence_ends(pieces: np.ndarray) -> np.ndarray:
+  """Which tokens are the last of a sentence, bool [R, L], from their bits, uint8 [R, L].
+
+  A mark that closes a quotation belongs to the sentence that ends before it. A second one opens the next quotation:
+  WordPiece does not tell both sides apart.
+  """
+  ends, closes = pieces & ENDS_SENTENCE > 0, pieces & CLOSES > 0
+  last = ends.copy()
+  last[:, :-1] &= ~closes[:, 1:]
+  last[:, 1:] |= ends[:, :-1] & closes[:, 1:]
+  return last
 
 
 def word_starts(

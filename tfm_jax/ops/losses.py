@@ -56,7 +56,7 @@ class LossTerms(NamedTuple):
   """The loss of a batch (or of a part of it) as named sums, each with its own weight.
 
   Sums and weights are added over microbatches, devices and batches, and divided at the end. So every mean is over the
-  global batch, however it was split. Weights depend on the batch only, never on parameters.
+  global batch, however it was split. Weights of `objective` and `loss` depend on the batch only, never on parameters.
 
   Attributes:
     objective: the terms whose means training minimises, with label smoothing, z-loss and factors. Only these have a

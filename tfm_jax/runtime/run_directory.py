@@ -282,7 +282,7 @@ class RunDirectory:
     for number, line in enumerate(lines[:-1], 1):  # the rest after the last line end is incomplete, or empty
       try:
         record = json.loads(line)
-        records.append({"step": int(record["step"]), **record})
+        records.append({"step": int(record["step"]), "split": str(record["split"]), **record})
       except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{self._metrics}, line {number} is not a record of metrics; remove that line") from error
     return records

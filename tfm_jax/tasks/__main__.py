@@ -6,7 +6,7 @@ errors.html. A file without labels is predicted, and not scored.
 --workdir=DIR                the run: trained on the task, or imported with its head
 --data=FILE                  examples in the form of the training file (its ending tells: .tsv, .csv, .jsonl, .conll,
                              .json, also .gz), or pictures for a task on these; of a run on data.source=tfds also a
-                             split; default: the run's data.eval_path or data.eval_split
+                             split; default: the run's data.eval_path or data.eval_split, or held-out pictures
 --targets=FILE               tasks that generate: line n is the reference of line n of --data; without it, --data is a
                              table or JSON lines with both (or has no references)
 --out=DIR                    the folder for the results; default: evaluation in the run's directory

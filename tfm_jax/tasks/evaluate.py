@@ -66,7 +66,7 @@ def evaluate(
   Args:
     run: a trained model with the head of the task, see `load_run`.
     data: the file, or a split of the data set in TFDS that the run was trained on; empty: what the run held out, by
-      its `data.eval_path` or `data.eval_split`.
+      its `data.eval_path` or `data.eval_split`, of pictures also by its `data.eval_fraction`.
     task: name of the task; empty: the run's own. Imported models have none.
     batch_size: rows per batch; 0: as in training.
     targets: of a task that generates, the file with the other side of `data` line by line; empty: `data` is a table, or
@@ -135,21 +135,29 @@ def evaluate(
 
 def _of_images(run: Run, kind: type[ImageTask], name: str, data: str, batch_size: int) -> Evaluation:
   """`evaluate` of a task on pictures."""
-  path = data or run.config.data.eval_path
+  source = run.config.data
+  path, key = (data, "--data") if data else (source.eval_path, "data.eval_path")
+  held_out = not path  # by a share of data.path
+  if held_out:
+    path, key = source.path, "data.path"
   if not path:
-    raise UserError("no pictures to evaluate: say --data=PATH (the run has no data.eval_path)")
+    raise UserError("no pictures to evaluate: say --data=PATH (the run has no data.eval_path, and no data.path)")
   size = batch_size or run.config.train.batch_size
   train, own = (
     dataclasses.replace(run.config.train, batch_size=size),
     dataclasses.replace(run.config.task, name=name),
   )
   config = dataclasses.replace(run.config, train=train, task=own)
+  kind.check_family(config)
   _check_head(kind, config)
-  images = kind.opened(config, path, "--data" if data else "data.eval_path")
-  task, index = kind.of_run(config, run.tokenizer), np.arange(len(images))
+  images = kind.opened(config, path, key)
+  index = images.split(source.eval_fraction)[1] if held_out else np.arange(len(images))
+  if not len(index):
+    raise UserError(f"no pictures to evaluate: say --data=PATH (the run held out none of data.path={path})")
+  task = kind.of_run(config, run.tokenizer)
   predictions = task.predict(run.model, run.params, images, index)
   scores = task.scores(predictions)
-  facts = {"run": "Errors", "task": name, "data": path, "step": f"{run.step:,}"}
+  facts = {"run": "Errors", "task": name, "data": path + " (held out)" * held_out, "step": f"{run.step:,}"}
   return Evaluation(kind.form, predictions, scores, facts, task.pictures(run.model, run.params, images, index))
 
 

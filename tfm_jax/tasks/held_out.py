@@ -5,10 +5,12 @@ import logging
 import math
 from typing import Any
 
+from tfm_jax.data.config import FILTERS, SourceConfig, eval_key
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.devices import all_devices, first_device
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.sharding.strategy import ShardingConfig
+from tfm_jax.text.corpora.text_files import json_field
 from tfm_jax.training.compiled.program import build_program
 from tfm_jax.training.config import from_stored
 from tfm_jax.training.distill import DistillConfig
@@ -36,8 +38,8 @@ def evaluate_objective(
 
   Args:
     workdir: the run.
-    data: files in the form of the run's `data.path`, all of which are evaluated, or a split of its data set in TFDS;
-      empty: what the run held out.
+    data: files in the form of the run's `data.path`, all of which are evaluated, or a split of its data set (of
+      TFDS, or saved by Hugging Face's datasets); empty: what the run held out.
     targets: the other side of `data`, of a run on parallel text.
     step: of the checkpoint; None: the best by `eval.metric`, or else the last.
     strategy: shard the parameters over all devices by this strategy; None: one device.
@@ -48,7 +50,8 @@ def evaluate_objective(
     mixture `eval_NAME/loss` and so on for each source.
 
   Raises:
-    UserError: a run of another task, nothing held out, or a mistake in the files.
+    UserError: a run of another task, nothing held out, a mistake in the files, a batch that does not divide, or a loss
+      that is not finite.
   """
   run = RunDirectory(workdir)
   config = from_stored(run.read_config())
@@ -59,13 +62,16 @@ def evaluate_objective(
   if targets and not data:
     raise UserError(f"--targets={targets} has the other side of which file? Say --data=FILE too")
   source = config.data
-  if data and source.source == "tfds":
+  if data and eval_key(source) == "data.eval_split":
     source = dataclasses.replace(source, eval_split=data)
   elif data:
-    # As the text to train on as well, which nothing reads: what is held out of it is all of it.
+    # As the text to train on as well, which nothing reads: what is held out of it is all of it, without the filters, by
+    # which nothing would be left to train on.
     files: dict[str, Any] = {"path": data, "target_path": targets, "eval_path": data, "eval_target_path": targets}
     kind = "text" if source.mixture or source.source == "embedded" else source.source
-    source = dataclasses.replace(source, source=kind, mixture=(), **files)
+    unfiltered = {key: getattr(SourceConfig, key) for key in FILTERS}
+    field = json_field(data, source.field) if kind == "text" else source.field
+    source = dataclasses.replace(source, source=kind, mixture=(), field=field, **files, **unfiltered)
   size = batch_size or config.train.batch_size
   config = dataclasses.replace(
     config,
@@ -82,7 +88,10 @@ def evaluate_objective(
   if not streams:
     raise UserError(f"the run in {run.path} holds nothing out: say --data=FILE")
   devices = all_devices() if strategy else [first_device()]
-  program = build_program(config, task.tokenizer.vocab_size, task.fields, devices, task.loss)
+  try:
+    program = build_program(config, task.tokenizer.vocab_size, task.fields, devices, task.loss)
+  except UserError as error:  # in the user's words: these rows were asked for by a flag
+    raise UserError(str(error).replace("train.batch_size", "--batch_size") if batch_size else str(error)) from error
   step, params = load_params(run, program.model, step)
   rows = rows_here(program.placement.sharding(("batch",)), size)
   eval_step, result = program.eval_step(1), {"step": float(step)}
@@ -90,8 +99,11 @@ def evaluate_objective(
     metrics = evaluate_stream(program, eval_step, params, task, split, stream, rows)
     if not metrics:
       raise UserError(f"{data or run.path}: there is nothing to predict")
+    if not math.isfinite(metrics["loss"]):
+      raise UserError(f"{run.path}: the loss of step {step} on {split} is {metrics['loss']}: choose another --step")
     covered = task.evaluated[split]
     metrics |= {"rows": covered.rows, "bytes": covered.text_bytes}
     prefix = "" if len(streams) == 1 else f"{split}/"
-    result |= {f"{prefix}{name}": float(value) for name, value in metrics.items() if value and math.isfinite(value)}
+    known = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    result |= {f"{prefix}{name}": value for name, value in known.items() if name != "bytes" or value}
   return result

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tfm_jax.decode.scoring import is_masked, score_documents
 from tfm_jax.errors import UserError
-from tfm_jax.text.corpora.text_files import text_corpus
+from tfm_jax.text.corpora.text_files import json_field, text_corpus
 from tfm_jax.training.load import Run
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ def evaluate_text(
   if tokenizer is None:
     raise UserError("the run has no tokenizer, so it cannot read text: import it from a folder with tokenizer files")
   window = window or data.seq_len
-  corpus = text_corpus(path, "", 0.0, document or data.document, data.errors, data.text_key)
+  field = json_field(path, data.field) if data.source in ("text", "jsonl") else ""
+  corpus = text_corpus(path, "", 0.0, document or data.document, data.errors, field)
   texts = [text for (text,) in corpus.train()]
   ids = tokenizer.encode_batch(texts)
   masked = is_masked(run.model)

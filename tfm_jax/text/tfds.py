@@ -127,7 +127,7 @@ class TfdsSplit:
     parser = features.FeaturesDict({key: declared[key] for key in sorted({field.keys[0] for field in fields})})
     parquet = self.data.builder.info.file_format.value == "parquet"
     batches = self._parquet_records() if parquet else self._array_records()
-    begin = 0
+    begin, name = 0, str(self)
     while True:
       try:
         examples = [parser.deserialize_example_np(record) for record in next(batches, ())]
@@ -140,7 +140,7 @@ class TfdsSplit:
         return
       for number, example in enumerate(examples, begin):
         values = (functools.reduce(operator.getitem, field.keys, example) for field in fields)
-        place = f"{self}, example {number + 1}"
+        place = f"{name}, example {number + 1}"
         yield tuple(
           self._plain(value, field.feature, place, errors, counts) for field, value in zip(fields, values, strict=True)
         )
@@ -160,13 +160,15 @@ class TfdsSplit:
     import pyarrow.parquet as pq
 
     for shard in self.shards:
-      skip, left = shard.skip, shard.take if shard.take >= 0 else shard.examples_in_shard
+      skip, left = shard.skip, shard.take
       with pq.ParquetFile(shard.filename) as file:
         for batch in file.iter_batches(_BATCH, columns=["data"]):
           records = batch.column(0).to_pylist()[skip : skip + left]
           skip, left = max(skip - len(batch), 0), left - len(records)
           if records:
             yield records
+          if not left:
+            break
 
   def _plain(self, value: Any, feature: Any, place: str, errors: str, counts: Counts) -> Any:
     """A value as TFDS decodes it, as one of Python."""

@@ -20,7 +20,7 @@ from tfm_jax.models import config as model_config
 from tfm_jax.models.config import ModelConfig, full_key
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.model import check_head, resolve_model
+from tfm_jax.models.model import check_family, resolve_model
 from tfm_jax.objectives.objective import ObjectiveConfig, Vocabulary
 from tfm_jax.objectives.table import OBJECTIVES, make_objective
 from tfm_jax.ops.attention import KERNELS
@@ -278,7 +278,7 @@ def _of_run(path: Path) -> dict[str, Any]:
 def resolve(config: Config) -> Config:
   """The configuration with derived values filled in (see `models.config.resolve`), checked. Raises UserError."""
   model = model_config.resolve(config.model)
-  check_head(config.family, model)
+  check_family(config.family, model)
   for key, value in flat(to_dict(config)).items():
     check_value(key, value)
   for source in config.data.mixture:

@@ -252,21 +252,24 @@ def base_of(run: RunDirectory, config: Config) -> tuple[RunDirectory, int]:
 def teacher_entry(run: RunDirectory, config: Config) -> dict[str, Any]:
   """What run.json says about `distill.teacher`: `path`, and `step` and `fingerprint` of its checkpoint.
 
-  A run goes on with the step that it started with, however the teacher goes on.
+  A run goes on with the step that it started with, however the teacher goes on, and a branch with that of its source.
 
   Raises:
     UserError: there is no such checkpoint, or it is not the one that the run started with.
   """
   teacher = RunDirectory(config.distill.teacher)
-  stored: dict[str, Any] = next((entry["teacher"] for entry in run.starts() if entry.get("teacher")), {})
+  source = run if run.starts() or not config.branch_from else RunDirectory(config.branch_from)
+  stored: dict[str, Any] = next((entry["teacher"] for entry in source.starts() if entry.get("teacher")), {})
+  if source is not run and stored.get("path") != str(teacher.path):
+    stored = {}  # a branch may have another teacher
   with Checkpoints(teacher.checkpoints) as checkpoints:
     step = stored["step"] if stored else chosen_step(teacher, checkpoints)
   manifest = teacher.checkpoints / str(step) / MANIFEST
   fingerprint = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else ""
   if stored and fingerprint != stored["fingerprint"]:
     raise UserError(
-      f"distill.teacher={config.distill.teacher} has another checkpoint {step} than when the run in {run.path} was "
-      f"started, or none: put it back, or choose another --workdir"
+      f"distill.teacher={config.distill.teacher} has another checkpoint {step} than when the run in {source.path} was "
+      f"started, or none: put it back, or choose another {'distill.teacher' if source is not run else '--workdir'}"
     )
   return {"path": str(teacher.path), "step": step, "fingerprint": fingerprint}
 

@@ -24,6 +24,7 @@ from tfm_jax.runtime.interruption import Interrupted, Interruption
 from tfm_jax.runtime.reporting.curves import where_curves_are, write_curves
 from tfm_jax.runtime.reporting.logs import show_log_lines
 from tfm_jax.runtime.reporting.meter import Meter, Profiler
+from tfm_jax.runtime.reporting.progress import progress_at
 from tfm_jax.runtime.reporting.tracking import Tracker, check_wandb
 from tfm_jax.runtime.reporting.units import human_count
 from tfm_jax.runtime.run_directory import RunDirectory
@@ -55,6 +56,7 @@ from tfm_jax.training.start import (
   rows_here,
   start_anew,
   start_entry,
+  starts_to_repeat,
   stored_tokenizer,
   trained_line,
 )
@@ -147,7 +149,7 @@ class _Start:
     if latest is None and config.branch_from:
       with together():
         self.restored = branch_point(config)
-        starts = self.restored[0].starts()
+        starts = starts_to_repeat(self.restored[0], config)
     if latest is not None:
       self.restored = self.run, latest
       records = [r for r in self.run.read_metrics() if r["step"] <= latest and self._has_metric(r)]
@@ -253,7 +255,7 @@ class _Start:
       return program.init(None, teacher)
     base = None
     if restored is None or config.adapter.rank:  # the checkpoints of adapters lack what is frozen
-      self.base = base_of(self.run, config)
+      self.base = base_of(restored[0] if restored else self.run, config)
       base = initial_params(
         self.base[0], self.model, config.seed, program.named_frozen, self.base[1], config.init_layers
       )
@@ -283,7 +285,7 @@ class _Start:
     line += "" if full == causal else f"; {_spaced(causal)}FLOP if only what causal attention sees is counted"
     line += f"; mfu = {_spaced(full)}FLOP / seconds / {_spaced(human_count(peak))}FLOP/s" if peak else ""
     log.info("%s", line)
-    return Meter(tracker, config.train.log_every, peak)
+    return Meter(tracker, config.train.log_every, peak, progress_at(*self.restored) if self.restored else (0.0, 0.0))
 
   def _train(self, state: TrainState, train_steps: TrainSteps, tracker: Tracker) -> TrainState:
     """The training loop. Each step is dispatched before the metrics of the step before it are fetched."""

@@ -10,7 +10,7 @@ from jax import Array
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ExpertsConfig
-from tfm_jax.models.heads.head import ROUTING
+from tfm_jax.models.heads.head import ROUTING, LossOfHead
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
 from tfm_jax.models.model import Model
@@ -23,12 +23,13 @@ _OTHER = np.uint32(0x9E3779B9)  # changes the seed of the second dropout masks
 LossFunction = Callable[[Any, Batch, Noise | None], LossTerms]
 
 
-def make_loss(model: Model, config: LossConfig) -> LossFunction:
+def make_loss(model: Model, config: LossConfig, of_head: LossOfHead | None = None) -> LossFunction:
   """The function (params, batch, noise) -> `LossTerms`: named sums over the batch, and their weights.
 
   Args:
     model: the model; its head has the loss.
     config: label smoothing and z-loss. They apply in training only, that is if `noise` is not None.
+    of_head: takes the place of the loss that the head declares (`models.heads.head.Head.loss`).
 
   Returns:
     A function whose batch has the fields that the model reads, and the labels: those of the objective, or those that
@@ -39,7 +40,7 @@ def make_loss(model: Model, config: LossConfig) -> LossFunction:
     UserError: `loss.r_drop` is set, and the head does not classify rows.
   """
   name = model.config.head.name
-  loss_of_head = HEADS[name].loss
+  loss_of_head = of_head or HEADS[name].loss
   if loss_of_head is None:
     raise ValueError(f"head.name={name} has no loss: it has no targets to learn from")
 

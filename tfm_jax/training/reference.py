@@ -8,8 +8,9 @@ python -m tfm_jax.training.reference --workdir=RUN --out=configs/curves/NAME.jso
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,20 @@ _FIXED = ("train.steps", "eval.batches")
 
 
 def reference_lines(run: RunDirectory, config: Config) -> list[str]:
-  """How far the held-out losses of a run are from the reference of its settings; [] if there is none."""
+  """How far the held-out losses of a run are from the reference of its settings; [] if there is none.
+
+  A file that is damaged is logged: it does not end a run that is finished.
+  """
   lines = []
-  for file, reference in _references():
-    try:
-      other = from_stored(reference["config"])
-    except UserError as error:
-      log.warning("%s: %s", file, error)
-      continue
-    if _same(other, config):
-      lines.append(f"reference curve ({file.name}, seed {other.seed}): {_compared(run, reference)}")
-  return lines
-
-
-def _references() -> Iterator[tuple[Path, dict[str, Any]]]:
-  """The files of reference curves, and what they hold."""
   for file in sorted(CURVES.glob("*.json")):
-    yield file, json.loads(file.read_text(encoding="utf-8"))
+    try:
+      reference = json.loads(file.read_text(encoding="utf-8"))
+      other = from_stored(reference["config"])
+      if _same(other, config):
+        lines.append(f"reference curve ({file.name}, seed {other.seed}): {_compared(run, reference)}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
+      log.warning("%s is not a reference curve: %s", file, error)
+  return lines
 
 
 def _same(a: Config, b: Config) -> bool:
@@ -107,7 +105,9 @@ def write_reference(run: RunDirectory, out: Path) -> None:
   }
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")  # a run that ends meanwhile reads all or nothing
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, out)
   except OSError as error:
     raise UserError(f"cannot write --out={out}: {error.strerror or error}") from error
 

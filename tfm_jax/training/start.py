@@ -8,6 +8,7 @@ import logging
 import math
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tfm_jax.training.compiled.lengths import at_length, batch_length, check_len
 from tfm_jax.training.compiled.program import Program
 from tfm_jax.training.config import Config, changed_keys, flat, from_stored, to_dict
 from tfm_jax.training.optimization.lora import axes_of
+from tfm_jax.training.optimization.optimizer import schedule
 from tfm_jax.training.task import Task, TextTask
 
 log = logging.getLogger(__name__)
@@ -209,8 +211,8 @@ def stored_tokenizer(run: RunDirectory, config: Config) -> epath.Path | None:
 
 
 def branch_point(config: Config) -> tuple[RunDirectory, int]:
-  """The run and the step of `branch_from` that a new run goes on from. Raises UserError if there is no such checkpoint,
-  or nothing to train after it."""
+  """The run and the step of `branch_from` that a new run goes on from. Logs a jump of the learning rate. Raises
+  UserError if there is no such checkpoint, or nothing to train after it."""
   source = RunDirectory(config.branch_from)
   if not source.exists:
     raise UserError(f"branch_from={config.branch_from} is not a run directory: it has no config.json")
@@ -221,7 +223,23 @@ def branch_point(config: Config) -> tuple[RunDirectory, int]:
       raise UserError(f"branch_from={config.branch_from} has no checkpoint of branch_at={step} (it has {stored})")
   if step >= config.train.steps:
     raise UserError(f"train.steps={config.train.steps} counts from the start of branch_from: set more than {step}")
+  former = from_stored(source.read_config())
+  had, has = (float(schedule(c.optimizer, c.train.steps)(np.int32(step - 1))) for c in (former, config))
+  # Of a run that was made longer since it was started, its records know the rate.
+  had = next((r["learning_rate"] for r in source.read_metrics() if r["step"] == step and r.get("learning_rate")), had)
+  if abs(has - had) > 0.01 * max(has, had):
+    decay, left = config.optimizer.decay_steps, config.train.steps - step
+    why = f": optimizer.decay_steps={decay} is more than the {left} steps left" if decay > left else ""
+    log.warning("the learning rate jumps at step %d, from %.3g to %.3g%s", step, had, has, why)
   return source, step
+
+
+def starts_to_repeat(source: RunDirectory, config: Config) -> list[dict[str, Any]]:
+  """The starts of the source of a branch, whose number of microbatches it keeps; none if its steps may need other
+  memory."""
+  stored = from_stored(source.read_config())
+  needs = lambda c: (c.train.batch_size, c.model, c.data.seq_len, c.data.target_len, c.sharding)
+  return source.starts() if needs(stored) == needs(config) else []
 
 
 def rows_here(sharding: Sharding, batch_size: int) -> np.ndarray | None:
@@ -298,6 +316,7 @@ def start_entry(program: Program, task: Task, step: int, microbatches: int) -> d
   tokens = program.config.train.batch_size * program.row_tokens
   work = {"step_tokens": tokens, "step_flop": program.flops.full} if microbatches else {}
   return {
+    "id": uuid.uuid4().hex,
     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     "step": step,
     "versions": {name: _version(name) for name in packages},

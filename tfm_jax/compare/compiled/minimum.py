@@ -41,13 +41,15 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
 
   def add_weight(path: tuple, leaf: jax.ShapeDtypeStruct) -> None:
     axes = model.axes(path)
-    used = {name for part in model.placement.spec(axes.names) for name in _names(part)}
+    spec = [(axis, _names(part)) for axis, part in zip(axes.names, model.placement.spec(axes.names), strict=True)]
+    used = {name for _, part in spec for name in part}
     size = math.prod(leaf.shape) * item / math.prod(shape[name] for name in used if name not in BATCH_AXES)
     scattered = tuple(name for name in BATCH_AXES if name in used and shape[name] > 1)
     name = "/".join(str(key.key) for key in path)
     once = name.startswith("embed/") or name == "head/w"
-    if not set(STAYING) & set(axes.names):
-      add(scattered, 2 if once else 3 * microbatches, size)
+    staying = {name for axis, part in spec if axis in STAYING for name in part if name in BATCH_AXES}
+    gathered = tuple(name for name in scattered if name not in staying)
+    add(gathered, 2 if once else 3 * microbatches, size / math.prod(shape[name] for name in staying))
     reduced = tuple(name for name in BATCH_AXES if name not in used)
     add(reduced, 2, size / math.prod(shape[name] for name in scattered))
 

@@ -3,11 +3,14 @@
 All draws are functions of (seed, epoch, row), so that a resumed run repeats them.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from tfm_jax.data.images.store import GREY
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.draws import Draws
 
@@ -15,7 +18,7 @@ CROPS = ("none", "shift", "resized")
 _FLIP, _SHIFT, _AREA, _OPERATIONS, _SIGNS = range(200, 205)  # sites of the draws
 _RATIOS = (3 / 4, 4 / 3)  # of width to height of resized crops
 _MOST = 10.0  # the magnitude of RandAugment at which each operation is at its strongest
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_PART = 1 << 20  # bytes of stored pictures that a thread changes at a time
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,24 @@ class AugmentConfig:
       raise UserError(f"augment.magnitude={self.magnitude:g} must lie between 0 and {_MOST:g}")
 
 
-def augmented(images: np.ndarray, size: tuple[int, int], config: AugmentConfig, draws: Draws) -> np.ndarray:
-  """Training pictures: uint8 [R, height, width, C] of the given size, from stored ones [R, H, W, C]."""
+def augmented(
+  images: np.ndarray, index: np.ndarray, size: tuple[int, int], config: AugmentConfig, draws: Draws
+) -> np.ndarray:
+  """Training pictures: uint8 [R, height, width, C] of the given size, from those at `index` of the stored ones.
+
+  Rows do not depend on each other, and NumPy lets other threads run: large pictures are read and changed in parts.
+  """
+  rows = max(_PART // images[0].nbytes, 1)
+  parts = [np.arange(n, min(n + rows, len(index))) for n in range(0, len(index), rows)]
+  of = lambda part: _changed(images[index[part]], size, config, draws.part(part))
+  if len(parts) < 2:
+    return of(np.arange(len(index)))
+  with ThreadPoolExecutor(os.cpu_count()) as threads:
+    return np.concatenate(list(threads.map(of, parts)))
+
+
+def _changed(images: np.ndarray, size: tuple[int, int], config: AugmentConfig, draws: Draws) -> np.ndarray:
+  """`augmented`, of stored pictures [R, H, W, C]."""
   stored = np.array(images.shape[1:3])
   middle, count = (stored - size) // 2, len(images)
   begin, scale = np.broadcast_to(middle, (count, 2)), np.ones((count, 2))
@@ -149,7 +168,7 @@ def _blended(images: np.ndarray, other: np.ndarray, strength: np.ndarray) -> np.
 
 
 def _grey(images: np.ndarray) -> np.ndarray:
-  return (images @ _GREY)[..., None] if images.shape[3] == 3 else images.astype(np.float32)
+  return (images @ GREY)[..., None] if images.shape[3] == 3 else images.astype(np.float32)
 
 
 def _brightness(images: np.ndarray, strength: np.ndarray) -> np.ndarray:

@@ -43,11 +43,6 @@ class ImageBatches:
     """Batches of one pass over the held-out pictures."""
     return -(-self.num_rows // self.batch_size)
 
-  def rows_of(self, step: int) -> np.ndarray:
-    """The index of the picture of each row of the global batch of a held-out step; -1: blank."""
-    samples = step * self.batch_size + np.arange(self.batch_size)
-    return np.where(samples < self.num_rows, self.index[np.minimum(samples, self.num_rows - 1)], -1)
-
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
     """The arrays of a step: the global batch, or only its rows with these indices in 0 .. batch_size - 1."""
     samples = step * self.batch_size + (np.arange(self.batch_size) if rows is None else np.asarray(rows, np.int64))

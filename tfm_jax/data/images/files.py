@@ -53,6 +53,11 @@ def find_pictures(path: str, key: str) -> list[Path]:
   return files
 
 
+def with_labels(files: Sequence[Path]) -> list[Path]:
+  """Files from `find_pictures`, and the files of labels that are read beside them."""
+  return [*files, *(labels for file in files if _form(file) is _idx and (labels := _labels_of(file)).exists())]
+
+
 def read_pictures(files: Sequence[Path]) -> Iterator[Picture]:
   """The pictures of files from `find_pictures`, in their order. Raises UserError for a damaged file."""
   for file in files:
@@ -116,13 +121,17 @@ def _decoded(source: Any, where: str, colour: bool) -> np.ndarray:
 
 def _idx(file: Path) -> Iterator[Picture]:
   """The pictures of an idx file; the labels are in the file of the same name with labels-idx1, if there is one."""
-  labels_file = file.with_name(file.name.replace(_IMAGES, _LABELS))
+  labels_file = _labels_of(file)
   pixels_NHW = _idx_array(file, 3)
   labels = _idx_array(labels_file, 1) if labels_file.exists() else None
   if labels is not None and len(labels) != len(pixels_NHW):
     raise UserError(f"{labels_file} has {len(labels):,} labels for the {len(pixels_NHW):,} pictures of {file.name}")
   for n, pixels in enumerate(pixels_NHW):
     yield Picture(f"{file.name}#{n}", "" if labels is None else str(labels[n]), _known(pixels))
+
+
+def _labels_of(file: Path) -> Path:
+  return file.with_name(file.name.replace(_IMAGES, _LABELS))
 
 
 def _idx_array(file: Path, axes: int) -> np.ndarray:

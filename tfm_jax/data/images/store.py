@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tfm_jax.cache import atomic_directory, cache_dir
-from tfm_jax.data.images.files import Picture, find_pictures, read_pictures
+from tfm_jax.data.images.files import Picture, find_pictures, read_pictures, with_labels
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpora.files import counted
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # part of the name in the cache: raise it when the bytes that are written change
 _CHUNK = 512  # pictures that are decoded before they are written
 _VERIFIED = 1 << 30  # bytes: smaller arrays are checked against their checksum each time
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def open_images(path: str, key: str, size: tuple[int, int], channels: int) -> Im
   if channels not in (1, 3):
     raise UserError(f"image.channels={channels}: pictures are read as 1 (grey) or 3 (colour) values per pixel")
   files = find_pictures(path, key)
-  stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+  stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in with_labels(files)]
   digest = hashlib.sha256(json.dumps([FORMAT, size, channels, stats]).encode()).hexdigest()[:16]
   directory = cache_dir() / "images" / digest
   if directory.exists():
@@ -93,11 +93,13 @@ def open_images(path: str, key: str, size: tuple[int, int], channels: int) -> Im
       shutil.rmtree(directory)
   log.info("decoding %s of %s=%s", counted(files, "file"), key, path)
   with atomic_directory(directory) as temporary:
-    _write(temporary, read_pictures(files), size, channels)
+    if not _write(temporary, read_pictures(files), size, channels):
+      raise UserError(f"{key}={path}: the files hold no pictures (archives within archives are not read)")
   return _open(directory)
 
 
-def _write(directory: Path, pictures: Iterator[Picture], size: tuple[int, int], channels: int) -> None:
+def _write(directory: Path, pictures: Iterator[Picture], size: tuple[int, int], channels: int) -> int:
+  """Decodes the pictures; returns their number."""
   digest, hashes, labels, names = hashlib.sha256(), [], [], []
   decode = lambda picture: fitted(picture.read(channels == 3), size, channels)
   with (
@@ -110,8 +112,8 @@ def _write(directory: Path, pictures: Iterator[Picture], size: tuple[int, int], 
         file.write(pixels.data)
         digest.update(pixels.data)
         hashes.append(zlib.crc32(pixels.data))
-      labels += [picture.label for picture in chunk]
-      names += [picture.name for picture in chunk]
+      labels += [_printable(picture.label) for picture in chunk]
+      names += [_printable(picture.name) for picture in chunk]
       bar.update(len(chunk))
   classes = _sorted(label for label in set(labels) if label)
   numbers = {name: n for n, name in enumerate(classes)}
@@ -123,6 +125,13 @@ def _write(directory: Path, pictures: Iterator[Picture], size: tuple[int, int], 
   (directory / "names").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
   manifest = {"shape": [len(codes), *size, channels], "classes": classes, "sha256": digest.hexdigest()}
   (directory / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+  return len(codes)
+
+
+def _printable(name: str) -> str:
+  """A file's name as one line of UTF-8, which it need not be."""
+  line = name.replace("\n", "\\n").replace("\r", "\\r")
+  return line.encode("utf-8", "backslashreplace").decode()
 
 
 def _open(directory: Path) -> ImageSet:
@@ -156,7 +165,7 @@ def fitted(pixels: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarr
   """
   x: np.ndarray = pixels[:, :, None] if pixels.ndim == 2 else pixels
   if x.shape[2] != channels:
-    x = np.repeat(x, 3, axis=2) if channels == 3 else np.rint(x @ _GREY)[:, :, None].astype(np.uint8)
+    x = np.repeat(x, 3, axis=2) if channels == 3 else np.rint(x @ GREY)[:, :, None].astype(np.uint8)
   if x.shape[:2] == size:
     return np.ascontiguousarray(x)
   scale = min(x.shape[0] / size[0], x.shape[1] / size[1])  # old pixels per new one
@@ -174,13 +183,18 @@ def _triangles(old: int, new: int, scale: float) -> np.ndarray:
   return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def class_names(images: ImageSet, labels: Sequence[str], path: str) -> tuple[str, ...]:
-  """The names of the classes: those of the files, or `labels` (`head.labels`) where files have numbers. UserError."""
-  numbered = all(name.isdecimal() for name in images.classes)
-  if not images.classes:
-    raise UserError(f"{path}: the pictures have no classes: put those of each class into a folder of its name")
-  if not labels or not numbered:
+def class_names(images: ImageSet, labels: Sequence[str]) -> tuple[str, ...]:
+  """The names of the classes: those of the files, or `labels` (`head.labels`) by number where files have numbers.
+
+  Labels that are numbers themselves are names like others: they need not begin at 0, nor be without gaps. UserError.
+  """
+  if not labels or not _numbers(images.classes) or _numbers(labels):
     return images.classes
   if len(labels) <= int(images.classes[-1]):
-    raise UserError(f"head.labels has {len(labels)} names, and {path} the class {images.classes[-1]}")
+    culprit = images.names[int(images.labels.argmax())]
+    raise UserError(f"head.labels has {len(labels)} names, and {culprit} the class {images.classes[-1]}")
   return tuple(labels[int(name)] for name in images.classes)
+
+
+def _numbers(names: Sequence[str]) -> bool:
+  return all(name.isdecimal() for name in names)

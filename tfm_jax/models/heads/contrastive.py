@@ -22,12 +22,13 @@ _MOST = 100.0  # by which cosines are ever multiplied
 
 
 class Temperature(Layer):
-  """The learned factor of the cosines."""
+  """The learned factor of the cosines. At its bound it keeps its gradient, which leads it back."""
 
   @nn.compact
   def __call__(self) -> Array:
     start = nn.initializers.constant(-math.log(_TEMPERATURE))
-    return jnp.exp(jnp.minimum(self.param("log_scale", start, ()), math.log(_MOST)))
+    x = self.param("log_scale", start, ())
+    return jnp.exp(x + jax.lax.stop_gradient(jnp.minimum(x, math.log(_MOST)) - x))
 
 
 def apply(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
@@ -49,8 +50,8 @@ def loss(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, extras: 
   """
   images, texts = (_unit(result(st, outputs[name])) for name in ("image", "text"))
   scale, weights = result(st, outputs["scale"]), batch["weights"]
-  nll_i, right = contrast(images, texts, scale, weights > 0)
-  nll_t, _ = contrast(texts, images, scale, weights > 0)
+  real, y_BA = weights > 0, jnp.einsum("BD,AD->BA", images, texts, precision="highest") * scale
+  (nll_i, right), (nll_t, _) = contrast(y_BA, real), contrast(y_BA.T, real)
   total = (weights * (nll_i + nll_t)).sum() / 2
   return one_term("labels", total, total, (weights * right.astype(jnp.float32)).sum(), weights.sum(), PAIRS)
 

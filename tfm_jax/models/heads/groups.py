@@ -84,7 +84,8 @@ def loss_vectors(c: ModelConfig, st: Placement, outputs: Outputs, batch: Batch, 
     pairs = {"labels": ((weights * error).sum(), weights.sum())}
     return LossTerms(pairs, pairs, {})
   real = (batch["segment_ids"] != 0).any((1, 2)) if "segment_ids" in batch else jnp.ones(len(weights), bool)
-  nll, right = contrast(vectors[:, 0], vectors[:, 1], 1 / TEMPERATURE, real)
+  y_BA = jnp.einsum("BD,AD->BA", vectors[:, 0], vectors[:, 1], precision="highest") / TEMPERATURE
+  nll, right = contrast(y_BA, real)
   return weighted_terms(nll, right, weights)
 
 

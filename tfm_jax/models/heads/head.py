@@ -33,6 +33,7 @@ class Output(NamedTuple):
 
 
 Outputs = dict[str, Output]
+LossOfHead = Callable[[ModelConfig, Placement, Outputs, Batch, LossConfig], LossTerms]
 
 # End of the name of the output that tells what the experts of a stack did. Its `h` is [4, N]: the sums of the fields of
 # `layers.Routing` over the rows of a batch, and the number of tokens.
@@ -65,7 +66,7 @@ class Head(NamedTuple):
 
   apply: Callable[[ModelConfig, Placement, Array, Seen], Outputs]
   predict: Callable[[ModelConfig, Arrays, Batch], dict[str, Array]]
-  loss: Callable[[ModelConfig, Placement, Outputs, Batch, LossConfig], LossTerms] | None = None
+  loss: LossOfHead | None = None
   fields: Callable[[ModelConfig, int], Fields] | None = None
   grouped: bool = False
   two_towers: bool = False

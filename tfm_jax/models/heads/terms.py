@@ -59,12 +59,11 @@ def weighted_terms(nll: Array, correct: Array, weights: Array) -> LossTerms:
   return one_term("labels", total, total, (weights * correct.astype(jnp.float32)).sum(), weights.sum())
 
 
-def contrast(a_BD: Array, b_BD: Array, scale: Array | float, real_B: Array) -> tuple[Array, Array]:
-  """The cross-entropy of row n of b among all of its real rows, by their products with row n of a; whether n is first.
+def contrast(y_BA: Array, real_B: Array) -> tuple[Array, Array]:
+  """The cross-entropy of column n among all real columns by the logits of row n, and whether column n is first.
 
   Both are [B], of the global batch whatever it is split over (van den Oord et al. 2018).
   """
-  y_BA = jnp.einsum("BD,AD->BA", a_BD, b_BD, precision="highest") * scale
   log_p = jax.nn.log_softmax(jnp.where(real_B[None], y_BA, -1e30))
   return -jnp.diagonal(log_p), log_p.argmax(1) == jnp.arange(len(log_p))
 

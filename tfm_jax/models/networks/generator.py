@@ -25,11 +25,13 @@ _SITE = 100  # of the random numbers, as sites of dropout in `models.layers`
 def generator_config(c: ModelConfig) -> ModelConfig:
   """The configuration of the generator of a model: the widths and heads times `head.generator`, the same tables."""
   share = c.head.generator
-  heads = max(1, round(c.num_heads * share))
+  heads, kv_heads = max(1, round(c.num_heads * share)), max(1, round(c.kv_heads * share))
+  # The largest number of groups up to that share which divides the heads.
+  groups = next(n for n in range(min(kv_heads, heads), 0, -1) if heads % n == 0)
   sizes = {
     "num_layers": c.head.generator_layers or c.num_layers,
     "num_heads": heads,
-    "num_kv_heads": 0 if c.kv_heads == c.num_heads else max(1, round(c.kv_heads * share)),
+    "num_kv_heads": 0 if c.kv_heads == c.num_heads else groups,
     "head_dim": c.head_features,
     "embed_dim": max(1, round(c.embed_dim * share)),
     "mlp_dim": max(1, round(c.mlp_features * share)),
@@ -95,6 +97,12 @@ def corrupted(c: ModelConfig, st: Placement, output: Output, batch: Batch, noise
   return Corrupted(written_BT, (written_BT != write(batch["targets"])).astype(jnp.float32))
 
 
+def gumbel(bits: Array) -> Array:
+  """Gumbel noise from uint32 bits, float32. 23 of them, since half a step more than 2^24 - 1 would round to 1: +inf."""
+  uniform = ((bits >> np.uint32(9)).astype(jnp.float32) + 0.5) * np.float32(2**-23)
+  return -jnp.log(-jnp.log(uniform))
+
+
 def _draw(st: Placement, output: Output, places_BP: Array, keys_B: Array) -> Array:
   """A token from each distribution, int32 [B, P]: the largest logit after Gumbel noise is added (Gumbel 1954)."""
   assert output.out is not None
@@ -106,9 +114,8 @@ def _draw(st: Placement, output: Output, places_BP: Array, keys_B: Array) -> Arr
     V = y_BPV.shape[-1]
     token_V = jax.lax.broadcasted_iota(jnp.uint32, (1, 1, V), 2)
     index_BPV = places_BP.astype(jnp.uint32)[:, :, None] * np.uint32(V) + token_V
-    word_BPV = hashing.bits(index_BPV, keys_B[:, None, None]) >> np.uint32(8)
-    uniform_BPV = (word_BPV.astype(jnp.float32) + 0.5) * np.float32(2**-24)
-    return jnp.argmax(y_BPV - jnp.log(-jnp.log(uniform_BPV)), axis=-1).astype(jnp.int32)
+    noise_BPV = gumbel(hashing.bits(index_BPV, keys_B[:, None, None]))
+    return jnp.argmax(y_BPV + noise_BPV, axis=-1).astype(jnp.int32)
 
   tiles = tiles_of(st, output.classes, B, P)
   if tiles == 1:

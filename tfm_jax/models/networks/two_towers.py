@@ -7,29 +7,26 @@ from jax import Array
 
 from tfm_jax.models.blocks import STANDARD, Sublayers
 from tfm_jax.models.config import ModelConfig
-from tfm_jax.models.embeddings import Embed, Patches
+from tfm_jax.models.embeddings import Embed
 from tfm_jax.models.heads.head import Outputs, Seen
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.layers import Layer
 from tfm_jax.models.networks.network import Batch, Network, default_positions, with_hidden, with_routing
-from tfm_jax.models.networks.vision import Vision
+from tfm_jax.models.networks.vision import Vision, image_tower
 from tfm_jax.models.tower import tower
 from tfm_jax.objectives.objective import Fields, token_fields
 from tfm_jax.ops.dropout import Noise
 
 
 class ImageTower(Layer):
-  """Patches with a class vector in front, and blocks that see all of them: the body of a Vision Transformer."""
+  """The body of a Vision Transformer."""
 
   sublayers: Sublayers = STANDARD
 
   @nn.compact
   def __call__(self, images: Array, noise: Noise | None) -> tuple[Array, Array | None]:
     """The hidden states [B, 1 + patches, D], and what the experts did."""
-    c, st = self.cfg, self.st
-    x_BTD = Patches(c, st, name="embed")(images, noise)
-    kind: Any = {"causal": False, "depth": c.num_layers, "sublayers": self.sublayers}
-    h_BTD, _, _, routing = tower(c, st, x_BTD, None, None, noise, **kind)
+    h_BTD, _, _, routing = image_tower(self.cfg, self.st, images, noise, self.sublayers)
     return h_BTD, routing
 
 

@@ -5,15 +5,25 @@ from typing import Any, ClassVar
 import flax.linen as nn
 from jax import Array
 
-from tfm_jax.models.blocks import LAST
+from tfm_jax.models.blocks import LAST, Sublayers
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.embeddings import Patches
 from tfm_jax.models.heads.head import Outputs, Seen
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.networks.network import Batch, Network, with_hidden, with_routing
-from tfm_jax.models.tower import tower
+from tfm_jax.models.tower import Towered, tower
 from tfm_jax.objectives.objective import FLOAT, Field, Fields
 from tfm_jax.ops.dropout import Noise
+from tfm_jax.sharding.placement import Placement
+
+
+def image_tower(
+  c: ModelConfig, st: Placement, images: Array, noise: Noise | None, sublayers: Sublayers, emit: str = ""
+) -> Towered:
+  """Patches with a class vector in front, and `num_layers` blocks that see all of them; see `tower`."""
+  x_BTD = Patches(c, st, name="embed")(images, noise)
+  kind: Any = {"causal": False, "depth": c.num_layers, "sublayers": sublayers, "emit": emit}
+  return tower(c, st, x_BTD, None, None, noise, **kind)
 
 
 class Vision(Network):
@@ -43,7 +53,5 @@ class Vision(Network):
   def run(self, batch: Batch, noise: Noise | None = None, emit: str = "") -> tuple[Outputs, Array | None]:
     """The outputs; what `emit` names, or None."""
     c, st = self.cfg, self.st
-    x_BTD = Patches(c, st, name="embed")(batch["images"], noise)
-    kind: Any = {"causal": False, "depth": c.num_layers, "sublayers": self.sublayers, "emit": emit}
-    h_BTD, _, shown, routing = tower(c, st, x_BTD, None, None, noise, **kind)
+    h_BTD, _, shown, routing = image_tower(c, st, batch["images"], noise, self.sublayers, emit)
     return with_routing(HEADS[c.head.name].apply(c, st, h_BTD, Seen(0)), routing=routing), shown

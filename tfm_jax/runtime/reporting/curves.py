@@ -40,7 +40,7 @@ TITLES = {
 }
 # Not drawn: timings, which tokens_per_second shows as well, and a constant, which is a line in the plot of the loss.
 # Those of overlaid runs are axes.
-HIDDEN = ("step", "split", "step_seconds", "data_wait_seconds", "unigram_entropy", "tokens", "FLOP", "seconds")
+HIDDEN = ("step", "split", "step_seconds", "data_wait_seconds", "unigram_entropy", "tokens", "flop", "FLOP", "seconds")
 BY_LAYER = ("grad_norm", "param_norm", "update_norm")  # with train.layer_norms
 LOGARITHMIC = ("perplexity", "grad_norm")
 FROM_ZERO = ("tokens_per_second", "mfu")

@@ -41,10 +41,14 @@ class Meter:
     tracker: takes the records.
     log_every: steps between records; step 1 has one as well.
     peak: peak FLOP/s of all devices together; None if unknown, then records have no `mfu`.
+    done: (tokens, FLOP) of the steps before, which records count as well.
   """
 
-  def __init__(self, tracker: Tracker, log_every: int, peak: float | None) -> None:
+  def __init__(
+    self, tracker: Tracker, log_every: int, peak: float | None, done: tuple[float, float] = (0.0, 0.0)
+  ) -> None:
     self._tracker, self._log_every, self._peak = tracker, log_every, peak
+    self._tokens, self._flops = done
     self._pending: tuple[int, Mapping[str, Array], float, Work] | None = None
     self._since = time.perf_counter()
 
@@ -77,6 +81,7 @@ class Meter:
     skipped = int(metrics["skipped"])  # waits for the step
     now = time.perf_counter()
     seconds, self._since = now - self._since, now
+    self._tokens, self._flops = self._tokens + work.tokens, self._flops + work.flops
     if skipped >= MAX_SKIPPED:
       raise UserError(
         f"loss, gradient or update was not finite in {skipped} steps in a row, up to step {step} (parameters were left "
@@ -91,6 +96,8 @@ class Meter:
       "tokens_per_second": work.tokens / seconds,
       "step_seconds": seconds,
       "data_wait_seconds": waited,
+      "tokens": self._tokens,
+      "flop": self._flops,
     }
     if work.useful is not None:
       record["useful_tokens_per_second"] = work.useful / seconds

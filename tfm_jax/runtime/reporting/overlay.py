@@ -20,6 +20,7 @@ from tfm_jax.runtime.reporting.curves import (
   plot,
   short_number,
 )
+from tfm_jax.runtime.reporting.progress import logged_progress
 from tfm_jax.runtime.reporting.units import human_count, human_seconds
 from tfm_jax.runtime.run_directory import RunDirectory
 
@@ -49,36 +50,8 @@ class LoggedRun:
 def read_run(path: str) -> LoggedRun:
   """A run directory. Raises UserError if a file of it is damaged."""
   run = RunDirectory(path)
-  start: dict[str, Any] = next((entry for entry in reversed(run.starts()) if entry.get("step_flop")), {})
-  flop_per_token = start["step_flop"] / start["step_tokens"] if start else 0.0
-  records = with_progress(run.read_metrics(), flop_per_token)
   parameters = next((entry["parameters"] for entry in run.starts() if "parameters" in entry), 0)
-  return LoggedRun(records, _flat(run.read_config()) if run.exists else {}, parameters)
-
-
-def with_progress(records: Records, flop_per_token: float) -> list[dict[str, Any]]:
-  """The records, each with the `tokens`, `FLOP` and `seconds` of training up to its step.
-
-  Only some steps have records: those between two stand for as many tokens and seconds as the later one. Seconds are
-  those of training steps alone: evaluations and checkpoints are no part of them.
-
-  Args:
-    records: by ascending step in each split.
-    flop_per_token: operations of a training step, divided by the positions of its batch; 0: unknown.
-  """
-  measured = [r for r in records if r["split"] == "train" and r.get("tokens_per_second") and r.get("step_seconds")]
-  steps = np.array([0, *(r["step"] for r in measured)], np.float64)
-  seconds = np.array([r["step_seconds"] for r in measured])
-  tokens = seconds * [r["tokens_per_second"] for r in measured]
-  rates = {"tokens": tokens, "seconds": seconds} | ({"FLOP": tokens * flop_per_token} if flop_per_token else {})
-  if not measured:
-    return [dict(record) for record in records]
-
-  def up_to(step: int, rate: np.ndarray) -> float:
-    """The sum over the first steps; those after the last record are like that one."""
-    return float((np.diff(np.minimum([*steps, np.inf], step)) * [*rate, rate[-1]]).sum())
-
-  return [{**record, **{axis: up_to(record["step"], rate) for axis, rate in rates.items()}} for record in records]
+  return LoggedRun(logged_progress(run), _flat(run.read_config()) if run.exists else {}, parameters)
 
 
 def overlay_page(runs: Mapping[str, LoggedRun]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.util
+import json
 import logging
 import sys
 import time
@@ -74,13 +75,13 @@ class Tracker:
     self._stack = contextlib.ExitStack()
     if not run.writes:
       return
+    if wandb:
+      self._sinks.append(_Wandb(run, wandb))  # the one that can fail comes before any file is changed
     self._sinks.append(_Metrics(run, resume_step))
     if run.is_local:
       self._sinks.append(_TensorBoard(run, resume_step))
     else:
       log.info("no TensorBoard events in %s: tensorboardX writes to local directories only", run.path)
-    if wandb:
-      self._sinks.append(_Wandb(run, wandb))
     self._sinks.append(Console(total_steps, resume_step or 0))
 
   def __enter__(self) -> "Tracker":
@@ -162,17 +163,24 @@ class _Wandb:
   """Sends records to Weights & Biases, as `split/name`; a resumed run goes on as the same run there.
 
   Of steps that are repeated after a crash, it keeps what it has: they are the same.
+
+  Raises:
+    UserError: there is no key, or no connection.
   """
 
   def __init__(self, run: RunDirectory, project: str) -> None:
     import wandb
 
-    first = next((entry["time"] for entry in run.starts() if "time" in entry), "")
-    id = hashlib.sha256(f"{run.path} {first}".encode()).hexdigest()[:16]
+    first = json.dumps(run.starts()[:1], sort_keys=True)  # it has a random id, and moves with the run
+    id = hashlib.sha256(first.encode()).hexdigest()[:16]
     folder = str(run.path) if run.is_local else None
-    self._run = wandb.init(
-      project=project, id=id, resume="allow", name=run.path.name, config=run.read_config(), dir=folder
-    )
+    try:
+      self._run = wandb.init(
+        project=project, id=id, resume="allow", name=run.path.name, config=run.read_config(), dir=folder
+      )
+    except (wandb.errors.Error, ValueError, OSError) as error:
+      reason = " ".join(str(error).split())
+      raise UserError(f"train.wandb={project}: {reason}: run wandb login, or set WANDB_MODE=offline") from error
     self.close = self._run.finish
 
   def log(self, split: str, step: int, metrics: Mapping[str, float]) -> None:

@@ -6,17 +6,18 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import betaincinv
 
-from tfm_jax.data.images.store import ImageSet, class_names
-from tfm_jax.errors import UserError
+from tfm_jax.data.images.store import ImageSet
+from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.heads.head import Outputs
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import FLOAT, INT, Field, Fields
 from tfm_jax.ops.losses import LossConfig, LossTerms
-from tfm_jax.tasks.images.task import ImageTask, Prediction, scaled
-from tfm_jax.text.tokenizers.table import Tokenizer
+from tfm_jax.sharding.placement import Placement
+from tfm_jax.tasks.images.task import ImageTask, Prediction, class_keys, scaled
 from tfm_jax.training.config import Config
-from tfm_jax.training.loss import LossFunction
+from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.task import Predictions
 
 _PARTNER, _SHARE = 210, 211  # sites of the draws
@@ -31,41 +32,13 @@ class ImageClassification(ImageTask):
   """
 
   family: ClassVar[str] = "vit"
+  mixes: ClassVar[bool] = True
   head_name: ClassVar[str] = "sequence_classification"
 
   @classmethod
   def keys(cls, config: Config, images: ImageSet) -> dict[str, Any]:
     """See `ImageTask`: the head and the classes."""
-    labels = config.model.head.labels
-    classes = class_names(images, labels.split("|") if labels else [], f"data.path={config.data.path}")
-    if any("|" in name for name in classes):
-      raise UserError(f"data.path={config.data.path}: the name of a class has a '|' in it; rename its folder")
-    names = {"head.num_labels": len(classes), "head.labels": "|".join(classes)}
-    return {"head.name": cls.head_name, **names}
-
-  def setup(self, config: Config, tokenizer: Tokenizer | None) -> None:
-    """See `ImageTask`."""
-    super().setup(config, tokenizer)
-    self._numbers: dict[str, np.ndarray] = {}
-
-  @property
-  def classes(self) -> list[str]:
-    """The names of the classes, in the order of their numbers."""
-    return self.config.model.head.labels.split("|")
-
-  def numbers(self, images: ImageSet) -> np.ndarray:
-    """int32 [N]: the number that the model has for the class of each picture; -1: none. Raises UserError."""
-    if images.fingerprint in self._numbers:
-      return self._numbers[images.fingerprint]
-    if not images.classes:
-      return images.labels
-    names = class_names(images, self.classes, "the pictures")
-    if unknown := [name for name in names if name not in self.classes]:
-      known = ", ".join(self.classes)
-      raise UserError(f"pictures have the class {unknown[0]!r}, and the model was trained on {known}")
-    own = np.array([self.classes.index(name) for name in names], np.int32)
-    self._numbers[images.fingerprint] = np.where(images.labels >= 0, own[images.labels], -1).astype(np.int32)
-    return self._numbers[images.fingerprint]
+    return {"head.name": cls.head_name, **class_keys(config, images)}
 
   @property
   def fields(self) -> Fields:
@@ -101,37 +74,29 @@ class ImageClassification(ImageTask):
 
   def loss(self, model: Model) -> LossFunction:
     """See `Task`: of a mixture, the mean of the losses of both classes by their shares."""
-    if not self.config.augment.mixup:
-      return super().loss(model)
-    loss_of_head = HEADS[model.config.head.name].loss
-    assert loss_of_head is not None
+    plain = HEADS[self.head_name].loss
+    assert plain is not None
 
-    def loss(params: Any, batch: Any, noise: Any) -> LossTerms:
-      extras = self.config.loss if noise is not None else LossConfig()
-      outputs = model.apply(params, batch, noise)
-      of = lambda targets, shares: loss_of_head(
-        model.config,
-        model.placement,
-        outputs,
-        {**batch, "targets": targets, "weights": batch["weights"] * shares},
-        extras,
+    def mixed(c: ModelConfig, st: Placement, outputs: Outputs, batch: Any, extras: LossConfig) -> LossTerms:
+      of = lambda targets, shares: plain(
+        c, st, outputs, {**batch, "targets": targets, "weights": batch["weights"] * shares}, extras
       )
       return _added(of(batch["targets"], batch["shares"]), of(batch["other_targets"], 1 - batch["shares"]))
 
-    return loss
+    return make_loss(model, self.config.loss, mixed if self.config.augment.mixup else None)
 
   def eval_metrics(self, split: str, totals: LossTerms, predictions: Predictions) -> dict[str, float]:
     """See `Task`: the scores of the held-out pictures."""
     assert self._eval is not None
     probabilities = np.concatenate([batch["probabilities"] for batch in predictions])[: self._eval.num_rows]
-    found = self.class_predictions(self._held_out_images, self._eval.index, probabilities, self.classes)
+    found = self.class_predictions(self._held_out_images, self._eval.index, probabilities)
     return self.scores(found, intervals=False)
 
   def predict(self, model: Model, params: Any, images: ImageSet, index: np.ndarray) -> list[Prediction]:
     """See `ImageTask`."""
     outputs = self.outputs(model, params, self.batches(images, index))
     probabilities = np.concatenate([batch["probabilities"] for batch in outputs])[: len(index)]
-    return self.class_predictions(images, index, probabilities, self.classes)
+    return self.class_predictions(images, index, probabilities)
 
 
 def _added(a: LossTerms, b: LossTerms) -> LossTerms:

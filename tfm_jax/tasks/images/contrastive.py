@@ -14,7 +14,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.ops.losses import LossTerms
-from tfm_jax.tasks.images.task import ImageTask, Prediction, scaled
+from tfm_jax.tasks.images.task import ImageTask, Prediction, class_keys, scaled
 from tfm_jax.text.corpora.corpus import Corpus
 from tfm_jax.text.tokenizers.table import Tokenizer
 from tfm_jax.training.config import Config
@@ -48,13 +48,11 @@ class ImageText(ImageTask):
         f"train.microbatches={config.train.microbatches}: in parts, pictures would be compared with the captions of "
         f"their part alone; set it to 1 (or 0), and use more devices or model.remat=full if memory is short"
       )
-    classes = _names(config, images, "data.path")
-    names = {"head.name": cls.head_name, "head.num_labels": len(classes), "head.labels": "|".join(classes)}
-    return names | {"train.microbatches": 1}
+    return {"head.name": cls.head_name, **class_keys(config, images), "train.microbatches": 1}
 
   def find_tokenizer(self, config: Config, stored: epath.PathLike | None) -> Tokenizer | None:
     """See `ImageTask`: by default trained on all captions."""
-    names = _names(config, self.opened(config, config.data.path, "data.path"), "data.path")
+    names = class_names(self.opened(config, config.data.path, "data.path"), config.model.head.labels.split("|"))
     texts = [_written(template, name) for name in names for template in _templates(config, "captions")]
     corpus = Corpus(
       name="captions",
@@ -74,11 +72,15 @@ class ImageText(ImageTask):
 
   def known(self, images: ImageSet, index: np.ndarray) -> np.ndarray:
     """See `ImageTask`: those with a class."""
-    return index[images.labels[index] >= 0]
+    return index[self.numbers(images)[index] >= 0]
+
+  def names(self, images: ImageSet) -> Sequence[str]:
+    """See `ImageTask`: the classes of the pictures, whatever they are; if these have no two, those of training."""
+    return class_names(images, self.classes) if len(images.classes) > 1 else self.classes
 
   def arrays(self, images: ImageSet, index: np.ndarray, real: np.ndarray, draws: Draws | None) -> dict[str, np.ndarray]:
     """See `ImageTask`."""
-    labels = images.labels[index]
+    labels = self.numbers(images)[index]
     captions_XCT = self._captions_of(images)
     chosen = np.zeros(len(index), np.int64) if draws is None else draws.integers(_CAPTION, 1, len(captions_XCT))[:, 0]
     return self._batch(
@@ -102,8 +104,8 @@ class ImageText(ImageTask):
   def _captions_of(self, images: ImageSet) -> np.ndarray:
     """int32 [captions, classes, T]: the tokens of each caption of each class of a set."""
     if images.fingerprint not in self._captions:
-      names = _names(self.config, images, "data.path")
-      self._captions[images.fingerprint] = self._tokens(_templates(self.config, "captions"), names)
+      templates = _templates(self.config, "captions")
+      self._captions[images.fingerprint] = self._tokens(templates, self.names(images))
     return self._captions[images.fingerprint]
 
   def _tokens(self, templates: Sequence[str], names: Sequence[str]) -> np.ndarray:
@@ -137,8 +139,7 @@ class ImageText(ImageTask):
   def _prompts(self, images: ImageSet, rows: np.ndarray | None = None) -> Iterator[Batch]:
     """Batches of the prompts of all classes of a set, each with a blank picture."""
     image, size = self.config.model.image, self.config.train.batch_size
-    names = _names(self.config, images, "data.path")
-    ids = self._tokens(_templates(self.config, "prompts"), names).reshape(-1, self.config.data.seq_len)
+    ids = self._tokens(_templates(self.config, "prompts"), self.names(images)).reshape(-1, self.config.data.seq_len)
     here = np.arange(size) if rows is None else rows
     for first in range(0, len(ids), size):
       part = ids[np.minimum(first + here, len(ids) - 1)]
@@ -148,7 +149,7 @@ class ImageText(ImageTask):
 
   def _probabilities(self, images: ImageSet, outputs: Sequence[Mapping[str, np.ndarray]], count: int) -> np.ndarray:
     """float [count, classes], from what the head predicts for the batches of prompts and those of pictures."""
-    classes, prompts = len(_names(self.config, images, "data.path")), len(_templates(self.config, "prompts"))
+    classes, prompts = len(self.names(images)), len(_templates(self.config, "prompts"))
     of_prompts = -(-classes * prompts // self.config.train.batch_size)
     joined = lambda name, parts: np.concatenate([part[name] for part in parts])
     texts = joined("text_vectors", outputs[:of_prompts])[: classes * prompts].reshape(prompts, classes, -1).mean(0)
@@ -162,19 +163,12 @@ class ImageText(ImageTask):
     assert self._eval is not None
     images, index = self._held_out_images, self._eval.index
     probabilities = self._probabilities(images, predictions, len(index))
-    return {"zero_shot_accuracy": float((probabilities.argmax(1) == images.labels[index]).mean())}
+    return {"zero_shot_accuracy": float((probabilities.argmax(1) == self.numbers(images)[index]).mean())}
 
   def predict(self, model: Model, params: Any, images: ImageSet, index: np.ndarray) -> list[Prediction]:
     """See `ImageTask`: zero-shot, among the classes of these pictures, which may be others than those of training."""
     outputs = self.outputs(model, params, itertools.chain(self._prompts(images), self.batches(images, index)))
-    names = _names(self.config, images, "the pictures")
-    return self.class_predictions(images, index, self._probabilities(images, outputs, len(index)), names)
-
-
-def _names(config: Config, images: ImageSet, key: str) -> tuple[str, ...]:
-  """The names of the classes of a set. Raises UserError."""
-  labels = config.model.head.labels
-  return class_names(images, labels.split("|") if labels else [], f"{key}={config.data.path}")
+    return self.class_predictions(images, index, self._probabilities(images, outputs, len(index)))
 
 
 def _templates(config: Config, key: str) -> list[str]:

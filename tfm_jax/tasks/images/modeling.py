@@ -128,7 +128,8 @@ class ImageModeling(ImageTask):
 
     Rows of completions.png: a picture as the palette shows it, its upper half, and what the model draws below it.
     """
-    index = index[:SHOWN]
+    shown = min(SHOWN, len(index))
+    index = index[np.arange(shown) * len(index) // shown]  # neighbours are of one class
     ids = self.palette.encode(self.pixels(images, index, None, self.config.augment)).reshape(len(index), -1)
     half = self.size[0] // 2 * self.size[1]
     drawn = self.complete(model, params, ids[:, :half], SAMPLES)

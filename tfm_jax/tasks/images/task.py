@@ -17,7 +17,7 @@ from tfm_jax.data.images.batches import ImageBatches
 from tfm_jax.data.images.store import ImageSet, class_names, open_images
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
-from tfm_jax.models.model import Model, labelled_fields
+from tfm_jax.models.model import Model, labelled_fields, reads_images
 from tfm_jax.objectives.draws import Draws
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.losses import LossTerms
@@ -34,6 +34,7 @@ from tfm_jax.training.task import Batch, EvalStream, Predictions
 log = logging.getLogger(__name__)
 
 Prediction = dict[str, Any]
+LISTED = 20  # classes whose probabilities a prediction has
 THUMBNAIL = "image"
 """The key of a prediction with the picture itself, for pages; predictions.jsonl leaves it out."""
 
@@ -53,6 +54,8 @@ class ImageTask(abc.ABC):
   lengths: tuple[int, ...] = ()
   family: ClassVar[str] = ""
   """The family that has the head, if the model must read images."""
+  mixes: ClassVar[bool] = False
+  """Whether it learns from mixtures of pictures, see `augment.mixup`."""
   head_name: ClassVar[str]
   """The prediction head, see `models.heads.table`."""
   form: ClassVar[str] = "classes"
@@ -88,8 +91,11 @@ class ImageTask(abc.ABC):
     """Sets the head and what else follows from the pictures. Raises UserError."""
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=SOURCE))
     config.augment.check()
-    if cls.family and not config.model.image.patch:
-      raise UserError(f"family={config.family} reads no images: task.name={config.task.name} needs family={cls.family}")
+    if config.augment.mixup and not cls.mixes:
+      raise UserError(
+        f"augment.mixup={config.augment.mixup:g} mixes classes: set it to 0 for task.name={config.task.name}"
+      )
+    cls.check_family(config)
     check_split(config.data.eval_fraction, config.data.errors)
     changes = cls.keys(config, cls.opened(config, config.data.path, "data.path"))
     sections: dict[str, dict[str, Any]] = {name: {} for name in ("task", "data", "train")}
@@ -102,6 +108,12 @@ class ImageTask(abc.ABC):
         model[key.removeprefix("model.")] = value
     others = {name: dataclasses.replace(getattr(config, name), **own) for name, own in sections.items()}
     return dataclasses.replace(config, model=replaced(config.model, model), **others)
+
+  @classmethod
+  def check_family(cls, config: Config) -> None:
+    """Raises UserError if the model reads no images, and the task needs it to."""
+    if cls.family and not reads_images(config.family):
+      raise UserError(f"family={config.family} reads no images: task.name={config.task.name} needs family={cls.family}")
 
   @classmethod
   def opened(cls, config: Config, path: str, key: str) -> ImageSet:
@@ -126,6 +138,9 @@ class ImageTask(abc.ABC):
     if not len(index):
       raise UserError(f"data.eval_fraction={data.eval_fraction:g} leaves no picture of {data.path} to train on")
     self.held_out = self.known(held_out, eval_index)
+    if data.eval_path and not len(self.held_out):
+      classes = ", ".join(self.classes)
+      raise UserError(f"data.eval_path={data.eval_path}: no picture has one of the classes of data.path ({classes})")
     self._images, self._held_out_images = images, held_out
     self._train = ImageBatches(self.known(images, index), size, config.seed, True, self._maker(images))
     self.num_rows = self._train.num_rows
@@ -150,6 +165,7 @@ class ImageTask(abc.ABC):
     """What batches and predictions need."""
     self.config, self.tokenizer = config, tokenizer
     self.size = (config.model.image.height, config.model.image.width)
+    self._numbers: dict[str, np.ndarray] = {}
 
   def find_tokenizer(self, config: Config, stored: epath.PathLike | None) -> Tokenizer | None:
     """The tokenizer, of tasks that read text."""
@@ -158,6 +174,34 @@ class ImageTask(abc.ABC):
   def known(self, images: ImageSet, index: np.ndarray) -> np.ndarray:
     """Those of the pictures that the task can learn from."""
     return index
+
+  @property
+  def classes(self) -> list[str]:
+    """The names of the classes of training, in the order of their numbers."""
+    return self.config.model.head.labels.split("|")
+
+  def names(self, images: ImageSet) -> Sequence[str]:
+    """The names of the classes among which the pictures are classified."""
+    return self.classes
+
+  def numbers(self, images: ImageSet) -> np.ndarray:
+    """int32 [N]: the place in `names` of the class of each picture; -1: it has none.
+
+    Pictures have none if the names of all their folders are unknown: then these are no classes.
+
+    Raises:
+      UserError: some of the classes are unknown.
+    """
+    if images.fingerprint not in self._numbers:
+      names, own = self.names(images), class_names(images, self.classes)
+      unknown = [name for name in own if name not in names]
+      if unknown and len(unknown) < len(own):
+        raise UserError(f"pictures have the class {unknown[0]!r}, and the model was trained on {', '.join(names)}")
+      if unknown:
+        log.warning("pictures of %s have no class of the model (%s)", ", ".join(unknown), ", ".join(names))
+      places = [-1 if unknown else names.index(name) for name in own]
+      self._numbers[images.fingerprint] = np.array([*places, -1], np.int32)[images.labels]  # label -1: the last
+    return self._numbers[images.fingerprint]
 
   @property
   def fields(self) -> Fields:
@@ -207,8 +251,9 @@ class ImageTask(abc.ABC):
 
   def pixels(self, images: ImageSet, index: np.ndarray, draws: Draws | None, config: AugmentConfig) -> np.ndarray:
     """uint8 [R, height, width, C]: pictures as the model sees them; with draws, as in training."""
-    stored = images.pixels[index]
-    return centred(stored, self.size) if draws is None else augmented(stored, self.size, config, draws)
+    if draws is None:
+      return centred(images.pixels[index], self.size)
+    return augmented(images.pixels, index, self.size, config, draws)
 
   def outputs(self, model: Model, params: Any, stream: Iterator[Batch]) -> list[Mapping[str, np.ndarray]]:
     """What the model's head predicts for each batch. All processes call it."""
@@ -220,22 +265,43 @@ class ImageTask(abc.ABC):
     """The batches of pictures, for evaluation."""
     return ImageBatches(index, self.config.train.batch_size, 0, False, self._maker(images)).batches()
 
-  def class_predictions(
-    self, images: ImageSet, index: np.ndarray, probabilities_NC: np.ndarray, names: Sequence[str]
-  ) -> list[Prediction]:
-    """Predictions of the form "classes" with these names, with thumbnails for the page of errors."""
-    labels = self.config.model.head.labels.split("|")
-    own = [names.index(name) for name in class_names(images, labels, "--data")] if images.classes else []
+  def class_predictions(self, images: ImageSet, index: np.ndarray, probabilities_NC: np.ndarray) -> list[Prediction]:
+    """Predictions of the form "classes", with thumbnails for the page of errors.
+
+    Their `probabilities` are those of the likeliest `LISTED` classes and of the label, in the order of the classes.
+    """
+    names, labels = self.names(images), self.numbers(images)[index].tolist()
+    best_NK = np.argsort(-probabilities_NC, axis=1, kind="stable")[:, :LISTED]
     rows = []
-    for n, p in zip(index, probabilities_NC, strict=True):
-      label = names[own[images.labels[n]]] if images.labels[n] >= 0 else None
-      odds = {name: round(float(value), 6) for name, value in zip(names, p, strict=True)}
-      shown = {"id": images.names[n], THUMBNAIL: Thumbnail(images, int(n))}
-      rows.append({"prediction": names[int(p.argmax())], "label": label, "probabilities": odds, **shown})
+    for n, label, p, best in zip(index, labels, probabilities_NC, best_NK.tolist(), strict=True):
+      listed = sorted({*best, label} - {-1})
+      rows.append(
+        {
+          "prediction": names[best[0]],
+          "label": None if label < 0 else names[label],
+          "probabilities": {names[number]: round(float(p[number]), 6) for number in listed},
+          "id": images.names[n],
+          THUMBNAIL: Thumbnail(images, int(n)),
+        }
+      )
     return rows
 
   def _maker(self, images: ImageSet) -> Any:
     return lambda index, real, draws: self.arrays(images, index, real, draws)
+
+
+def class_keys(config: Config, images: ImageSet) -> dict[str, Any]:
+  """The keys of the classes: those of the training pictures, or of `head.labels` if it has all of them. UserError."""
+  labels, path = config.model.head.labels, f"data.path={config.data.path}"
+  if len(images.classes) < 2:
+    have = f"are all of the class {images.classes[0]!r}" if images.classes else "have no classes"
+    raise UserError(f"{path}: the pictures {have}: put those of each class into a folder of its name")
+  own = labels.split("|") if labels else []
+  classes = class_names(images, own)
+  if any("|" in name for name in classes):
+    raise UserError(f"{path}: the name of a class has a '|' in it; rename its folder")
+  names = own if set(classes) <= set(own) else classes
+  return {"head.num_labels": len(names), "head.labels": "|".join(names)}
 
 
 @dataclasses.dataclass(frozen=True)

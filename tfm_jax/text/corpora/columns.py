@@ -83,6 +83,8 @@ def arrow_corpus(
       raise UserError(f"{key}={name}: {path} has no such split; it has {', '.join(splits)}")
   if not splits and eval_split:
     raise UserError(f"data.eval_split={eval_split}: {path} has one split only: leave it empty")
+  if not splits and split != "train":
+    raise UserError(f"data.split={split}: {path} has one split only: leave it at train")
   chosen = eval_split or next((name for name in EVALUATED if name in splits and name != split), "")
   if chosen == split:
     raise UserError(f"data.split and data.eval_split are both {split}: they would share rows")
@@ -225,8 +227,7 @@ def _parquet_batches(file: Path, names: Sequence[str]) -> Iterator[Any]:
 def _splits(folder: Path, path: str) -> list[str]:
   """The splits of a saved data set; none if the folder is that of one. Raises UserError."""
   if (folder / "dataset_dict.json").is_file():
-    names: list[str] = _json(folder / "dataset_dict.json", "splits")
-    return names
+    return _json(folder / "dataset_dict.json", "splits")
   if not (folder / "state.json").is_file():
     raise UserError(
       f"data.path={path}: data.source=arrow reads a folder that save_to_disk wrote, and there is no state.json or "
@@ -239,7 +240,10 @@ def _arrow_files(folder: Path) -> list[Path]:
   """The files of a split, in order. Raises UserError for missing or truncated ones."""
   import pyarrow as pa
 
-  files = [folder / entry["filename"] for entry in _json(folder / "state.json", "_data_files")]
+  try:
+    files = [folder / entry["filename"] for entry in _json(folder / "state.json", "_data_files")]
+  except (KeyError, TypeError) as error:
+    raise UserError(f"_data_files in {folder / 'state.json'} does not name files: save the data set again") from error
   for file in files:
     try:
       with file.open("rb") as stream:
@@ -261,7 +265,8 @@ def _arrow_schema(file: Path) -> Any:
 
 def _arrow_batches(file: Path, names: Sequence[str]) -> Iterator[Any]:
   with _opened_arrow(file) as reader:
-    yield from reader
+    for batch in reader:  # as large as whoever wrote the file made it
+      yield from (batch.slice(begin, _BATCH) for begin in range(0, len(batch), _BATCH))
 
 
 def _opened_arrow(file: Path) -> Any:
@@ -273,10 +278,13 @@ def _opened_arrow(file: Path) -> Any:
     raise UserError(f"cannot read {file}: {_first_line(error)}; copy or save the data set again") from error
 
 
-def _json(file: Path, key: str) -> Any:
-  """A value of the object in a file that `datasets` wrote. Raises UserError."""
+def _json(file: Path, key: str) -> list[Any]:
+  """A list in the object in a file that `datasets` wrote. Raises UserError."""
   try:
-    return json.loads(file.read_text(encoding="utf-8"))[key]
+    value = json.loads(file.read_text(encoding="utf-8"))[key]
+    if not isinstance(value, list):
+      raise ValueError("it is no list")
+    return value
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"cannot read {key} in {file}: {_first_line(error)}; copy or save the data set again") from error
 

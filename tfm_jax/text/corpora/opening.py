@@ -23,7 +23,7 @@ _HEAD = 1 << 16  # bytes at the beginning of a file that show whether it is text
 _MOST_UNREADABLE = 0.3  # share of these that text with a few damaged characters stays below
 _LARGEST_WINDOW = 1 << 31  # bytes: what `zstd --long=31` needs
 
-_TO_JSON_LINES = "convert it to JSON lines (one object per line, its text under the key data.text_key)"
+_TO_JSON_LINES = "convert it to JSON lines (one object per line, its text under the key data.field)"
 _REFUSED_ENDINGS = {
   ".csv": f"is a CSV table: {_TO_JSON_LINES}; a labelled one trains a task, by task.name",
   ".json": "is JSON: if it has one object per line, set data.source=jsonl; otherwise convert it to that form",

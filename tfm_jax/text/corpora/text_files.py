@@ -8,7 +8,7 @@ from typing import Any
 
 from tfm_jax.errors import UserError
 from tfm_jax.text.corpora.corpus import LINE_COUNTS, Corpus, Counts, Document
-from tfm_jax.text.corpora.files import Line, content_fingerprint, counted, decoded, former_fingerprint
+from tfm_jax.text.corpora.files import Line, content_fingerprint, counted, decoded, expand, former_fingerprint
 from tfm_jax.text.corpora.held_out import check_documents, split_lines
 from tfm_jax.text.corpora.opening import JSON_LINES, check_json_lines, ending
 
@@ -24,9 +24,9 @@ def text_corpus(
   eval_fraction: float = 0.1,
   document: str = "block",
   errors: str = "raise",
-  text_key: str = "text",
+  field: str = "",
+  target_field: str = "",
   json_lines: bool = False,
-  target_key: str = "",
 ) -> Corpus:
   """Text files, cut into documents. Files that end in .jsonl or .ndjson hold one document per line.
 
@@ -40,10 +40,10 @@ def text_corpus(
     document: "block" (blank lines separate), "line" or "file" (which has to fit in memory). Line ends inside
       a document are kept. In JSON lines the text of each object is a document, whatever this says.
     errors: what to do with bytes that are not UTF-8: "raise", or "replace" by U+FFFD and count the lines.
-    text_key: JSON lines: the key of the text in each object; dots lead into nested objects, and the texts of several
-      keys with plus signs are joined.
+    field: JSON lines: the key of the text in each object; dots lead into nested objects, and the texts of several
+      keys with plus signs are joined; empty: `text`.
+    target_field: JSON lines: the key of the other side of pairs, as `field`; empty: there are no pairs.
     json_lines: all files are JSON lines, whatever their endings.
-    target_key: JSON lines: the key of the other side of pairs, as `text_key`; empty: there are no pairs.
 
   Raises:
     UserError: a missing, unreadable or empty file set, or a file that holds no text; while reading, undecodable
@@ -56,10 +56,12 @@ def text_corpus(
   for file in every if json_lines else ():
     check_json_lines(file)
   in_json = frozenset(file for file in every if json_lines or ending(file) in JSON_LINES)
-  if target_key and len(in_json) < len(every):
-    raise UserError(f"data.target_field={target_key}: {path} has files of plain text, which have no fields")
+  if field and not in_json:
+    raise UserError(f"data.field={field}: {path} is plain text, without fields; for JSON lines set data.source=jsonl")
+  if target_field and len(in_json) < len(every):
+    raise UserError(f"data.target_field={target_field}: {path} has files of plain text, which have no fields")
   split = split._replace(whole=frozenset(every) if document == "line" else in_json)
-  keys = (text_key, target_key) if target_key else (text_key,)
+  keys = (field or "text", target_field) if target_field else (field or "text",)
 
   def read(part: str, counts: Counts) -> Iterator[Document]:
     counts["blank"] = documents = 0
@@ -82,8 +84,8 @@ def text_corpus(
     flags = [[file in in_json for file in group] for group in (split.files, split.eval_files)]
     settings += [["jsonl", *keys, flags]]
     former = ""  # earlier releases read JSON lines as plain text
-  of = f"pairs of {text_key!r} and {target_key!r}" if target_key else f"texts of {text_key!r}"
-  kind = f"{of} in JSON lines (data.text_key)" if in_json else f"{document}s (data.document)"
+  of = f"pairs of {keys[0]!r} and {keys[1]!r}" if target_field else f"texts of {keys[0]!r}"
+  kind = f"{of} in JSON lines (data.field)" if in_json else f"{document}s (data.document)"
   if in_json and len(in_json) < len(every):
     kind = f"{document}s (data.document), and {kind}"
   return Corpus(
@@ -96,6 +98,11 @@ def text_corpus(
     sides=len(keys),
     left_out={"blank": "blank lines, left out" if document == "line" else "blank documents, left out", **LINE_COUNTS},
   )
+
+
+def json_field(path: str, field: str) -> str:
+  """The field, if JSON lines are among the files of a path; otherwise "". Raises UserError if there is no such file."""
+  return field if any(ending(file) in JSON_LINES for file in expand(path, "data.path")) else ""
 
 
 def _documents(lines: Iterable[str], document: str) -> Iterator[str]:
@@ -132,9 +139,9 @@ def _from_json(line: str, keys: Sequence[str], errors: str, place: str) -> Docum
   return tuple(_joined(value, key, errors, place) for key in keys)
 
 
-def _joined(value: dict[str, Any], text_key: str, errors: str, place: str) -> str:
+def _joined(value: dict[str, Any], field: str, errors: str, place: str) -> str:
   """The text under one key, or the texts under several with plus signs."""
-  text = "".join(_value(value, key, place) for key in ([text_key] if text_key in value else text_key.split("+")))
+  text = "".join(_value(value, key, place) for key in ([field] if field in value else field.split("+")))
   if SURROGATES.search(text):
     if errors == "raise":
       raise UserError(f"{place}: half of a character (\\ud800 to \\udfff); mend it, or set data.errors=replace")
@@ -142,15 +149,15 @@ def _joined(value: dict[str, Any], text_key: str, errors: str, place: str) -> st
   return text
 
 
-def _value(value: Any, text_key: str, place: str) -> str:
+def _value(value: Any, field: str, place: str) -> str:
   """The text under one key, in which dots lead into nested objects. Raises UserError."""
-  for key in [text_key] if text_key in value else text_key.split("."):
+  for key in [field] if field in value else field.split("."):
     if not isinstance(value, dict) or key not in value:
       keys = ", ".join(map(repr, value)) if isinstance(value, dict) else "none"
-      raise UserError(f"{place}: no key {text_key!r}; set data.text_key to the key of the text (keys: {keys})")
+      raise UserError(f"{place}: no key {field!r}; set data.field to the key of the text (keys: {keys})")
     value = value[key]
   if not isinstance(value, str):
-    raise UserError(f"{place}: the value of {text_key!r} is {_type(value)}, not a text; set data.text_key")
+    raise UserError(f"{place}: the value of {field!r} is {_type(value)}, not a text; set data.field")
   return value
 
 

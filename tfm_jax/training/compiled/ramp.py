@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tfm_jax.data.dataset import Batches
+from tfm_jax.data.dataset import Dataset
 from tfm_jax.errors import UserError
 
 
@@ -68,11 +68,11 @@ class Ramp:
 class Ramped:
   """The batches of a data set of full batches, as a ramp has them."""
 
-  full: Batches
+  full: Dataset
   ramp: Ramp
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """The arrays of a step, or only its rows with these indices."""
     number, first = self.ramp.place(step)
     rows = np.arange(self.ramp.size(step)) if rows is None else np.asarray(rows)
-    return self.full.batch(number, first + rows)
+    return self.full.arrays(number * self.ramp.full + first + rows, np.full(len(rows), step))

@@ -32,7 +32,7 @@ _SECTIONS = {
   "patch_size": "image.patch",
 }
 _BIASES = {f"{part}_bias": "model.bias" for part in BIASES}
-MOVED = {f"model.{old}": new for old, new in (_SECTIONS | _BIASES).items()}
+MOVED = {f"model.{old}": new for old, new in (_SECTIONS | _BIASES).items()} | {"data.text_key": "data.field"}
 
 
 def translated(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +41,11 @@ def translated(stored: Mapping[str, Any]) -> dict[str, Any]:
   objective = sections.get("objective")
   if isinstance(objective, dict) and objective.get("name") == "sequence_classification":
     del objective["name"]  # since then, tasks make their own rows
+  data = sections.get("data")
+  if isinstance(data, dict):
+    key = data.pop("text_key", "text")
+    if key != "text" and data.get("source") in ("text", "jsonl"):  # other sources did not read it
+      data["field"] = key
   model = sections.get("model")
   if not isinstance(model, dict):
     return sections

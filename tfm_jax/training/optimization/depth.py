@@ -20,30 +20,34 @@ def distances(shapes: Any) -> dict[str, np.ndarray]:
   """Path -> the distance from the head, of a shape that broadcasts with the parameter: [] or [N, 1, ...].
 
   An encoder-decoder's blocks are counted through: the decoder follows the encoder, whose last norm is beside the
-  decoder's first block.
+  decoder's first block. Other towers, such as those of images and of texts, are counted each by itself.
 
   Args:
     shapes: the parameters of the whole model, and its adapters.
   """
   leaves = flat(shapes)
-  depth: dict[str, int] = {}  # blocks of each tower
+  depth: dict[str, int] = {}  # tower, such as "encoder/", or "" for the only one -> its blocks
   for path, leaf in leaves.items():
     if axes_of(path).layers and not of_head(_weight(path)):
-      depth[_tower(path)] = leaf.shape[0]
-  total = sum(depth.values())
-  before = {"decoder/": depth.get("encoder/", 0)}
+      depth[_weight(path).partition("blocks/")[0]] = leaf.shape[0]
+  above = {"encoder/": depth.get("decoder/", 0)}  # blocks between a tower and the head
+  lowest = max((blocks + above.get(tower, 0) for tower, blocks in depth.items()), default=0)
 
   def distance(path: str, leaf: Any) -> np.ndarray:
-    if of_head(_weight(path)):  # a generator's blocks too
-      return np.zeros((), np.float32)
-    tower = _tower(path)
-    if axes_of(path).layers:
-      layers = total - before.get(tower, 0) - np.arange(leaf.shape[0])
-      return layers.astype(np.float32).reshape(-1, *[1] * (len(leaf.shape) - 1))
-    inner = _weight(path).removeprefix(tower)
-    if inner.startswith("final_norm"):
-      return np.full((), total - before.get(tower, 0) - depth.get(tower, 0), np.float32)
-    return np.full((), total + 1, np.float32)
+    weight = _weight(path)
+    tower = next((tower for tower in depth if tower and weight.startswith(tower)), "")
+    first, blocks = above.get(tower, 0), depth.get(tower, 0)
+    if of_head(weight):  # a generator's blocks too
+      far: Any = 0
+    elif axes_of(path).layers:
+      far = (first + blocks - np.arange(leaf.shape[0])).reshape(-1, *[1] * (len(leaf.shape) - 1))
+    else:
+      part = weight.removeprefix(tower).split("/")[0]
+      # An encoder-decoder's embeddings are all below its encoder. What else is above the blocks, such as the attention
+      # of a recurrent decoder, is beside the last one.
+      bottom = blocks + 1 if tower and tower not in ("encoder/", "decoder/") else lowest + 1
+      far = {"final_norm": first, "embed": bottom, "relative": bottom}.get(part, first + 1)
+    return np.asarray(far, np.float32)
 
   return {path: distance(path, leaf) for path, leaf in leaves.items()}
 
@@ -51,12 +55,6 @@ def distances(shapes: Any) -> dict[str, np.ndarray]:
 def _weight(path: str) -> str:
   """The path without that of adapters around it."""
   return path.removeprefix(ROOT)
-
-
-def _tower(path: str) -> str:
-  """The stack of blocks that a parameter belongs to: encoder/, decoder/, or the only one."""
-  first = _weight(path).split("/")[0]
-  return f"{first}/" if first in ("encoder", "decoder") else ""
 
 
 def make_rates(shapes: Any, trained: Any, decay: float, unfreeze_every: int) -> Callable[[Array], Any] | None:

@@ -31,13 +31,19 @@ class OptimizerConfig:
   final_fraction: float = 0.0  # learning rate at the last step of linear, cosine and wsd, as a fraction of the peak
   weight_decay: float = 0.0  # decoupled decay, times the learning rate; of matrices (all but adam and adafactor)
   beta1: float = 0.9  # momentum (all but adafactor; of muon: where it is AdamW)
-  beta2: float = 0.999  # decay of the average of squared gradients (adamw, adam, muon), or of the momentum (lion)
+  # decay of the average of squared gradients (adamw, adam, muon; 0: 0.999), or of the momentum (lion; 0: 0.99)
+  beta2: float = 0.0
   epsilon: float = 1e-8  # added to the root of that average (adamw, adam, muon)
   momentum: float = 0.95  # Nesterov momentum of the matrices that are made orthogonal (muon)
   grad_clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
   frozen: str = ""  # regular expression; parameters whose path starts with a match are not trained; empty: none
   trained: str = ""  # regular expression; only parameters whose path starts with a match are trained; empty: all are
   layer_decay: float = 1.0  # factor of the learning rate per layer below the head; 1: all layers have the same rate
+
+  def __post_init__(self) -> None:
+    """Fills in the optimizer's own `beta2`, which is what runs store."""
+    if not self.beta2:
+      object.__setattr__(self, "beta2", 0.99 if self.name == "lion" else 0.999)
 
 
 def _done(n: Array, first: int, last: int) -> Array:
@@ -142,9 +148,13 @@ def _muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
 
 
 def _orthogonal_direction(x: Array, axes: Axes) -> Array:
-  """The orthogonal matrix for each matrix of a stacked parameter, with a root mean square of about 0.2, as AdamW's."""
+  """The orthogonal matrix for each matrix of a stacked parameter, with a root mean square of about 0.2, as AdamW's.
+
+  One layer after the other, so that of a sharded parameter never more than a layer is gathered. The experts of a layer
+  stay together, as each device may have its own.
+  """
   matrices = x.reshape(matrix_shape(x.shape, axes))
-  return (0.2 * math.sqrt(max(matrices.shape[-2:])) * orthogonalized(matrices)).reshape(x.shape)
+  return (0.2 * math.sqrt(max(matrices.shape[-2:])) * jax.lax.map(orthogonalized, matrices)).reshape(x.shape)
 
 
 def orthogonalized(x: Array) -> Array:
