@@ -20,6 +20,7 @@ from tfm_jax.data import __main__ as data_command
 from tfm_jax.data.prepare import SOURCES
 from tfm_jax.decode import __main__ as decode_command
 from tfm_jax.hf import __main__ as hf_command
+from tfm_jax.models.families.table import FAMILIES
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.command import parse
 from tfm_jax.sharding.strategy import STRATEGIES
@@ -141,6 +142,14 @@ LISTED = {
 def test_every_strategy_objective_source_and_tokenizer_is_listed(name):
   text = (ROOT / "docs" / LISTED[name]).read_text(encoding="utf-8")
   assert f"| `{name}`" in text, f"docs/{LISTED[name]}: add a table row for {name}"
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_table_of_objectives_names_the_families_that_learn_them(name):
+  text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+  cell = re.search(rf"^\| `{name}` \| ([^|]+)", text, re.MULTILINE)[1].partition(", with")[0]
+  families = {family for family, entry in FAMILIES.items() if name in entry.objectives}
+  assert cell == "encoders" or set(re.findall(r"`(\w+)`", cell)) == families
 
 
 @PAGES

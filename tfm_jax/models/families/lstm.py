@@ -21,13 +21,14 @@ def decoder(cell: Cell) -> Family:
 def encoder(cell: Cell) -> Family:
   """Two directions side by side (Schuster & Paliwal 1997), for classifiers and taggers; rows are pooled as means."""
   preset = replaced(PRESET, {"head.pooling": "mean", "num_heads": 1})
-  return Family(Single, preset, heads=EVERY_HEAD, objectives=("mlm",), cell=cell)
+  return Family(Single, preset, heads=EVERY_HEAD, objectives=("mlm", "nsp", "sop"), cell=cell)
 
 
 def encoder_decoder(cell: Cell) -> Family:
   """An encoder in two directions, and a decoder with attention over its output (Luong et al. 2015)."""
   preset = replaced(PRESET, {"num_heads": 4})
-  return Family(EncoderDecoder, preset, heads=("lm",), objectives=("span_corruption", "seq2seq"), cell=cell)
+  objectives = ("span_corruption", "seq2seq", "ul2", "bart")
+  return Family(EncoderDecoder, preset, heads=("lm",), objectives=objectives, cell=cell)
 
 
 FAMILY = decoder(LSTM)
