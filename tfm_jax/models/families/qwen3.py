@@ -20,7 +20,7 @@ FAMILY = Family(
   module=Single,
   preset=replaced(llama.FAMILY.preset, {"max_positions": 40_960, "rotary.base": 1_000_000.0}),
   heads=DECODER_HEADS,
-  objectives=("causal",),
+  objectives=("causal", "prefix_lm"),
   causal=True,
   attention=NormedAttention,
 )
