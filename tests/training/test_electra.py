@@ -208,13 +208,20 @@ def test_a_step_is_the_same_under_microbatches_and_strategies(microbatches, stra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "distilbert", "t5_encoder"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "distilbert", "t5_encoder", "gru_encoder"])
 def test_every_encoder_has_a_generator(family):
   changes = {"embedding_dim": 0, "max_positions": 64}
   model, batch = make_electra(family, **changes), masked_batch()
   params = jax.jit(model.init)(jax.random.key(1))
   terms = jax.jit(make_loss(model, LossConfig()))(params, batch, None).means()
   assert all(np.isfinite(x) for x in terms.values()) and "loss_replaced" in terms
+
+
+def test_the_generator_of_a_recurrent_encoder_reads_in_both_directions():
+  model = make_electra("lstm_encoder", **{"head.generator": 0.4, "embedding_dim": 0})
+  shapes = {path: leaf.shape for path, leaf in flat(model.shapes()).items() if path.startswith("generator/blocks")}
+  assert {path.split("/")[2] for path in shapes} == {"rnn", "reverse"}
+  assert shapes["generator/blocks/reverse/wh"] == (2, 6, 4, 6)  # half of 12 cells, the even number nearest to 12.8
 
 
 # ---- sizes and settings

@@ -333,7 +333,7 @@ def admits(family: str, config: ModelConfig, vocab_size: int) -> dict[str, tuple
   heads, kv_heads, mlp = (tuple(getattr(part, n) for part in parts) for n in ("num_heads", "kv_heads", "mlp_features"))
   widths, vocab = (*(part.embed_dim for part in parts), c.embed_features), (pad_vocab(vocab_size),)
   if entry.cell:
-    mlp = (cells(c, entry.causal),)
+    mlp = tuple(cells(part, entry.causal) for part in parts)
     widths += mlp
   attends = not entry.cell or issubclass(entry.module, EncoderDecoder)
   experts = (c.experts.count,) if c.experts.count else ()

@@ -21,7 +21,7 @@ def decoder(cell: Cell) -> Family:
 def encoder(cell: Cell) -> Family:
   """Two directions side by side (Schuster & Paliwal 1997), for classifiers and taggers; rows are pooled as means."""
   preset = replaced(PRESET, {"head.pooling": "mean", "num_heads": 1})
-  return Family(Single, preset, heads=EVERY_HEAD, objectives=("mlm", "nsp", "sop"), cell=cell)
+  return Family(Single, preset, heads=EVERY_HEAD, objectives=("mlm", "nsp", "sop", "electra"), cell=cell)
 
 
 def encoder_decoder(cell: Cell) -> Family:

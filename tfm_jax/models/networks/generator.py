@@ -1,6 +1,6 @@
 """ELECTRA's generator (Clark et al. 2020): its size, its network, and the tokens that it writes in place of masks."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from tfm_jax.models.blocks import Sublayers
 from tfm_jax.models.config import ModelConfig, replaced
 from tfm_jax.models.heads.head import Batch, Output
 from tfm_jax.models.heads.parts import OutputLayer, pick
@@ -17,6 +18,7 @@ from tfm_jax.models.tower import tower
 from tfm_jax.ops import hashing
 from tfm_jax.ops.dropout import Noise, row_keys
 from tfm_jax.ops.losses import logits
+from tfm_jax.ops.recurrent import Cell
 from tfm_jax.sharding.placement import Placement
 
 _SITE = 100  # of the random numbers, as sites of dropout in `models.layers`
@@ -33,7 +35,7 @@ def generator_config(c: ModelConfig) -> ModelConfig:
     "num_heads": heads,
     "num_kv_heads": 0 if c.kv_heads == c.num_heads else groups,
     "head_dim": c.head_features,
-    "embed_dim": max(1, round(c.embed_dim * share)),
+    "embed_dim": 2 * max(1, round(c.embed_dim * share / 2)),  # even, for recurrent layers in two directions
     "mlp_dim": max(1, round(c.mlp_features * share)),
     "embedding_dim": c.embed_features,
   }
@@ -41,9 +43,15 @@ def generator_config(c: ModelConfig) -> ModelConfig:
 
 
 class Generator(Layer):
-  """ELECTRA's generator: a stack of its own and a masked language model's head over the model's embeddings."""
+  """ELECTRA's generator: a stack of its own and a masked language model's head over the model's embeddings.
+
+  Attributes:
+    vocab_size: true size of the vocabulary.
+    cell: of a recurrent family, whose generator is recurrent too; None: a Transformer.
+  """
 
   vocab_size: int = 0
+  cell: Cell | None = None
 
   @nn.compact
   def __call__(
@@ -53,7 +61,8 @@ class Generator(Layer):
     c, st, segments = self.cfg, self.st, batch.get("segment_ids")
     if c.embed_dim != c.embed_features:
       x_BTE = st.constrain(Dense(c, st, c.embed_dim, name="project")(x_BTE), STREAM)
-    h_BTD = tower(c, st, x_BTE, segments, positions_BT, noise, causal=False, depth=c.num_layers, first=first)[0]
+    kind: Any = {"causal": False, "depth": c.num_layers, "first": first, "sublayers": Sublayers(cell=self.cell)}
+    h_BTD = tower(c, st, x_BTE, segments, positions_BT, noise, **kind)[0]
     if "mlm_positions" in batch:
       h_BTD = pick(h_BTD, batch["mlm_positions"])
     return OutputLayer(c, st, self.vocab_size, name="head")(h_BTD, table_VE)

@@ -50,7 +50,7 @@ class Single(Network):
     types, shifts = batch.get("token_types"), batch.get("embedding_shifts")
     inputs, generated = batch["inputs"], Outputs()
     if HEADS[c.head.name].generates and ("mlm_positions" in batch or self.is_initializing()):
-      generator = Generator(generator_config(c), st, self.vocab_size, name="generator")
+      generator = Generator(generator_config(c), st, self.vocab_size, self.sublayers.cell, name="generator")
       x_BTE, table = embed(inputs, positions, segments, types, noise, c.num_layers + 1, narrow=True)
       output = generator(x_BTE, table, positions, batch, noise, c.num_layers + 2)
       if "mlm_positions" in batch:
