@@ -252,6 +252,13 @@ def test_what_recurrent_families_lack_is_refused_in_one_line():
     lstm.init_cache({}, 1, 4, dtype="int8")
   with pytest.raises(UserError, match="family=lstm_encoder attends in both directions"):
     make_model("lstm_encoder").init_cache({}, 1, 4)
+  for key, value, usual in (
+    ("experts.count", 4, 0), ("window.size", 3, 0), ("norm_order", "rezero", "pre"), ("positions", "alibi", "none")
+  ):  # fmt: skip
+    name = key if "." in key else f"model.{key}"
+    with pytest.raises(UserError, match=f"{name}={value}: the layers of family=gru are recurrent, set it to {usual}"):
+      resolve_model("gru", {key: value})
+  assert resolve_model("gru", {"positions": "learned"}).positions == "learned"
   with pytest.raises(UserError, match=r"model\.embed_dim=31 must be even"):
     resolve_model("gru_encoder", {"embed_dim": 31})
   assert resolve_model("lstm", {"embed_dim": 31}).embed_dim == 31

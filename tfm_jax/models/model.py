@@ -15,7 +15,7 @@ from tfm_jax.errors import UserError
 from tfm_jax.models.batch import check_batch
 from tfm_jax.models.blocks import ATTN, CROSS_ATTN, HIDDEN, Sublayers
 from tfm_jax.models.cache import Cache, KeyValueCache, Memory, empty_cache, empty_states
-from tfm_jax.models.config import Axes, ModelConfig, pad_vocab, param_axes, replaced, resolve
+from tfm_jax.models.config import Axes, ModelConfig, field, full_key, pad_vocab, param_axes, replaced, resolve
 from tfm_jax.models.experts import Experts
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.groups import flatten, grouped
@@ -58,8 +58,10 @@ def check_family(family: str, config: ModelConfig) -> None:
       raise UserError(f"image.patch=0: family={family} reads images: set the side of their patches")
     if config.positions != "learned":
       raise UserError(f"model.positions={config.positions}: those of patches are learned: set learned")
-  if entry.cell and config.experts.count:
-    raise UserError(f"experts.count={config.experts.count}: the layers of family={family} are recurrent: set it to 0")
+  for key in ("experts.count", "window.size", "norm_order", "positions") if entry.cell else ():
+    value, usual = field(config, key), field(entry.preset, key)
+    if value != usual and value not in ("learned", "sinusoidal"):  # positions that are added to the embeddings
+      raise UserError(f"{full_key(key)}={value}: the layers of family={family} are recurrent, set it to {usual}")
   if entry.cell and not entry.causal and config.embed_dim % 2:
     raise UserError(f"model.embed_dim={config.embed_dim} must be even: half of it reads in each direction")
 
