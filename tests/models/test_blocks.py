@@ -129,3 +129,9 @@ def test_larger_queries_and_keys_do_not_sharpen_attention(variant):
 def test_another_order_of_norms_is_refused():
   with pytest.raises(UserError, match=r"model\.norm_order='middle' is not one of pre, post, parallel, "):
     resolve_model("gpt", {"norm_order": "middle"})
+
+
+@pytest.mark.parametrize("order", ["pre", "post", "deepnorm"])
+def test_only_where_a_norm_is_left_out_it_is_not_counted(order):
+  whole, without = (make_model("bert", norm_order=order, first_norm=first).parameter_count() for first in (True, False))
+  assert whole - without == (2 * 32 if order == "pre" else 0)  # scale and bias

@@ -26,6 +26,7 @@ from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.models.networks.generator import generator_config
 from tfm_jax.models.per_layer import whole
 from tfm_jax.models.recurrent import cells
+from tfm_jax.models.residual import ORDERS
 from tfm_jax.objectives.objective import ROWS, Fields
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.sharding.placement import Placement
@@ -300,10 +301,12 @@ class Model:
     `active`: only those that a token uses, so of each layer's experts only `experts.top_k`.
     """
 
+    omits = not self.config.first_norm and ORDERS[self.config.norm_order].before
+
     def count(path: tuple, leaf: jax.ShapeDtypeStruct) -> int:
       axes = self.axes(path)
       shape = [self.vocab_size if axis == "vocab" else n for axis, n in zip(axes.names, leaf.shape, strict=True)]
-      if not self.config.first_norm and "attn_norm" in jax.tree_util.keystr(path):
+      if omits and "attn_norm" in jax.tree_util.keystr(path):
         shape[0] -= 1  # that of the first block is not used
       if active and "experts" in axes.names:
         shape[axes.names.index("experts")] = self.config.experts.top_k
