@@ -1,13 +1,16 @@
 """Families and heads: each is one file and one entry, others are refused, and axes are declared once."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.launching import ROOT
 from tests.support.pages import add_example
+from tests.support.refusal import refusal
 from tests.support.tiny import SIZES, VARIANTS, VOCAB, make_model, placement
 from tfm_jax.compare.program import build_program, fields_of, random_batch
 from tfm_jax.errors import UserError
@@ -46,8 +49,9 @@ def test_heads_and_objectives_that_are_not_in_the_entry_are_refused_in_one_line(
       resolve_model(family, {"head.name": head})
   for objective in sorted(set(OBJECTIVES) - set(FAMILIES[family].objectives)) if "lm" in heads_of(family) else ():
     config = from_dict({"family": family, "objective": {"name": objective}})
-    with pytest.raises(UserError, match=rf"^objective\.name='{objective}' does not fit family={family}: choose .*$"):
-      resolve(config)
+    message = refusal(resolve, config)
+    assert message.startswith(f"objective.name='{objective}' does not fit family={family}: choose ")
+    assert all((ROOT / path).exists() for path in re.findall(r"tfm_jax/[\w./]+", message))
 
 
 def test_a_decoder_predicts_no_masked_tokens():
