@@ -1,7 +1,8 @@
 """The curves of several runs over one another: python -m tfm_jax.plot RUN... --out=FILE.
 
 RUN...        run directories, local or gs://
---out=FILE    FILE.html: a page that needs no other file; FILE.png: the same as a picture, which takes a browser
+--out=FILE    FILE.html: a page that needs no other file, and has a button that saves it as PNG;
+              FILE.png: the same as a picture, for which a browser must be installed here
 """
 
 import sys
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> int:
   try:
     check_installation()
     from tfm_jax.runtime.reporting.overlay import overlay_page, read_run, short_names
-    from tfm_jax.runtime.reporting.picture import write_picture
+    from tfm_jax.runtime.reporting.picture import with_button, write_picture
 
     if not out or not paths or len(paths) + 1 != len(arguments):
       raise UserError("usage: python -m tfm_jax.plot RUN... --out=FILE")
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     if Path(out).suffix == ".png":
       write_picture(page, Path(out))
     else:
-      Path(out).write_text(page, encoding="utf-8")
+      Path(out).write_text(with_button(page), encoding="utf-8")
   except (UserError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

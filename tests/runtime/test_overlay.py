@@ -1,5 +1,6 @@
 """python -m tfm_jax.plot: several runs in one page, against steps, tokens, FLOP and seconds."""
 
+import base64
 import json
 import re
 import struct
@@ -136,6 +137,33 @@ def test_a_picture_shows_the_whole_page(tmp_path, capsys):
   width, height = struct.unpack(">II", out.read_bytes()[16:24])
   assert width == 2 * picture.WIDTH and height > 2 * 900
   assert [path.name for path in tmp_path.glob("*.png")] == ["page.png"]
+
+
+# Presses the button and puts the file that it would save into the title.
+PRESSED = """<script>
+HTMLAnchorElement.prototype.click = () => {}
+URL.createObjectURL = blob => {
+  const reader = new FileReader()
+  reader.onload = () => { document.title = reader.result }
+  reader.readAsDataURL(blob)
+}
+document.querySelector("button").click()
+</script>"""
+
+
+@pytest.mark.slow
+def test_the_button_of_the_page_saves_the_same_picture(tmp_path):
+  run = headless(tmp_path / "profile")
+  run_with(tmp_path / "<a & b>", logged(50))
+  out = tmp_path / "page.html"
+  assert plot([str(tmp_path / "<a & b>"), f"--out={out}"]) == 0
+  page = out.read_text()
+  assert not re.search(r"https?:|<link|<img|@import|url\(", page)  # no other file
+  out.write_text(page.replace("</body>", f"{PRESSED}</body>"))
+  kind, data = re.search(r"<title>(.*?),(.*?)</title>", run(out, 1000, "--dump-dom")).groups()
+  assert kind == "data:image/png;base64"
+  width, height = struct.unpack(">II", base64.b64decode(data)[16:24])
+  assert width == 2 * 1000 and height > 2 * 900
 
 
 @pytest.mark.parametrize("fails", ["missing", "silent", "hangs"])

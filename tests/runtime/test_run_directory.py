@@ -157,7 +157,8 @@ def test_sync_reaches_the_disk_and_only_when_needed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", ['{"step": 2, "split"', "5", '{"split": "train"}', '{"step": 2}', "\0\0\0"])
 def test_damage_before_the_last_line_is_named(run, damage):
-  (run.path / "metrics.jsonl").write_text(f'{{"step": 1, "split": "train"}}\n{damage}\n{{"step": 3, "split": "train"}}\n')
+  whole = '{"step": 1, "split": "train"}'
+  (run.path / "metrics.jsonl").write_text(f"{whole}\n{damage}\n{whole}\n")
   with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 "):
     run.open_metrics(3)
 

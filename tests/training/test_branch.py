@@ -106,7 +106,8 @@ def test_microbatches_are_chosen_anew_where_a_step_may_need_other_memory(
     ({"train__steps": 6, "optimizer__decay_steps": 2}, ""),
     (
       {"train__steps": 6, "optimizer__decay_steps": 4},
-      "the learning rate jumps at step 4, from 0.003 to 0.000879: optimizer.decay_steps=4 is more than the 2 steps left",
+      "the learning rate jumps at step 4, from 0.003 to 0.000879: "
+      "optimizer.decay_steps=4 is more than the 2 steps left",
     ),
     ({"optimizer__learning_rate": 1e-3}, "the learning rate jumps at step 4, from 0.003 to 0.001"),
   ],

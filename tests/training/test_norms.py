@@ -1,6 +1,7 @@
 """The norms of each layer: those of the whole trees, divided among their layers."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -65,7 +66,21 @@ def test_a_step_reports_gradient_parameters_and_update_of_each_layer(variant):
 
 
 def test_the_page_draws_them_by_layer():
-  norms = {f"{kind}_norm/blocks/{layer}": 1.0 + layer for kind in ("grad", "update") for layer in range(8)}
+  """Of 24 layers each has a colour of its own, and some are in the legend; the parts outside the blocks are apart."""
+  layers = [str(layer) for layer in range(24)]
+  norms = {f"grad_norm/blocks/{layer}": 1.0 + int(layer) for layer in sorted(layers)}  # as JAX sorts them
+  norms |= {"grad_norm/embed": 0.5, "update_norm/encoder/blocks/0": 1.0, "update_norm/decoder/blocks/0": 1.0}
   page = curves_page("run", [{"step": n, "split": "train", "loss": 2.0, "grad_norm": 3.0, **norms} for n in (1, 2)])
-  assert "<h2>Gradient norm by layer</h2>" in page and "<h2>Update norm by layer</h2>" in page
-  assert "blocks/7, step 2: 8" in page and "<h2>grad_norm/blocks/7</h2>" not in page and "Parameter norm" not in page
+  titles = re.findall(r"<h2>(.*?)</h2>", page)
+  assert titles[-4:] == [
+    "Gradient norm by layer",
+    "Gradient norm of other parts",
+    "Update norm by layer: encoder/blocks",
+    "Update norm by layer: decoder/blocks",
+  ]
+  _, plot, rest, *_ = re.split("<h2>Gradient norm [^<]*</h2>", page)
+  assert "blocks/23, step 2: 24" in plot and "embed" not in plot and "embed, step 2: 0.5" in rest
+  strokes = re.findall(r'<polyline [^>]* stroke="(.*?)"', plot)
+  assert len(set(strokes)) == 24 and "var(--c4) 0.0%" in strokes[0] and "var(--c4) 100.0%" in strokes[-1]
+  shown = re.findall(r"</span>blocks/(\d+)</li>", plot)
+  assert shown == ["0", "5", "9", "14", "18", "23"]

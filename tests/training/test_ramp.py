@@ -2,6 +2,7 @@
 
 import logging
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,8 +19,11 @@ from tests.support.launching import (
   write_experiment,
 )
 from tfm_jax.errors import UserError
+from tfm_jax.training.compiled.program import build_program
 from tfm_jax.training.compiled.ramp import Ramp, Ramped
+from tfm_jax.training.compiled.step import make_train_step
 from tfm_jax.training.config import resolve
+from tfm_jax.training.optimization.optimizer import schedule
 from tfm_jax.training.pretraining import Pretraining
 
 GROWING = SHORT_RUN | {"train__batch_size": 32, "train__ramp_from": 8, "train__ramp_steps": 4, "train__steps": 10}
@@ -91,6 +95,26 @@ def test_a_growing_batch_has_the_rows_of_full_batches(experiment):
   grown, full = batches(experiment, 10, train__ramp_from=8, train__ramp_steps=4), batches(experiment, 5)
   assert [len(batch) for batch in grown] == [8] * 4 + [16] * 4 + [32] * 2
   assert np.concatenate(grown).tolist() == np.concatenate(full).tolist()
+
+
+@pytest.mark.slow
+def test_a_growing_batch_has_the_losses_of_steps_on_batches_cut_by_hand(experiment, tmp_path):
+  """Two steps on the halves of a full batch, then one on the next full batch."""
+  settings = SHORT_RUN | {"train__batch_size": 16, "train__steps": 3}
+  quick_fit(tiny(experiment, **settings, train__ramp_from=8, train__ramp_steps=2), tmp_path / "run")
+  config = resolve(tiny(experiment, **settings))
+  task = Pretraining(config)
+  (_, first), (_, second) = task.train_batches(0, 2, None)
+  program = build_program(config, task.tokenizer.vocab_size, task.fields, jax.devices()[:1])
+  now = program.init()
+  step = make_train_step(
+    program.loss, program.tx, schedule(config.optimizer, 3), program.placement, task.fields, 1, config.seed
+  )
+  for number, batch in enumerate([*({k: x[i : i + 8] for k, x in first.items()} for i in (0, 8)), second], 1):
+    now, metrics = jax.jit(step)(now, batch)
+    (row,) = (row for row in rows(tmp_path / "run") if row["split"] == "train" and row["step"] == number)
+    for name in ("loss", "accuracy", "grad_norm"):
+      assert float(metrics[name]) == pytest.approx(row[name], rel=1e-4 if name == "grad_norm" else 1e-5), (number, name)
 
 
 @pytest.mark.slow

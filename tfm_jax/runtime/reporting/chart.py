@@ -28,6 +28,8 @@ class Line:
       them: small and pale).
     marks: of the points: none, filled or hollow circles.
     ranges: (low, high) of each point, drawn as a vertical line; none if empty.
+    depth: of lines in an order, such as layers: from 0, the first, to 1, the last, which have a gradient of colours in
+      place of `colour`; of many, some are in the legend.
   """
 
   name: str
@@ -36,10 +38,13 @@ class Line:
   form: str = "solid"
   marks: str = "none"
   ranges: Sequence[Point] = ()
+  depth: float | None = None
 
   @property
   def stroke(self) -> str:
     """The colour, as CSS."""
+    if self.depth is not None:
+      return f"color-mix(in oklch, var(--c4) {100 * self.depth:.1f}%, var(--c1))"
     return f"var(--c{(self.colour - 1) % COLOURS + 1})" if self.colour else "var(--soft)"
 
 
@@ -179,7 +184,10 @@ def _drawn(line: Line, x_axis: _Axis, y_axis: _Axis, x_name: str, text: Callable
 
 def _legend(lines: Sequence[Line]) -> str:
   """The names of the lines, where there are several."""
-  named = {line.name: line for line in lines if line.name}
+  ordered = [line for line in lines if line.depth is not None]
+  kept = {round(i * (len(ordered) - 1) / (COLOURS - 1)) for i in range(COLOURS)}
+  hidden = {line.name for i, line in enumerate(ordered) if i not in kept}
+  named = {line.name: line for line in lines if line.name and line.name not in hidden}
   if len(named) < 2:
     return ""
   items = (

@@ -100,11 +100,8 @@ def curves_page(name: str, records: Records, head: str = "") -> str:
     wide = plot(runs, "loss", size=WIDE)
     sections.append(page.section("Loss", "", f'<div class="scroll"><div class="wide">{wide}</div></div>'))
   others = [f'<div class="card"><h2>{escape(TITLES.get(n, n))}</h2>{plot(runs, n)}</div>' for n in drawn if n != "loss"]
-  others += [
-    f'<div class="card"><h2>{escape(TITLES.get(n, n))} by layer</h2>{_by_layer(records, n)}</div>'
-    for n in BY_LAYER
-    if any(name.startswith(f"{n}/") for name in _names(records))
-  ]
+  by_layer = [(title, drawing) for n in BY_LAYER for title, drawing in _by_layer(records, n).items()]
+  others += [f'<div class="card"><h2>{escape(title)}</h2>{drawing}</div>' for title, drawing in by_layer]
   if others:
     sections.append(f'<section><div class="cards">{"".join(others)}</div></section>')
   return page.page(title, "\n".join([*sections, evaluations("", records)]), head)
@@ -115,15 +112,29 @@ def _names(records: Records) -> dict[str, None]:
   return dict.fromkeys(name for record in records for name in record)
 
 
-def _by_layer(records: Records, metric: str) -> str:
-  """The plot of the norms of each layer, `METRIC/LAYER` in the records, over the steps."""
-  layers = [name.removeprefix(f"{metric}/") for name in _names(records) if name.startswith(f"{metric}/")]
-  lines = []
-  for number, layer in enumerate(layers):
-    name = f"{metric}/{layer}"
-    points = _thinned([(record["step"], record[name]) for record in records if _has(record, name)])
-    lines.append(Line(layer, points, number % COLOURS + 1, "solid" if number < COLOURS else "dashed"))
-  return line_chart(f"{metric} by layer", lines, y_log=True, text=short_number)
+def _by_layer(records: Records, metric: str) -> dict[str, str]:
+  """Title -> plot over the steps, of the norms `METRIC/LAYER` in the records: the blocks of each tower, coloured by
+  their depth, and the other parts."""
+  parts: dict[str, list[str]] = {}
+  for name in _names(records):
+    if name.startswith(f"{metric}/"):
+      layer = name.removeprefix(f"{metric}/")
+      parts.setdefault(layer.rpartition("/")[0] if "blocks/" in layer else "", []).append(layer)
+  plots = {}
+  for part, layers in sorted(parts.items(), reverse=True):  # other parts last
+    layers.sort(key=lambda layer: (len(layer), layer) if part else (0, layer))
+    lines = []
+    for number, layer in enumerate(layers):
+      name = f"{metric}/{layer}"
+      points = [(record["step"], record[name]) for record in records if _has(record, name)]
+      points = _thinned(_average(points) if len(points) >= AVERAGED_FROM else points)
+      depth = number / max(len(layers) - 1, 1) if part else None
+      form = "solid" if part or number < COLOURS else "dashed"
+      lines.append(Line(layer, points, number % COLOURS + 1, form, depth=depth))
+    of = f"by layer{'' if part == 'blocks' else f': {part}'}" if part else "of other parts"
+    title = f"{TITLES[metric]} {of}"
+    plots[title] = line_chart(title, lines, y_log=True, text=short_number)
+  return plots
 
 
 def drawn_metrics(runs: Mapping[str, Records]) -> list[str]:

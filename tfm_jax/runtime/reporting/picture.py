@@ -1,4 +1,4 @@
-"""A page as a PNG, drawn by a browser that is installed."""
+"""A page as a PNG: drawn by a browser that is installed, or by the one that shows it."""
 
 import os
 import re
@@ -14,6 +14,47 @@ WIDTH = 1240  # of the picture; the page is as wide as it may become
 # Prints the height of the page, for which a script is added to a copy of it.
 _HEIGHT = "<script>document.title = `height ${document.documentElement.scrollHeight}`</script>"
 _SECONDS = 120
+# A button that draws the page on a canvas, as a picture inside an SVG, and saves that.
+_BUTTON = """<script>
+const button = document.createElement("button")
+button.textContent = "save as PNG"
+button.style.cssText = "position: absolute; top: 16px; right: 16px"
+document.body.append(button)
+button.onclick = () => {
+  const body = document.body.cloneNode(true), ns = document.querySelector("svg").namespaceURI
+  body.querySelectorAll("script, button").forEach(element => element.remove())
+  body.prepend(document.querySelector("style").cloneNode(true))
+  const width = document.documentElement.clientWidth, height = document.documentElement.scrollHeight
+  const svg = document.createElementNS(ns, "svg"), inside = document.createElementNS(ns, "foreignObject")
+  for (const element of [svg, inside]) {
+    element.setAttribute("width", width)
+    element.setAttribute("height", height)
+  }
+  svg.style.fontSize = "16px"  // the size of rem, as the SVG is the root
+  svg.append(inside)
+  inside.append(body)
+  const picture = new Image(), canvas = document.createElement("canvas")
+  picture.onload = () => {
+    const scale = Math.min(2, 16000 / height)  // browsers have a largest canvas
+    canvas.width = width * scale
+    canvas.height = height * scale
+    canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height)
+    canvas.toBlob(blob => {
+      const link = document.createElement("a")
+      link.href = URL.createObjectURL(blob)
+      link.download = `${document.title}.png`
+      link.click()
+    })
+  }
+  picture.src = "data:image/svg+xml," + encodeURIComponent(new XMLSerializer().serializeToString(svg))
+}
+</script>
+"""
+
+
+def with_button(page: str) -> str:
+  """The page with a button that saves it as a PNG, if it has a plot."""
+  return page.replace("</body>", f"{_BUTTON}</body>") if "<svg" in page else page
 
 
 def write_picture(page: str, out: Path) -> None:
