@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from tfm_jax.models.families.table import find_family
 from tfm_jax.runtime.reporting import page
 from tfm_jax.runtime.reporting.chart import COLOURS, Line, line_chart
 from tfm_jax.runtime.reporting.units import human_bytes, human_count, human_seconds
@@ -98,7 +99,7 @@ def row(plan: Plan, result: Result) -> list[str]:
   return [
     entry.name,
     entry.config.family,
-    f"{c.num_layers} + {c.decoder_depth}" if entry.encoder_decoder else str(c.num_layers),
+    f"{c.num_layers} + {c.decoder_depth}" if find_family(entry.config.family).encoder_decoder else str(c.num_layers),
     str(c.embed_dim),
     f"{entry.parameters:,}",
     f"{entry.steps:,}",
