@@ -185,7 +185,7 @@ def test_the_page_shows_what_was_measured(experiment):
     "62.5 ± 17.7",
     "Loss and the place",
     "both sides of an encoder-decoder",
-    "were not tuned",
+    "the command tunes none",
     "An encoder reads what follows too",
   ):
     assert said in text

@@ -25,7 +25,7 @@ _READING = (
   "tokens, of encoder-decoders what the decoder writes. Losses of different objectives are not comparable; bits per "
   "byte exist where each token of the text is predicted once. FLOPs are those of matrix products, with attention in "
   "full; the arithmetic of gates, norms and softmax is not in them. Tokens/s are positions, those of both sides of an "
-  "encoder-decoder. Learning rates are set per family and were not tuned."
+  "encoder-decoder. Learning rates are those that the experiment file gives each family: the command tunes none."
 )
 _PLACES = (
   "Held-out loss by the number of tokens before the target in its document and row, in bins of doubling length. Of a "
