@@ -10,7 +10,6 @@ import pytest
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.families.table import FAMILIES
 from tfm_jax.models.model import Model, admits, resolve_model
-from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.objectives.objective import Field
 from tfm_jax.sharding.placement import Placement, make_mesh, single_device
 from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig, mesh_sizes
@@ -92,7 +91,7 @@ def make_batch(variant: str, seed: int = 0, rows: int = BATCH, length: int = LEN
   weights = (draw.random((rows, length)) < 0.8).astype(np.float32) * (both["segment_ids"] > 0)
   batch: dict[str, np.ndarray] = {"rows": np.arange(100, 100 + rows, dtype=np.int32)}
   family = FAMILIES[VARIANTS[variant][0]]
-  two_sides = issubclass(family.module, EncoderDecoder)
+  two_sides = family.encoder_decoder
   if not (family.causal or two_sides):
     places = np.sort(draw.permuted(np.tile(np.arange(length - 2), (rows, 1)), axis=1)[:, :4], axis=1)
     ones = np.ones((rows, 4), np.float32)

@@ -4,6 +4,7 @@ import dataclasses
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.layers import Attention, Layer, Mlp
+from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.models.networks.network import Network
 from tfm_jax.ops.recurrent import Cell
 
@@ -44,3 +45,8 @@ class Family:
   attention: type[Layer] = Attention
   mlp: type[Layer] = Mlp
   cell: Cell | None = None
+
+  @property
+  def encoder_decoder(self) -> bool:
+    """Whether its models have an encoder and a decoder."""
+    return issubclass(self.module, EncoderDecoder)

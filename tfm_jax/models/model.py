@@ -22,7 +22,6 @@ from tfm_jax.models.heads.groups import flatten, grouped
 from tfm_jax.models.heads.head import ROUTING, Outputs
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.heads.terms import result
-from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.models.networks.generator import generator_config
 from tfm_jax.models.per_layer import whole
 from tfm_jax.models.recurrent import cells
@@ -101,7 +100,7 @@ class Model:
   @property
   def encoder_decoder(self) -> bool:
     """Whether the model has an encoder and a decoder."""
-    return issubclass(find_family(self.family).module, EncoderDecoder)
+    return find_family(self.family).encoder_decoder
 
   def init(self, key: Array) -> Params:
     """Initial parameters, bit-equal under every sharding strategy."""
@@ -340,7 +339,7 @@ def admits(family: str, config: ModelConfig, vocab_size: int) -> dict[str, tuple
   if entry.cell:
     mlp = tuple(cells(part, entry.causal) for part in parts)
     widths += mlp
-  attends = not entry.cell or issubclass(entry.module, EncoderDecoder)
+  attends = not entry.cell or entry.encoder_decoder
   experts = (c.experts.count,) if c.experts.count else ()
   return {
     "embed": widths,

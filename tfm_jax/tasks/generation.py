@@ -17,7 +17,6 @@ from tfm_jax.decode.start import prepared
 from tfm_jax.errors import UserError
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.model import Model
-from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.objectives.table import make_objective
 from tfm_jax.ops.losses import LossTerms, total
@@ -107,7 +106,7 @@ class Generation(LabelledTask[Pair]):
   @classmethod
   def configure(cls, config: Config) -> Config:
     """See `LabelledTask`: also the objective whose fields the batches have."""
-    two_sided = _is_two_sided(config)
+    two_sided = find_family(config.family).encoder_decoder
     if not (two_sided or find_family(config.family).causal):
       raise UserError(
         f"task.name={config.task.name} writes text, and family={config.family} reads in both directions: choose an "
@@ -123,7 +122,7 @@ class Generation(LabelledTask[Pair]):
 
   def _set(self, config: Config, tokenizer: Tokenizer) -> None:
     super()._set(config, tokenizer)
-    self._two_sided = _is_two_sided(config)
+    self._two_sided = find_family(config.family).encoder_decoder
     self._target_len = config.data.target_len or (config.data.seq_len if self._two_sided else config.data.seq_len // 2)
     self.use(symbols_of(config, tokenizer, self._imported), {})
 
@@ -231,8 +230,3 @@ class Generation(LabelledTask[Pair]):
     places = np.linspace(0, len(self._examples) - 1, count).round().astype(int)
     found = self.predict(model, params, [self._examples[place] for place in places])
     return self.scores(found, intervals=False)
-
-
-def _is_two_sided(config: Config) -> bool:
-  """Whether the model has an encoder and a decoder."""
-  return issubclass(find_family(config.family).module, EncoderDecoder)

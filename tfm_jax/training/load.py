@@ -22,7 +22,7 @@ from tfm_jax.models.config import param_axes
 from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.model import Model, Params
-from tfm_jax.models.networks.encoder_decoder import EncoderDecoder, encoder_params
+from tfm_jax.models.networks.encoder_decoder import encoder_params
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.runtime.devices import all_devices, first_device, use_compilation_cache
 from tfm_jax.runtime.run_directory import RunDirectory
@@ -199,7 +199,7 @@ def symbols_of(config: Config, tokenizer: Tokenizer | None, imported: bool) -> S
   if tokenizer is None:
     return Symbols()
   objective = OBJECTIVES[config.objective.name]
-  encodes = issubclass(find_family(config.family).module, EncoderDecoder)
+  encodes = find_family(config.family).encoder_decoder
   begins = objective.adds_bos or objective.begins_with_bos or (imported and not encodes)
   start = {"pad": -1, "bos": -1 if imported else tokenizer.bos_id, "eos": tokenizer.eos_id}[objective.targets_begin]
   start = start if start >= 0 else max(tokenizer.pad_id, 0)

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from tfm_jax.models.families.table import find_family
 from tfm_jax.runtime.reporting import page
 from tfm_jax.runtime.reporting.chart import COLOURS, Line, line_chart
 from tfm_jax.runtime.reporting.units import human_bytes, human_count, human_seconds
@@ -19,10 +20,17 @@ _SAID = {
   PARAMETERS: "Each architecture is as wide as gives it the parameters of the first, and trains for as many steps.",
   FLOPS: "The same models, trained for as many steps as take the FLOPs of the first.",
 }
-_LOSSES = (
+_READING = (
   "Held-out loss is in nats per predicted token: of causal models all tokens of the text, of masked ones the masked "
   "tokens, of encoder-decoders what the decoder writes. Losses of different objectives are not comparable; bits per "
-  "byte exist where each token of the text is predicted once."
+  "byte exist where each token of the text is predicted once. FLOPs are those of matrix products, with attention in "
+  "full; the arithmetic of gates, norms and softmax is not in them. Tokens/s are positions, those of both sides of an "
+  "encoder-decoder. Learning rates are those that the experiment file gives each family: the command tunes none."
+)
+_PLACES = (
+  "Held-out loss by the number of tokens before the target in its document and row, in bins of doubling length. Of a "
+  "model that reads from left to right, a line that still falls at the right uses distant tokens. An encoder reads "
+  "what follows too, and a decoder beside an encoder the whole source, so that their lines say little of distances."
 )
 
 
@@ -44,16 +52,12 @@ def architectures_page(plan: Plan, results: Sequence[Result]) -> str:
     part = [result for result in results if result.entry.equal == equal]
     table = page.table(columns(plan), [row(plan, result) for result in part], text_columns=2)
     parts.append(page.section(_TITLES[equal], _SAID[equal], table))
-  parts.append(page.section("How to read the losses", _LOSSES, ""))
+  parts.append(page.section("How to read the table", _READING, ""))
   cards = "".join(
     f'<div class="card"><h2>{_TITLES[equal]}</h2>{_places([r for r in results if r.entry.equal == equal])}</div>'
     for equal in (PARAMETERS, FLOPS)
   )
-  said = (
-    "Held-out loss by the number of tokens before the target in its document and row, in bins of doubling length. A "
-    "line that still falls at the right uses distant tokens."
-  )
-  parts.append(page.section("Loss and the place in the text", said, f'<div class="cards">{cards}</div>'))
+  parts.append(page.section("Loss and the place in the text", _PLACES, f'<div class="cards">{cards}</div>'))
   cards = "".join(
     f'<div class="card"><h2>{_TITLES[equal]}</h2>{_curves([r for r in results if r.entry.equal == equal])}</div>'
     for equal in (PARAMETERS, FLOPS)
@@ -98,7 +102,7 @@ def row(plan: Plan, result: Result) -> list[str]:
   return [
     entry.name,
     entry.config.family,
-    f"{c.num_layers} + {c.decoder_depth}" if entry.encoder_decoder else str(c.num_layers),
+    f"{c.num_layers} + {c.decoder_depth}" if find_family(entry.config.family).encoder_decoder else str(c.num_layers),
     str(c.embed_dim),
     f"{entry.parameters:,}",
     f"{entry.steps:,}",

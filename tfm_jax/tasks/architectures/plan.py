@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 
 from tfm_jax.compare.program import build_program, vocabulary_size
 from tfm_jax.errors import UserError
-from tfm_jax.models.families.table import find_family
-from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
 from tfm_jax.runtime.devices import first_device
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.tasks.labelled.task import LabelledTask
@@ -46,11 +44,6 @@ class Entry:
   def steps(self) -> int:
     """Steps of the pre-training."""
     return self.config.train.steps
-
-  @property
-  def encoder_decoder(self) -> bool:
-    """Whether it has an encoder and a decoder."""
-    return issubclass(find_family(self.config.family).module, EncoderDecoder)
 
   @property
   def folder(self) -> str:
