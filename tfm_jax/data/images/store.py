@@ -188,7 +188,7 @@ def class_names(images: ImageSet, labels: Sequence[str]) -> tuple[str, ...]:
 
   Labels that are numbers themselves are names like others: they need not begin at 0, nor be without gaps. UserError.
   """
-  if not labels or not _numbers(images.classes) or _numbers(labels):
+  if not labels or not images.classes or not _numbers(images.classes) or _numbers(labels):
     return images.classes
   if len(labels) <= int(images.classes[-1]):
     culprit = images.names[int(images.labels.argmax())]

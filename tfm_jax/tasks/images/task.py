@@ -34,7 +34,7 @@ from tfm_jax.training.task import Batch, EvalStream, Predictions
 log = logging.getLogger(__name__)
 
 Prediction = dict[str, Any]
-LISTED = 20  # classes whose probabilities a prediction has
+LISTED = 20  # classes whose probabilities a prediction has, or that a message names
 THUMBNAIL = "image"
 """The key of a prediction with the picture itself, for pages; predictions.jsonl leaves it out."""
 
@@ -139,8 +139,8 @@ class ImageTask(abc.ABC):
       raise UserError(f"data.eval_fraction={data.eval_fraction:g} leaves no picture of {data.path} to train on")
     self.held_out = self.known(held_out, eval_index)
     if data.eval_path and not len(self.held_out):
-      classes = ", ".join(self.classes)
-      raise UserError(f"data.eval_path={data.eval_path}: no picture has one of the classes of data.path ({classes})")
+      known = _some(self.classes)
+      raise UserError(f"data.eval_path={data.eval_path}: no picture has one of the classes of data.path ({known})")
     self._images, self._held_out_images = images, held_out
     self._train = ImageBatches(self.known(images, index), size, config.seed, True, self._maker(images))
     self.num_rows = self._train.num_rows
@@ -196,9 +196,9 @@ class ImageTask(abc.ABC):
       names, own = self.names(images), class_names(images, self.classes)
       unknown = [name for name in own if name not in names]
       if unknown and len(unknown) < len(own):
-        raise UserError(f"pictures have the class {unknown[0]!r}, and the model was trained on {', '.join(names)}")
+        raise UserError(f"pictures have the class {unknown[0]!r}, and the model was trained on {_some(names)}")
       if unknown:
-        log.warning("pictures of %s have no class of the model (%s)", ", ".join(unknown), ", ".join(names))
+        log.warning("pictures of %s have no class of the model (%s)", _some(unknown), _some(names))
       places = [-1 if unknown else names.index(name) for name in own]
       self._numbers[images.fingerprint] = np.array([*places, -1], np.int32)[images.labels]  # label -1: the last
     return self._numbers[images.fingerprint]
@@ -302,6 +302,11 @@ def class_keys(config: Config, images: ImageSet) -> dict[str, Any]:
     raise UserError(f"{path}: the name of a class has a '|' in it; rename its folder")
   names = own if set(classes) <= set(own) else classes
   return {"head.num_labels": len(names), "head.labels": "|".join(names)}
+
+
+def _some(names: Sequence[str]) -> str:
+  """Names, for a message: the first ones of many."""
+  return ", ".join([*names[:LISTED], *(["..."] if len(names) > LISTED else [])])
 
 
 @dataclasses.dataclass(frozen=True)
