@@ -281,7 +281,7 @@ def losses(program, task, steps=3):
   return np.array(found)
 
 
-@pytest.mark.slow_but("fsdp_tp")
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_loss_is_over_the_global_batch_under_every_strategy(strategy, data):
   task = task_of("image_text", data, model={"dropout": 0.1})

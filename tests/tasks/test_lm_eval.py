@@ -198,6 +198,7 @@ def test_tasks_are_scored_and_written(manager, tmp_path):
   assert "torch" not in sys.modules
 
 
+@pytest.mark.slow
 def test_questions_by_the_chat_template_of_the_tokenizer(manager):
   run = run_of("gpt")
   with pytest.raises(UserError, match="has no chat template: leave --apply_chat_template out"):

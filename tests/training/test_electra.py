@@ -193,7 +193,7 @@ def stepped(microbatches, strategy="dp", devices=1, family="electra"):
   return jax.device_get(metrics), flat(jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params))
 
 
-@pytest.mark.slow_but("4-dp-1")
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("microbatches", "strategy", "devices"),
   [(4, "dp", 1), (2, "fsdp_tp", 8), (2, "fsdp", 4), (1, "tp", 4), (1, "hsdp", 4), (1, "fsdp_tp_stream", 8)],

@@ -50,7 +50,7 @@ def experiment(tmp_path_factory):
   return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
-@pytest.mark.slow_but("dp-1")
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "microbatches"), [("dp", 1), ("fsdp_tp", 2)])
 def test_short_batches_train_like_padded_ones(experiment, tmp_path, caplog, strategy, microbatches):
   settings = {

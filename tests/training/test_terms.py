@@ -72,6 +72,7 @@ def test_every_head_learns_the_same_however_its_batch_is_cut(case, cut):
     np.testing.assert_allclose(other[path], gradient[path], atol=1e-6 * max(norm, 1), err_msg=path)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_two_terms_is_that_of_the_sum_of_their_means():
   """Compared with the plain derivative, as a wrong weight would be the same for every number of microbatches."""
   model, batch = two_losses()
@@ -125,7 +126,7 @@ def test_what_the_loss_does_not_depend_on_is_not_trained():
   assert {path for path in before if np.array_equal(before[path], after[path])} == unused
 
 
-@pytest.mark.slow_but("dp")
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["dp", "fsdp"])
 def test_frozen_parameters_have_no_gradient_and_no_moments(strategy):
   st = placement(strategy, 8 if strategy == "fsdp" else 1)
