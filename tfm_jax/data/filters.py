@@ -73,15 +73,16 @@ def filtered(corpus: Corpus, config: SourceConfig, workers: int | None = None) -
     if reasons is None:
       _decide(directory, corpus, config, workers)
       reasons = np.load(directory / f"{part}.left_out")
-    for reason, count in enumerate(np.bincount(reasons, minlength=len(REASONS)).tolist()):
+    totals = np.bincount(reasons, minlength=len(REASONS)).tolist()
+    for reason, count in enumerate(totals):
       if reason:
         counts[f"filter_{REASONS[reason]}"] = count  # the embedded corpus counts its own duplicates
-    if part == "train" and len(reasons) and reasons.all():
-      most = int(np.bincount(reasons).argmax())
-      key, label = rules[REASONS[most]]
+    if part == "train" and sum(totals) and not totals[0]:
+      most = max(totals)
+      key, label = rules[REASONS[totals.index(most)]]
       raise UserError(
-        f"{config.path or config.source}: no document is left to train on; of {len(reasons):,}, "
-        f"{np.count_nonzero(reasons == most):,} are left out as {label}: change data.{key}"
+        f"{config.path or config.source}: no document is left to train on; of {len(reasons):,}, {most:,} are left out "
+        f"as {label}: change data.{key}"
       )
     for number, document in enumerate(corpus.read(part, counts)):
       if not reasons[number]:

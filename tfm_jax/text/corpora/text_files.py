@@ -61,7 +61,7 @@ def text_corpus(
   if target_field and len(in_json) < len(every):
     raise UserError(f"data.target_field={target_field}: {path} has files of plain text, which have no fields")
   split = split._replace(whole=frozenset(every) if document == "line" else in_json)
-  keys = (field or "text", target_field) if target_field else (field or "text",)
+  keys: tuple[str, ...] = (field or "text", target_field) if target_field else (field or "text",)
 
   def read(part: str, counts: Counts) -> Iterator[Document]:
     counts["blank"] = documents = 0
