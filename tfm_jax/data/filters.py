@@ -73,7 +73,7 @@ def filtered(corpus: Corpus, config: SourceConfig, workers: int | None = None) -
     if reasons is None:
       _decide(directory, corpus, config, workers)
       reasons = np.load(directory / f"{part}.left_out")
-    totals = np.bincount(reasons, minlength=len(REASONS)).tolist()
+    totals: list[int] = np.bincount(reasons, minlength=len(REASONS)).tolist()
     for reason, count in enumerate(totals):
       if reason:
         counts[f"filter_{REASONS[reason]}"] = count  # the embedded corpus counts its own duplicates
