@@ -77,7 +77,7 @@ def filtered(corpus: Corpus, config: SourceConfig, workers: int | None = None) -
     for reason, count in enumerate(totals):
       if reason:
         counts[f"filter_{REASONS[reason]}"] = count  # the embedded corpus counts its own duplicates
-    if part == "train" and sum(totals) and not totals[0]:
+    if part == "train" and len(reasons) and not totals[0]:
       most = max(totals)
       key, label = rules[REASONS[totals.index(most)]]
       raise UserError(
