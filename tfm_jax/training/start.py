@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Sharding
@@ -224,7 +225,7 @@ def branch_point(config: Config) -> tuple[RunDirectory, int]:
   if step >= config.train.steps:
     raise UserError(f"train.steps={config.train.steps} counts from the start of branch_from: set more than {step}")
   former = from_stored(source.read_config())
-  had, has = (float(schedule(c.optimizer, c.train.steps)(np.int32(step - 1))) for c in (former, config))
+  had, has = (float(schedule(c.optimizer, c.train.steps)(jnp.int32(step - 1))) for c in (former, config))
   # Of a run that was made longer since it was started, its records know the rate.
   had = next((r["learning_rate"] for r in source.read_metrics() if r["step"] == step and r.get("learning_rate")), had)
   if abs(has - had) > 0.01 * max(has, had):

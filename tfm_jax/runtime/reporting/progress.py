@@ -46,7 +46,7 @@ def with_progress(records: Sequence[Mapping[str, Any]], flop_per_token: float) -
   steps = np.array([record["step"] for record in records], np.float64)
   progress = {}
   for axis, rate in {"tokens": tokens, "FLOP": tokens * flop_per_token, "seconds": seconds}.items():
-    counted = [r.get(COUNTED.get(axis)) for r in measured]
+    counted = [r.get(COUNTED.get(axis, "")) for r in measured]
     total = np.concatenate([[0.0], np.cumsum(np.diff(ends) * rate)])
     total[1:] = [here if own is None else own for own, here in zip(counted, total[1:], strict=True)]
     if total[-1]:
