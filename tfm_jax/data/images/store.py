@@ -191,7 +191,7 @@ def class_names(images: ImageSet, labels: Sequence[str]) -> tuple[str, ...]:
   if not labels or not images.classes or not _numbers(images.classes) or _numbers(labels):
     return images.classes
   if len(labels) <= int(images.classes[-1]):
-    culprit = images.names[int(images.labels.argmax())]
+    culprit = images.names[int(np.argmax(images.labels))]
     raise UserError(f"head.labels has {len(labels)} names, and {culprit} the class {images.classes[-1]}")
   return tuple(labels[int(name)] for name in images.classes)
 
