@@ -2,7 +2,7 @@ r"""The best held-out bits per byte that five minutes on two CPU cores give on t
 
   python train.py --config=configs/speedrun.py
 
-The whole run: not yet measured. What was tried, with 400 steps of these (0.82 M tokens), and the learning rate's decay
+Measured: the whole run not yet. What was tried, with 400 steps of these (0.82 M tokens), and the learning rate's decay
 within them:
 
   optimizer   learning rate   held-out bits per byte
