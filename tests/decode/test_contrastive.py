@@ -25,7 +25,7 @@ def hidden_of(run, prompt, new):
   ids, width = run.tokenizer.encode(prompt), position_limit(run.model) or WIDTH
   row = lambda ids: np.pad(np.array(ids, np.int32), (0, width - len(ids)))[None]
   if run.model.encoder_decoder:
-    source, target = [*ids, run.tokenizer.eos_id], [run.start_id, *new]
+    source, target = [run.begin_id, *ids, run.tokenizer.eos_id], [run.start_id, *new]
     batch = {
       "encoder_inputs": row(source),
       "encoder_segment_ids": row([1] * len(source)),

@@ -190,9 +190,9 @@ def test_bfloat16_stays_close_to_float32(variant):
   assert np.abs(a - b).mean() < 0.03 * np.abs(a).mean() + 0.01
 
 
-# The families themselves: test_step.py.
+# The families themselves: test_step.py. The two heads of keys and values of qwen3 are fewer than tp's four devices.
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in TRAINED])
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in (*TRAINED, "qwen3")])
 def test_fresh_parameters_are_the_same_bits_under_every_strategy(variant):
   alone = jax.tree.map(np.asarray, jax.jit(make_model(variant).init)(jax.random.key(3)))
   for strategy in STRATEGIES:

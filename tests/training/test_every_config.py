@@ -125,20 +125,18 @@ def test_every_strategy_splits_the_state_of_every_config(file, teacher):
 
 @pytest.mark.slow_but("quickstart", "sst2")
 @pytest.mark.parametrize("file", FILES)
-def test_every_config_trains_alike_under_two_strategies(file, teacher):
+def test_every_config_takes_ten_steps(file, teacher):
   for config in configs_of(file, teacher)[:1]:
-    others = [name for name in strategies_of(config) if name != "fsdp_tp"]
-    other = others[FILES.index(file) % len(others)]  # each file another; what families do under all is tested elsewhere
-    params = jax.device_get(jax.jit(build_program(config, jax.devices()[:1]).model.init)(jax.random.key(0)))
-    losses, expected = (ten_losses(with_strategy(config, name), params) for name in (other, "fsdp_tp"))
+    strategies = strategies_of(config)
+    # Each file has another; what families do under all of them is tested elsewhere.
+    losses = ten_losses(with_strategy(config, strategies[FILES.index(file) % len(strategies)]))
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
-    np.testing.assert_allclose(losses, expected, rtol=1e-4, err_msg=other)
 
 
-def ten_losses(config: Config, params: Any) -> list[float]:
+def ten_losses(config: Config) -> list[float]:
   """Of ten steps on one random batch."""
   program = build_program(config, jax.devices())
-  state = program.init(jax.device_put(params, program.model.shardings()))
+  state = program.init()
   batch, step, losses = program.put(random_batch(program.fields, ROWS)), program.compile(1), []
   for _ in range(STEPS):
     state, metrics = step(state, batch)
