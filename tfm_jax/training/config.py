@@ -316,7 +316,7 @@ def resolve(config: Config) -> Config:
   suitable = tuple(OBJECTIVES[name] for name in objectives)
   fits = config.objective.name in OBJECTIVES and issubclass(OBJECTIVES[config.objective.name], suitable)
   if HEADS[model.head.name].learns_from_objective and not fits:
-    extend = " (or, if it makes batches of the same form, add it to the family's under tfm_jax/models/families/)"
+    extend = " (or, if it makes batches of the same form, add it to its entry in tfm_jax/models/families/)"
     extend = extend if config.objective.name in OBJECTIVES else ""
     raise UserError(
       f"objective.name={config.objective.name!r} does not fit family={config.family}: "
