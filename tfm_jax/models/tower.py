@@ -145,20 +145,12 @@ class Tower(Layer):
     cache: Cache | None = None,
     emit: str = "",
   ) -> Towered:
-    return self.run(x_BTD, segments_BT, positions_BT, noise, memory, cache, emit)
-
-  @nn.nowrap
-  def run(
-    self,
-    x_BTD: Array,
-    segments_BT: Array | None,
-    positions_BT: Array | None,
-    noise: Noise | None,
-    memory: Memory | None,
-    cache: Cache | None,
-    emit: str,
-  ) -> Towered:
-    """`tower`, in the compact method that calls it."""
+    x_BTD = self.placed(x_BTD, segments_BT, positions_BT, noise)
     kind: Any = {"causal": self.causal, "depth": self.depth, "first": self.first, "memory": memory, "cache": cache}
     kind |= {"sublayers": self.sublayers, "emit": emit}
     return tower(self.cfg, self.st, x_BTD, segments_BT, positions_BT, noise, **kind)
+
+  @nn.nowrap
+  def placed(self, x_BTD: Array, segments_BT: Array | None, positions_BT: Array | None, noise: Noise | None) -> Array:
+    """The embeddings that the stack reads, in the compact method that calls it: as they are."""
+    return x_BTD

@@ -5,33 +5,23 @@ from typing import Any
 import flax.linen as nn
 from jax import Array
 
-from tfm_jax.models.cache import Cache, Memory
 from tfm_jax.models.config import HeadConfig, ModelConfig, replaced
 from tfm_jax.models.embeddings import Embed, Places
 from tfm_jax.models.family import Family
 from tfm_jax.models.networks.encoder_decoder import EncoderDecoder
-from tfm_jax.models.tower import Tower, Towered
+from tfm_jax.models.tower import Tower
 from tfm_jax.ops.dropout import Noise
 
 
 class PlacedTower(Tower):
   """A tower that adds positions to the embeddings of the tokens, and norms them."""
 
-  @nn.compact
-  def __call__(
-    self,
-    x_BTD: Array,
-    segments_BT: Array | None,
-    positions_BT: Array | None,
-    noise: Noise | None,
-    memory: Memory | None = None,
-    cache: Cache | None = None,
-    emit: str = "",
-  ) -> Towered:
+  @nn.nowrap
+  def placed(self, x_BTD: Array, segments_BT: Array | None, positions_BT: Array | None, noise: Noise | None) -> Array:
+    """See `Tower`."""
     assert positions_BT is not None
     layer = self.cfg.num_layers + self.cfg.decoder_depth + (2 if self.causal else 1)
-    x_BTD = Places(self.cfg, self.st, name="embed")(x_BTD, positions_BT, segments_BT, noise, layer)
-    return self.run(x_BTD, segments_BT, positions_BT, noise, memory, cache, emit)
+    return Places(self.cfg, self.st, name="embed")(x_BTD, positions_BT, segments_BT, noise, layer)
 
 
 class Bart(EncoderDecoder):
