@@ -19,6 +19,7 @@ import jax
 import pytest
 from hypothesis import settings
 
+from tests.support.launching import write_experiment
 from tfm_jax.models import blocks
 from tfm_jax.runtime.devices import prepare_backends
 
@@ -40,6 +41,12 @@ blocks.UNROLLED_ON_CPU = 0
 
 # A compiled program is some memory maps of its process. Linux allows 65,530, and mmap fails beyond: the compiler dies.
 _MAPS = 25_000
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+  """The experiment file of a module's tiny runs, `tiny.py[:FAMILY]`, with its text beside it."""
+  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from tests.support.launching import tiny, write_experiment
+from tests.support.launching import tiny
 from tfm_jax.compare.compiled.minimum import minimum_bytes
 from tfm_jax.compare.compiled.result import result_of
 from tfm_jax.compare.compiled.shard_map import shard_map_of
@@ -20,11 +20,6 @@ from tfm_jax.objectives.objective import ROWS, along_row
 from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig
 from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
 from tfm_jax.training.compiled.memory import bytes_per_device
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("compare") / "tiny")
 
 
 def programs(experiment, strategy, family="gpt", **overrides):

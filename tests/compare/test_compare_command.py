@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launching import ROOT, environment, tiny, write_experiment
+from tests.support.launching import ROOT, environment, tiny
 from tfm_jax.compare import __main__ as command
 from tfm_jax.compare import compare as comparing
 from tfm_jax.compare.results import COMPILER_CRASH, REFUSED
@@ -18,11 +18,6 @@ from tfm_jax.training.keys.help import config_keys
 
 STRATEGY_LIST = ("dp", "fsdp_tp", "tp:model=3")
 TABLE = 384 * 32 * 4  # bytes of the embedding, 261 rows padded to 384
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("compare") / "tiny")
 
 
 @pytest.fixture(scope="module")

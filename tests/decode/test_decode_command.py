@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.support.generating import run_of
-from tests.support.launching import ROOT, environment, quick_fit, tiny, write_experiment
+from tests.support.launching import ROOT, environment, quick_fit, tiny
 from tests.support.refusal import refusal
 from tfm_jax.data.config import DataConfig
 from tfm_jax.decode import command
@@ -22,11 +22,6 @@ from tfm_jax.decode.surprisal_page import surprisal_page
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import replaced
 from tfm_jax.training.load import load_run
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,10 @@ import sys
 
 import pytest
 
-from tests.support.launching import ROOT, tiny, train, write_experiment
+from tests.support.launching import ROOT, tiny, train
 from tfm_jax.errors import UserError
 from tfm_jax.training.compiled import memory
 from tfm_jax.training.loop import fit
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("errors") / "tiny")
 
 
 def one_line(done, *named):

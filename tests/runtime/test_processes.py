@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.launching import ROOT, environment, exact_rows, free_port, quick_fit, rows, tiny, write_experiment
+from tests.support.launching import ROOT, environment, exact_rows, free_port, quick_fit, rows, tiny
 from tfm_jax.data.prepare import prepare
 from tfm_jax.runtime import interruption
 from tfm_jax.training.checkpoint import Checkpoints
@@ -172,11 +172,6 @@ def same_metrics(workdir: Path, reference: Path) -> None:
   assert list(actual) == list(expected)
   for key, record in expected.items():
     assert actual[key] == pytest.approx(record, rel=1e-6), key
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("processes") / "experiment")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.labelled import TOKENIZER
 from tests.support.launching import rows as records
-from tests.support.launching import tiny, write_experiment
+from tests.support.launching import tiny
 from tests.support.looking import make_run
 from tfm_jax.decode.options import Options
 from tfm_jax.errors import UserError
@@ -20,11 +20,6 @@ from tfm_jax.text.examples.pairs import BLANK, Pair
 from tfm_jax.training.config import Config
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 def config_of(name="translation", family="transformer", seq_len=16, target_len=8, **task):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tests.support.launching import SHORT_RUN, quick_fit, rows, tiny, write_experiment, write_text, write_untrained_run
+from tests.support.launching import SHORT_RUN, quick_fit, rows, tiny, write_text, write_untrained_run
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.tasks import held_out
@@ -14,11 +14,6 @@ from tfm_jax.tasks.held_out import evaluate_objective
 from tfm_jax.training.config import resolve, to_dict
 
 SETTINGS = SHORT_RUN | {"train__steps": 4, "eval__batches": 0}
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 @pytest.fixture(scope="module")

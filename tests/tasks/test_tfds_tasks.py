@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.launching import ROOT, tiny, train, write_experiment
+from tests.support.launching import ROOT, tiny, train
 from tests.support.refusal import refusal
 from tests.support.tfds_data import write_data, write_glue
 from tfm_jax.tasks.evaluate import evaluate
@@ -81,11 +81,6 @@ def prepared(tmp_path_factory):
 def root(prepared, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
   return prepared
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 def config_of(name, path, **data):

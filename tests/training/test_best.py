@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.launching import WithoutSamples, exact_rows, rows, tiny, write_experiment
+from tests.support.launching import WithoutSamples, exact_rows, rows, tiny
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.training.best import Best, best_step, smaller_is_better
@@ -40,11 +40,6 @@ class Scripted(WithoutSamples):
   def report(self, model, params, metrics, run):
     self.reported.append((jax.device_get(params), dict(metrics)))
     return []
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 def run(experiment, workdir, first=0, **overrides):

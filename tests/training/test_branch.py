@@ -14,7 +14,6 @@ from tests.support.launching import (
   rows,
   state,
   tiny,
-  write_experiment,
   write_untrained_run,
 )
 from tfm_jax.errors import UserError
@@ -25,11 +24,6 @@ from tfm_jax.training.load import load_run
 from tfm_jax.training.start import branch_point
 
 SETTINGS = SHORT_RUN | {"optimizer__schedule": "wsd", "checkpoint__keep": 0, "train__steps": 8, "eval__metric": "loss"}
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 @pytest.fixture(scope="module")

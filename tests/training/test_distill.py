@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.launching import SHORT_RUN, exact_rows, quick_fit, tiny, write_experiment, write_untrained_run
+from tests.support.launching import SHORT_RUN, exact_rows, quick_fit, tiny, write_untrained_run
 from tests.support.refusal import refusal
 from tests.support.tiny import VOCAB, make_batch, make_model, make_program, model_config, params_of, placement
 from tfm_jax.errors import UserError
@@ -207,11 +207,6 @@ def test_r_drop_and_pairs_without_token_types(tmp_path):
 # Runs.
 
 SETTINGS = SHORT_RUN | {"train__steps": 4}
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 @pytest.fixture(scope="module")

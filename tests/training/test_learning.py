@@ -40,7 +40,7 @@ def config(family, strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "strategy"), zip(OBJECTIVES, ("dp", "fsdp", "tp", "fsdp_tp"), strict=True))
+@pytest.mark.parametrize(("family", "strategy"), [*zip(OBJECTIVES, ("dp", "fsdp", "tp", "fsdp_tp"), strict=True)])
 def test_held_out_loss_falls_well_below_a_uniform_guess(family, strategy, tmp_path):
   result = quick_fit(config(family, strategy), tmp_path / "run")
   uniform = math.log(load_tokenizer(tmp_path / "run" / "tokenizer").vocab_size)

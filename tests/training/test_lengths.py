@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from tests.support.launching import WithoutSamples, exact_rows, rows, tiny, write_experiment
+from tests.support.launching import WithoutSamples, exact_rows, rows, tiny
 from tests.support.tiny import make_batch, make_model, make_program
 from tfm_jax.errors import UserError
 from tfm_jax.objectives.objective import token_fields
@@ -43,11 +43,6 @@ class Padded(Bucketed):
   def shape(self, batch, length):
     kept = np.arange(batch["inputs"].shape[1]) < length
     return {name: (x * kept).astype(x.dtype) if x.ndim == 2 else x for name, x in batch.items()}
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 @pytest.mark.slow

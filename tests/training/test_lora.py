@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.support.launching import SHORT_RUN, exact_rows, quick_fit, tiny, write_experiment
+from tests.support.launching import SHORT_RUN, exact_rows, quick_fit, tiny
 from tests.support.tiny import make_batch, make_model, make_program, placement
 from tfm_jax.errors import UserError
 from tfm_jax.ops.losses import total
@@ -156,11 +156,6 @@ def test_targets_that_cannot_be(changes, message):
 
 
 # Runs.
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from tests.support.launching import (
   rows,
   state,
   tiny,
-  write_experiment,
 )
 from tfm_jax.errors import UserError
 from tfm_jax.training.compiled.program import build_program
@@ -27,11 +26,6 @@ from tfm_jax.training.optimization.optimizer import schedule
 from tfm_jax.training.pretraining import Pretraining
 
 GROWING = SHORT_RUN | {"train__batch_size": 32, "train__ramp_from": 8, "train__ramp_steps": 4, "train__steps": 10}
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 class Numbers:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launching import ROOT, SHORT_RUN, quick_fit, tiny, write_experiment
+from tests.support.launching import ROOT, SHORT_RUN, quick_fit, tiny
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.command import parse
 from tfm_jax.runtime.run_directory import RunDirectory
@@ -14,11 +14,6 @@ from tfm_jax.training.config import all_keys, from_stored, load, resolve, to_dic
 from tfm_jax.training.reference import losses, reference_lines, write_reference
 
 SETTINGS = SHORT_RUN | {"train__steps": 4}
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 @pytest.fixture(scope="module")

@@ -81,11 +81,6 @@ PLACES = (
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("resume") / "experiment")
-
-
-@pytest.fixture(scope="module")
 def whole(experiment, tmp_path_factory):
   """An uninterrupted run in a process of its own, on one device."""
   workdir = tmp_path_factory.mktemp("whole") / "run"

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 
 import jax
 import numpy as np
@@ -15,7 +14,6 @@ from tests.support.launching import (
   rows,
   state,
   tiny,
-  write_experiment,
 )
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import pad_vocab
@@ -31,26 +29,6 @@ from tfm_jax.training.optimization.optimizer import schedule
 from tfm_jax.training.pretraining import Pretraining
 
 TIMES = {"tokens_per_second", "useful_tokens_per_second", "step_seconds", "data_wait_seconds", "tokens", "flop"}
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("runs") / "experiment")
-
-
-@pytest.fixture(scope="module")
-def finished(experiment, tmp_path_factory):
-  """(config, result, directory) of a run that must not be changed."""
-  config = tiny(experiment, "gpt")
-  workdir = tmp_path_factory.mktemp("finished") / "run"
-  return config, quick_fit(config, workdir), workdir
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-  """The directory of a finished run, to be changed."""
-  shutil.copytree(finished[2], tmp_path / "run")
-  return tmp_path / "run"
 
 
 # The run directory.

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.launching import exact_rows, quick_fit, rows, tiny, write_experiment
+from tests.support.launching import exact_rows, quick_fit, rows, tiny
 from tfm_jax.errors import UserError
 from tfm_jax.training.config import resolve
 from tfm_jax.training.loop import fit
@@ -12,11 +12,6 @@ from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.start import resolve_steps
 
 SMALL = {"data__seq_len": 64, "optimizer__warmup_steps": 0, "train__batch_size": 16, "eval__batches": 1}
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 class Rows:

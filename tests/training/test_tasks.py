@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.launching import exact_rows, quick_fit, rows, tiny, write_experiment
+from tests.support.launching import exact_rows, quick_fit, rows, tiny
 from tfm_jax.errors import UserError
 from tfm_jax.runtime.trees import flat
 from tfm_jax.tasks.table import find_task
@@ -34,11 +34,6 @@ def write_table(path, count, seed):
     lines.append(f"{' '.join(words)}\t{name}")
   path.write_text("\n".join(lines) + "\n")
   return str(path)
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 @pytest.fixture(scope="module")

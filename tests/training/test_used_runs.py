@@ -15,7 +15,6 @@ from tests.support.launching import (
   quick_fit,
   state,
   tiny,
-  write_experiment,
   write_text,
 )
 from tfm_jax.errors import UserError
@@ -24,27 +23,6 @@ from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.config import from_dict
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("runs") / "experiment")
-
-
-@pytest.fixture(scope="module")
-def finished(experiment, tmp_path_factory):
-  """(config, result, directory) of a run that must not be changed."""
-  config = tiny(experiment, "gpt")
-  workdir = tmp_path_factory.mktemp("finished") / "run"
-  return config, quick_fit(config, workdir), workdir
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-  """The directory of a finished run, to be changed."""
-  shutil.copytree(finished[2], tmp_path / "run")
-  return tmp_path / "run"
-
 
 # Reading a run.
 

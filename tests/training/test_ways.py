@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.support.launching import exact_rows, quick_fit, tiny, write_experiment
+from tests.support.launching import exact_rows, quick_fit, tiny
 from tests.support.tiny import make_batch, make_model, make_program, placement
 from tfm_jax.errors import UserError
 from tfm_jax.ops.dropout import Noise
@@ -212,11 +212,6 @@ def test_the_average_is_that_of_numpy_and_skips_what_is_not_finite():
   for path, x in flat(jax.device_get(state.ema)).items():
     np.testing.assert_allclose(x, average[path], rtol=1e-5, atol=1e-7, err_msg=path)
   assert not np.array_equal(average["embed/token"], state.params["embed"]["token"])
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-  return write_experiment(tmp_path_factory.mktemp("experiment") / "new")
 
 
 @pytest.mark.slow
