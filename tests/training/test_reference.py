@@ -135,7 +135,7 @@ COMMITTED = sorted((ROOT / "configs" / "curves").glob("*.json"))
 
 def test_there_are_committed_curves():
   """Without one, the next test would be skipped, and no run would ever be compared."""
-  assert {"quickstart", "shakespeare_char"} <= {file.stem for file in COMMITTED}
+  assert {"quickstart", "shakespeare_char", "speedrun"} <= {file.stem for file in COMMITTED}
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=[file.stem for file in COMMITTED])
