@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.image_data import quarters, write_idx, write_quarters
-from tests.support.image_tasks import OF_TASKS, config_of, program_of, task_of
+from tests.support.image_tasks import config_of, program_of, task_of
 from tests.support.launching import exact_rows
 from tests.support.refusal import refusal
 from tfm_jax.models.heads.contrastive import CONTRASTIVE, Temperature
@@ -66,8 +66,9 @@ def test_a_vision_transformer_learns_from_files_and_is_evaluated(runs, data, tmp
   assert page.count('<img class="thumbnail" src="data:image/png;base64,') >= 1
 
 
+# Tokens made of pixels are read as pictures are, and trained as the texts of test_resume.py.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OF_TASKS)
+@pytest.mark.parametrize("name", ["image_classification", "image_text"])
 def test_a_run_resumes_bit_for_bit(name, runs, data, tmp_path):
   kind = find_task(name)
   fit(config_of(name, data, steps=30), tmp_path / "run", kind)
