@@ -120,7 +120,6 @@ def test_a_context_is_refused_where_a_model_cannot_have_it(variant, changes, nam
     ("llama", "int8", 0.03),
     pytest.param("t5", "int8", 0.03, marks=pytest.mark.slow),
     pytest.param("llama", "float32", 1e-5, marks=pytest.mark.slow),
-    pytest.param("llama", "bfloat16", 0.03, marks=pytest.mark.slow),
   ],
 )
 def test_a_cache_of_another_dtype_changes_log_probabilities_by_its_rounding_alone(variant, dtype, tolerance):
