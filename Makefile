@@ -31,7 +31,7 @@ train: $(VENV)/.installed
 	$(VENV)/bin/python train.py --config=configs/quickstart.py $(TRAIN_ARGS)
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart=0 $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.installed-notebooks
 	$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(JUPYTER_ARGS)

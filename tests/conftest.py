@@ -3,6 +3,7 @@
 import gc
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from tests.support.xla import xla_flags
@@ -61,8 +62,14 @@ def _few_programs():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not select
 def pytest_collection_modifyitems(items):
-  """`slow_but("a", "b")`: of a parametrized test, the cases with these ids run by default, and the others are slow."""
+  """`slow_but("a", "b")`: of a parametrized test, the cases with these ids run by default, and the others are slow.
+
+  Files with many slow tests start first, so that those of short tests alone fill up both processes at the end.
+  """
   for item in items:
     for marker in item.iter_markers("slow_but"):
       if item.callspec.id not in marker.args:
         item.add_marker(pytest.mark.slow)
+  tests = Counter(item.path for item in items)
+  slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+  items.sort(key=lambda item: (-slow[item.path], -tests[item.path], item.path))

@@ -74,11 +74,14 @@ def plain_search(run, prompt, beams, length, groups=1, diversity=0.0):
   return [ids for _, ids in sorted(itertools.chain(*finished), key=lambda x: -x[0])]
 
 
-@pytest.mark.parametrize(("beams", "groups", "diversity"), [(3, 1, 0.0), (4, 2, 0.7)])
-@pytest.mark.parametrize(
-  "variant", ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "lstm", "gru_encoder_decoder"))]
-)
-def test_beams_are_those_of_a_plain_search(variant, beams, groups, diversity):
+PLAIN, GROUPS = (3, 1, 0.0), (4, 2, 0.7)
+SEARCHES = [("gpt", PLAIN), ("gpt", GROUPS), ("t5", GROUPS), ("lstm", PLAIN), ("gru_encoder_decoder", GROUPS)]
+
+
+@pytest.mark.slow_but(*(f"{name}-{search}" for name, search in SEARCHES[:2]))
+@pytest.mark.parametrize(("variant", "search"), SEARCHES, ids=str)
+def test_beams_are_those_of_a_plain_search(variant, search):
+  beams, groups, diversity = search
   run = run_of(variant, kind="char")
   options = {"beams": beams, "samples": beams, "max_new_tokens": 5, "beam_groups": groups, "diversity": diversity}
   found = run.generate(SHORT, **options)

@@ -120,7 +120,6 @@ def test_a_context_is_refused_where_a_model_cannot_have_it(variant, changes, nam
     ("llama", "int8", 0.03),
     pytest.param("t5", "int8", 0.03, marks=pytest.mark.slow),
     pytest.param("llama", "float32", 1e-5, marks=pytest.mark.slow),
-    pytest.param("llama", "bfloat16", 0.03, marks=pytest.mark.slow),
   ],
 )
 def test_a_cache_of_another_dtype_changes_log_probabilities_by_its_rounding_alone(variant, dtype, tolerance):
@@ -152,10 +151,9 @@ def test_a_sampled_text_depends_on_no_other_prompt(variant):
   assert several[0].ids == together[0].ids and len({one.ids for one in several}) > 1
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("fsdp", marks=pytest.mark.slow), "tp"])
-def test_every_strategy_generates_the_same_text(strategy):
+def test_a_sharded_model_generates_the_same_text():
   run = run_of("llama", num_layers=2)
-  other = run_of("llama", placement(strategy, 4), num_layers=2)
+  other = run_of("llama", placement("tp", 4), num_layers=2)
   for options in (Options(max_new_tokens=6), SAMPLED):
     assert [one.ids for one in run.generate(PROMPTS, options)] == [one.ids for one in other.generate(PROMPTS, options)]
 

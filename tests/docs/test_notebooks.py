@@ -72,7 +72,7 @@ def visible():
 @pytest.mark.slow
 @NOTEBOOKS
 def test_it_runs(path, tmp_path):
-  """In a folder that has the configs and nothing else, beside it Jupyter's own files; with a fifth of the steps."""
+  """In a folder that has the configs and nothing else, beside it Jupyter's own files; with a twentieth of the steps."""
   here = tmp_path / "here"
   shutil.copytree(ROOT / "configs", here / "configs", ignore=shutil.ignore_patterns("__pycache__"))
   before = visible()
@@ -84,7 +84,7 @@ def test_it_runs(path, tmp_path):
   env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
   result = tmp_path / "result.ipynb"
   shorter = tmp_path / path.name
-  shorter.write_text(STEPS.sub(lambda found: f"{found[1]}{int(found[2]) // 5}", path.read_text(encoding="utf-8")))
+  shorter.write_text(STEPS.sub(lambda found: f"{found[1]}{int(found[2]) // 20}", path.read_text(encoding="utf-8")))
   command = [sys.executable, "-c", RUN, str(shorter), str(here), str(result)]
   done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
   assert done.returncode == 0, done.stderr

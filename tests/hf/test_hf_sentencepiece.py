@@ -29,9 +29,9 @@ from tfm_jax.text.tokenizers.subwords import SentencePieceTokenizer
 from tfm_jax.text.tokenizers.table import TokenizerConfig, train_tokenizer
 
 
+# Each corpus with one algorithm in turn.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unigram", "bpe"])
-@pytest.mark.parametrize("file", CORPORA)
+@pytest.mark.parametrize(("file", "name"), [*zip(CORPORA, ["unigram", "bpe"] * 3, strict=True)])
 def test_sentencepiece_as_json_on_real_text(name, file):
   lines = real_lines(file)
   config = TokenizerConfig(algorithm=name, vocab_size=3000, sentinels=5)

@@ -89,11 +89,12 @@ def compare(case, parts, packed, st=None, rows=2):
   return cache
 
 
-# Prompts in parts, below, have every case in the default suite.
-_QUICK = ("learned", "grouped, some windows", "alibi", "experts", "t5", "lstm")
-BY_TOKEN = [pytest.param(case, marks=() if case in _QUICK else pytest.mark.slow) for case in CASES]
+# Of each kind of position, cache and state one; prompts in parts, below, which go on token by token, have every case.
+BY_TOKEN = ("learned", "grouped, some windows", "alibi", "experts", "t5", "lstm")
+BY_TOKEN += ("relative", "rotary", "transformer, grouped", "bart", "gru_encoder_decoder")
 
 
+@pytest.mark.slow_but(*BY_TOKEN[:6])
 @pytest.mark.parametrize("case", BY_TOKEN)
 def test_token_by_token_equals_the_full_forward_of_packed_rows(case):
   assert int(compare(case, (), packed=True).length) == LENGTH

@@ -60,9 +60,7 @@ def splash(q, k, v, segments, causal):
 
 
 CASES = {
-  "causal": (256, 256, 2, 2, 64, True, False),
   "causal, segments": (256, 256, 2, 2, 64, True, True),
-  "both ways": (128, 128, 2, 2, 64, False, False),
   "both ways, segments, wide heads": (256, 256, 2, 2, 128, False, True),
   "causal, segments, grouped": (256, 256, 4, 2, 64, True, True),
   "one group": (128, 128, 4, 1, 64, False, False),

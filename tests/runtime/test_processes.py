@@ -314,7 +314,6 @@ def test_an_error_during_training_ends_both(experiment, tmp_path):
   ("flag", "named"),
   [
     ("--config.seed=1", "not as on process 0: seed;"),
-    ("--config.train.steps=many", "train.steps"),
     ("--workdir=ELSEWHERE", "is not the work directory"),
   ],
 )

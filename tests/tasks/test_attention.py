@@ -54,8 +54,9 @@ def values_of(example, params, prediction, shifts=None):
   return np.array([numbers[t.place, t.choice] for t in prediction.targets]), numbers
 
 
+# Each head, over encoders, decoders and both.
 @pytest.mark.slow
-@cases("masks", "next token", "target", "tags")
+@pytest.mark.parametrize("case", ["masks", "llama", "target", "value", "tags", "answer", "replaced"])
 def test_saliency_is_the_derivative_along_the_embedding_of_each_token(case):
   run, example, prediction = looked(case)
   result = saliency(example, prediction)
@@ -81,8 +82,9 @@ def test_tokens_after_the_one_that_is_predicted_have_no_saliency():
   assert (np.triu(each, 1) == 0).all() and (np.abs(np.diag(each)) > 0).all()
 
 
-@cases("masks", "next token", "target", "tags")
+# Each kind of stack.
 @pytest.mark.slow
+@pytest.mark.parametrize("case", ["text without masks", "distilbert", "next token", "llama", "written", "classes"])
 def test_ablation_is_the_model_with_zeros_for_the_rows_of_a_head(case):
   run, example, prediction = looked(case)
   before, numbers = values_of(example, run.params, prediction)

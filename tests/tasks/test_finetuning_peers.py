@@ -116,8 +116,9 @@ def theirs(
   return json.loads(done.stdout.splitlines()[-1])
 
 
+# An encoder of each kind; the gradients of the other heads are compared in test_hf_models.py.
 @pytest.mark.slow_but("bert_sequence")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["bert_sequence", "bert_question", "vit", "t5_encoder"])
 def test_ten_steps_have_the_losses_of_transformers(name, tmp_path):
   losses, _, _ = ours(name, tmp_path / "run")
   np.testing.assert_allclose(losses, json.loads(GOLDEN.read_text())[name], rtol=1e-4)

@@ -174,7 +174,7 @@ def settings(folder, **changes):
 def test_a_run_learns_to_write_and_is_scored_by_the_command(experiment, tmp_path):
   changes = settings(tmp_path, train__steps=300, train__batch_size=32, eval__every=150, eval__generate_every=300)
   changes |= {"model__dropout": 0.0, "model__attention_dropout": 0.0, "optimizer__learning_rate": 1e-2}
-  workdir, source, target = (tmp_path / name for name in ("run", "a.low", "a.up"))
+  workdir, source = tmp_path / "run", tmp_path / "a.low"
   result = fit(tiny(experiment, "transformer", **changes), workdir, find_task("translation"))
   evaluations = [r for r in records(workdir) if r["split"] == "eval"]
   assert [("bleu" in r, r["step"]) for r in evaluations] == [(True, 0), (False, 150), (True, 300)]
@@ -183,17 +183,19 @@ def test_a_run_learns_to_write_and_is_scored_by_the_command(experiment, tmp_path
   assert {"prediction", "label", "text", "logprob"} == found[0].keys()
   assert all(row["label"] == row["text"].upper() for row in found)
 
-  options = {"targets": str(target), "beams": 3}
-  lines = evaluate_run(str(workdir), str(source), "", str(tmp_path / "out"), None, None, "", 0, **options)
+  some, few = tmp_path / "some.low", tmp_path / "few.low"
+  for file, count in ((some, 100), (few, 20)):
+    file.write_text("".join(source.read_text().splitlines(keepends=True)[:count]))
+  (tmp_path / "some.up").write_text(some.read_text().upper())
+  options = {"targets": str(tmp_path / "some.up"), "beams": 3}
+  lines = evaluate_run(str(workdir), str(some), "", str(tmp_path / "out"), None, None, "", 0, **options)
   assert any(line.startswith("BLEU: nrefs:1|") for line in lines)
   scores = json.loads((tmp_path / "out" / "scores.json").read_text())
   assert all(isinstance(value, float) for value in scores.values()) and scores["chrf_low"] <= scores["chrf"]
   assert "nrefs:1|" in (tmp_path / "out" / "errors.html").read_text()
   predictions = read_predictions(str(tmp_path / "out"))
-  assert [row["text"] for row in predictions] == source.read_text().split()
+  assert [row["text"] for row in predictions] == some.read_text().split()
 
-  few = tmp_path / "few.low"
-  few.write_text("".join(source.read_text().splitlines(keepends=True)[:20]))
   lines = evaluate_run(str(workdir), str(few), "", str(tmp_path / "bare"), None, None, "", 0)
   assert "has no labels: nothing is scored" in lines[0]
   greedy = read_predictions(str(tmp_path / "bare"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.image_data import quarters, write_idx, write_quarters
-from tests.support.image_tasks import OF_TASKS, config_of, program_of, task_of
+from tests.support.image_tasks import config_of, program_of, task_of
 from tests.support.launching import exact_rows
 from tests.support.refusal import refusal
 from tfm_jax.models.heads.contrastive import CONTRASTIVE, Temperature
@@ -18,7 +18,6 @@ from tfm_jax.models.heads.head import Output
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossConfig
 from tfm_jax.runtime.run_directory import RunDirectory
-from tfm_jax.sharding.strategy import STRATEGIES
 from tfm_jax.tasks.evaluate import evaluate, write
 from tfm_jax.tasks.images.modeling import ImageModeling
 from tfm_jax.tasks.table import find_task
@@ -67,8 +66,9 @@ def test_a_vision_transformer_learns_from_files_and_is_evaluated(runs, data, tmp
   assert page.count('<img class="thumbnail" src="data:image/png;base64,') >= 1
 
 
+# Tokens made of pixels are read as pictures are, and trained as the texts of test_resume.py.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OF_TASKS)
+@pytest.mark.parametrize("name", ["image_classification", "image_text"])
 def test_a_run_resumes_bit_for_bit(name, runs, data, tmp_path):
   kind = find_task(name)
   fit(config_of(name, data, steps=30), tmp_path / "run", kind)
@@ -281,17 +281,24 @@ def losses(program, task, steps=3):
   return np.array(found)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_loss_is_over_the_global_batch_under_every_strategy(strategy, data):
+@pytest.fixture(scope="module")
+def alone(data):
+  """The losses of three steps on one device."""
   task = task_of("image_text", data, model={"dropout": 0.1})
-  one = losses(program_of(task), task)
+  return losses(program_of(task), task)
+
+
+# The batch is cut over one axis, over two, and beside cut heads.
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["dp", "hsdp", "fsdp_tp"])
+def test_the_loss_is_over_the_global_batch_however_it_is_cut(strategy, data, alone):
+  task = task_of("image_text", data, model={"dropout": 0.1})
   task.config = dataclasses.replace(task.config, sharding=dataclasses.replace(task.config.sharding, strategy=strategy))
   program = program_of(task, devices=8)
   assert program.placement.mesh.size == 8
   several = losses(program, task)
-  np.testing.assert_allclose(several[:, 0], one[:, 0], rtol=1e-5)
-  np.testing.assert_allclose(several[:, 1], one[:, 1], rtol=1e-4)
+  np.testing.assert_allclose(several[:, 0], alone[:, 0], rtol=1e-5)
+  np.testing.assert_allclose(several[:, 1], alone[:, 1], rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -55,8 +55,16 @@ def test_ids_are_those_of_the_published_algorithms(name, text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["wikitext2/valid.raw.txt.gz", "tatoeba_en_zh/train.tsv.gz", "multi30k/val.fr.gz"])
-@pytest.mark.parametrize("folder", ["bert-base-uncased", "bert-base-chinese", "gpt2"])
+@pytest.mark.parametrize(
+  ("folder", "file"),
+  [
+    ("bert-base-uncased", "wikitext2/valid.raw.txt.gz"),
+    ("bert-base-uncased", "multi30k/val.fr.gz"),
+    ("bert-base-chinese", "tatoeba_en_zh/train.tsv.gz"),
+    ("gpt2", "wikitext2/valid.raw.txt.gz"),
+    ("gpt2", "tatoeba_en_zh/train.tsv.gz"),
+  ],
+)
 def test_ids_of_published_vocabularies_on_real_text(folder, file):
   kind = "gpt2" if folder == "gpt2" else "wordpiece"
   tokenizer = from_path(TokenizerConfig(kind=kind, path=str(data_folder() / "vocab" / folder)))

@@ -196,7 +196,7 @@ def stepped(microbatches, strategy="dp", devices=1, family="electra"):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("microbatches", "strategy", "devices"),
-  [(4, "dp", 1), (2, "fsdp_tp", 8), (2, "fsdp", 4), (1, "tp", 4), (1, "hsdp", 4), (1, "fsdp_tp_stream", 8)],
+  [(4, "dp", 1), (2, "fsdp_tp", 8), (1, "hsdp", 4)],
 )
 def test_a_step_is_the_same_under_microbatches_and_strategies(microbatches, strategy, devices):
   metrics, gradient = stepped(1)
@@ -208,7 +208,7 @@ def test_a_step_is_the_same_under_microbatches_and_strategies(microbatches, stra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "distilbert", "t5_encoder", "gru_encoder"])
+@pytest.mark.parametrize("family", ["modernbert", "t5_encoder", "gru_encoder"])
 def test_every_encoder_has_a_generator(family):
   changes = {"embedding_dim": 0, "max_positions": 64}
   model, batch = make_electra(family, **changes), masked_batch()

@@ -123,9 +123,22 @@ def test_every_strategy_splits_the_state_of_every_config(file, teacher):
       assert bool(split) == (strategy != "dp") or strategy == "tp", strategy
 
 
-@pytest.mark.slow_but("quickstart", "sst2")
-@pytest.mark.parametrize("file", FILES)
-def test_every_config_takes_ten_steps(file, teacher):
+BY_DEFAULT = ("quickstart", "sst2")
+
+
+@functools.cache
+def of_each_kind() -> list[str]:
+  """A file of each family and head: what others of the kind differ in is tested by its own tests."""
+  kinds: dict[tuple[str, str], str] = {}
+  for file in (*BY_DEFAULT, *FILES):
+    for config in list(programs()[file].values())[:1]:
+      kinds.setdefault((config.family, config.model.head.name), file)
+  return list(kinds.values())
+
+
+@pytest.mark.slow_but(*BY_DEFAULT)
+@pytest.mark.parametrize("file", of_each_kind())
+def test_a_config_of_each_kind_takes_ten_steps(file, teacher):
   for config in configs_of(file, teacher)[:1]:
     strategies = strategies_of(config)
     # Each file has another; what families do under all of them is tested elsewhere.

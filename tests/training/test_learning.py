@@ -1,4 +1,4 @@
-"""Every family learns real text under every strategy, on 8 emulated devices."""
+"""An encoder and an encoder-decoder learn real text, on 8 emulated devices."""
 
 import math
 import os
@@ -15,7 +15,7 @@ DATA = os.environ.get("TFM_DATA_DIR", "")
 pytestmark = pytest.mark.skipif(not DATA, reason="TFM_DATA_DIR does not name the folder with the real data sets")
 
 VOCABULARY = 512
-OBJECTIVES = {"bert": "mlm", "gpt": "causal", "t5": "span_corruption", "transformer": "seq2seq"}
+OBJECTIVES = {"bert": "mlm", "t5": "span_corruption"}
 MARGIN = 0.8  # nats below the loss of a uniform guess, ln(vocabulary)
 
 
@@ -26,12 +26,7 @@ def config(family, strategy):
   c.model.update({"dropout": 0.0, "attention_dropout": 0.0})
   c.tokenizer.update({"algorithm": "bpe", "vocab_size": VOCABULARY, "sentinels": 20 if family == "t5" else 0})
   c.data.update({"seq_len": 32})
-  if family == "transformer":
-    folder = Path(DATA) / "multi30k"
-    c.data.update({"source": "parallel", "path": str(folder / "val.en.gz"), "target_path": str(folder / "val.de.gz")})
-    c.data.update({"seq_len": 64, "target_len": 64})
-  else:
-    c.data.update({"source": "text", "document": "line", "path": str(Path(DATA) / "wikitext2" / "valid.txt.gz")})
+  c.data.update({"source": "text", "document": "line", "path": str(Path(DATA) / "wikitext2" / "valid.txt.gz")})
   c.optimizer.update({"learning_rate": 5e-3, "warmup_steps": 5, "schedule": "linear"})
   c.train.update({"steps": 60, "batch_size": 16, "log_every": 20})
   c.eval.update({"every": 0, "batches": 4})
@@ -40,7 +35,7 @@ def config(family, strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "strategy"), [*zip(OBJECTIVES, ("dp", "fsdp", "tp", "fsdp_tp"), strict=True)])
+@pytest.mark.parametrize(("family", "strategy"), [("bert", "fsdp"), ("t5", "fsdp_tp")])
 def test_held_out_loss_falls_well_below_a_uniform_guess(family, strategy, tmp_path):
   result = quick_fit(config(family, strategy), tmp_path / "run")
   uniform = math.log(load_tokenizer(tmp_path / "run" / "tokenizer").vocab_size)

@@ -128,9 +128,7 @@ def test_adapters_train_like_plain_matrices_under_optax():
 
 
 @pytest.mark.slow_but("fsdp_tp")
-@pytest.mark.parametrize(
-  "strategy", ["dp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "tp")), "fsdp_tp"]
-)
+@pytest.mark.parametrize("strategy", ["fsdp_tp", "hsdp"])
 def test_every_strategy_trains_adapters_like_one_device(strategy):
   losses, _, first = run(adapted())
   losses_8, state, first_8 = run(adapted("gpt", strategy, 8))

@@ -223,7 +223,6 @@ VARIANTS = {
     "model__remat": "full",
   },
   "t5": {"sharding__strategy": "fsdp", "optimizer__name": "adafactor", "optimizer__schedule": "rsqrt"},
-  "transformer": {"sharding__strategy": "dp", "optimizer__name": "sgd", "loss__label_smoothing": 0.1},
 }
 
 

@@ -27,8 +27,7 @@ from tfm_jax.training.loop import fit
 # Reading a run.
 
 
-@pytest.mark.slow_but("None", "fsdp_tp")
-@pytest.mark.parametrize("strategy", [None, "dp", "fsdp", "tp", "fsdp_tp"])
+@pytest.mark.parametrize("strategy", [None, "fsdp_tp"])
 def test_load_run(finished, strategy):
   run = load_run(finished[2], strategy=strategy)
   assert run.step == 12
