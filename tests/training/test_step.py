@@ -113,7 +113,7 @@ def test_dropout_is_on_in_these_runs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "full", "offload"])
 @pytest.mark.parametrize("variant", ["bert", "t5"])
 def test_remat_changes_no_result(variant, remat):
   _, losses, norms, _ = alone(variant)
