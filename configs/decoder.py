@@ -32,6 +32,8 @@ RUNS = {
   "v5p_64b": ("64b", 64, 3, "dots", "fsdp_tp_stream", {"data": 16, "model": 4}),
   "v5p_128b": ("128b", 128, 1, "dots", "fsdp_tp_stream", {"data": 16, "model": 8}),
   "v5p_512b": ("512b", 512, 2, "full", "fsdp_tp_stream", {"data": 64, "model": 8}),
+  "v5e_128b": ("128b", 256, 1, "offload", "fsdp_tp_stream", {"data": 16, "model": 16}),
+  "v6e_8b": ("8b", 256, 4, "offload", "fsdp", {}),
   "v6e_70b": ("70b", 256, 4, "full", "fsdp", {}),
 }
 VARIANTS = (*SIZES, *RUNS)

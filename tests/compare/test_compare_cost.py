@@ -165,6 +165,27 @@ def test_collectives_between_slices_take_the_network_and_hide_too():
   assert behind.hidden == pytest.approx(min(seconds.total, product_alone))
 
 
+def host(name, kind="to"):
+  """Start and done of a copy of 2 MiB to the host, into a larger array there, or of one from there."""
+  there, part = f"bf16[8,512,{INNER}]{{2,1,0:T(8,128)(2,1)S(5)}}", f"bf16[1,512,{INNER}]{{2,1,0:T(8,128)(2,1)}}"
+  op, shapes, done = {
+    "to": ("dynamic-update-slice", f"(({there}, {part}, s32[]), {there}, u32[]{{:S(2)}})", there),
+    "from": ("dynamic-slice", f"(({there}, s32[]), {part}, u32[]{{:S(2)}})", part),
+  }[kind]
+  return f"  %{name} = {shapes} {op}-start(%piece)", f"  %{name}d = {done} {op}-done(%{name})"
+
+
+def test_copies_to_and_from_the_host_take_its_link_in_either_direction():
+  (to, to_done), (back, back_done), again = host("h"), host("i", "from"), host("j")
+  alone, bound_by = forecast(to, to_done)
+  assert alone.total == alone.communication == pytest.approx(512 * INNER * 2 / CHIP.host)
+  assert bound_by == "communication over host"
+  assert forecast(to, back, to_done, back_done)[0].total == pytest.approx(alone.total)
+  assert forecast(to, again[0], to_done, again[1])[0].total == pytest.approx(2 * alone.total)
+  hidden, _ = forecast(to, matmul("m", LARGE), to_done)
+  assert hidden.communication == 0 and hidden.hidden == pytest.approx(alone.total)
+
+
 def test_a_synchronous_collective_is_exposed():
   whole = synchronous(START)
   assert forecast(whole)[0] == forecast(START, DONE)[0]

@@ -113,7 +113,7 @@ def test_dropout_is_on_in_these_runs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "remat"), [("bert", "full"), ("t5", "dots")])
+@pytest.mark.parametrize(("variant", "remat"), [("bert", "full"), ("t5", "dots"), ("gpt", "offload")])
 def test_remat_changes_no_result(variant, remat):
   _, losses, norms, _ = alone(variant)
   _, losses_r, norms_r, _ = train(variant, remat=remat)

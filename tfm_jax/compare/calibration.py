@@ -33,6 +33,8 @@ RUNS = (
   PublishedRun("v5p_64b", "v5p:4x4x4", mfu=0.7031),
   PublishedRun("v5p_128b", "v5p:4x4x8", mfu=0.687),
   PublishedRun("v5p_512b", "v5p:8x8x8", mfu=0.640),
+  PublishedRun("v5e_128b", "v5e:16x16", mfu=0.561),
+  PublishedRun("v6e_8b", "v6e:16x16", tokens=7207.0),
   PublishedRun("v6e_70b", "v6e:16x16", tokens=900.0),
 )
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from tfm_jax.models.cache import KeysValues
 from tfm_jax.models.config import ModelConfig
@@ -15,6 +16,7 @@ from tfm_jax.models.layers import (
   AFTER_CROSS,
   AFTER_MLP,
   LINEAR,
+  PROJECTION,
   STREAM,
   Attention,
   Context,
@@ -81,6 +83,7 @@ class Block(Layer):
   def __call__(self, x_BTD: Array, layer: Array, ctx: Context, kept: Kept | None = None) -> tuple[Array, Emitted]:
     """The output, and what the block emits. `layer`: its index. `kept`: its part of a cache."""
     c, st = self.cfg, self.st
+    x_BTD = checkpoint_name(x_BTD, _INPUT)
     new: Kept = {}
     shown: dict[str, Array | None] = {}
     routed: Routing | None = None
@@ -120,9 +123,16 @@ class Block(Layer):
     return x_BTD, Emitted(new, shown.get(self.emit), routed)
 
 
+_INPUT = "input"  # name by which `model.remat=offload` keeps the input of a block
 _KEPT = {
-  "dots": jax.checkpoint_policies.save_only_these_names(LINEAR),
+  "dots": jax.checkpoint_policies.save_only_these_names(LINEAR, PROJECTION),
   "full": jax.checkpoint_policies.nothing_saveable,
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[_INPUT, PROJECTION],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
 }
 
 

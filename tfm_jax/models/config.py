@@ -106,7 +106,9 @@ class ModelConfig:
   attention_dropout: float = 0.0  # dropout rate on the attention weights
   attention: str = "auto"  # kernel: auto (the fastest that can serve), xla, or splash (TPU; no dropout, bias or window)
   dtype: str = "bfloat16"  # dtype of computation: bfloat16 or float32; parameters are float32
-  remat: str = "none"  # kept for the backward pass: none (all), dots (outputs of linears) or full (inputs of blocks)
+  # kept for the backward pass: none (all), dots (outputs of linears), full (inputs of blocks) or offload (inputs of
+  # blocks and projections of attention, in the memory of the host)
+  remat: str = "none"
   scan: bool = True  # compile one block for all layers (on a CPU, if there are over 12); false unrolls their loop
   positions: str = "learned"  # position encoding: learned, sinusoidal, relative (T5), rotary, alibi or none
   position_offset: int = 0  # rows of the position table before that of position 0; the last of them is for padding
@@ -182,7 +184,7 @@ BIASES = ("qkv", "out", "mlp", "norm", "transform")
 
 CHOICES: dict[str, tuple[str, ...]] = {
   "dtype": ("bfloat16", "float32"),
-  "remat": ("none", "dots", "full"),
+  "remat": ("none", "dots", "full", "offload"),
   "positions": ("learned", "sinusoidal", "relative", "rotary", "alibi", "none"),
   "norm": ("layer", "rms"),
   "norm_order": tuple(ORDERS),

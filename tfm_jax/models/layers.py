@@ -34,17 +34,18 @@ from tfm_jax.sharding.placement import Placement
 EMBED, ATTENTION, AFTER_ATTENTION, CROSS, AFTER_CROSS, INNER, AFTER_MLP, FINAL = range(8)
 
 STREAM = ("batch", "seq", "act_embed")  # axes of the residual stream
-LINEAR = "linear"  # name by which `model.remat=dots` keeps the outputs of linears
+# Names by which `model.remat` keeps the outputs of linears, and of those of attention.
+LINEAR, PROJECTION = "linear", "projection"
 _SCALED_BY_DEEPNORM = r"(attn|cross)/w[vo]|(mlp|experts)/w\w"  # weights that its second constant multiplies
 _LOOKED_UP = ("token", "position", "type")  # tables from which rows are looked up
 
 
-def linear(spec: str, x: Array, w: Array, b: Array | None, axes: tuple, st: Placement) -> Array:
+def linear(spec: str, x: Array, w: Array, b: Array | None, axes: tuple, st: Placement, name: str = LINEAR) -> Array:
   """A linear with a weight as it is stored, which has these logical axes.
 
-  Its output is named for `model.remat=dots`: checkpoint policies do not see the dots inside a custom VJP.
+  Its output is named for `model.remat`: checkpoint policies do not see the dots inside a custom VJP.
   """
-  return checkpoint_name(linear_op(spec, x, w, b, axes, st), LINEAR)
+  return checkpoint_name(linear_op(spec, x, w, b, axes, st), name)
 
 
 class Context(NamedTuple):
@@ -191,11 +192,11 @@ class Attention(Layer):
       bs = [b for b in biases if b is not None]
       if H == G:
         w_DCHK, b_CHK = jnp.stack(ws, axis=1), jnp.stack(bs) if bs else None
-        y_CBTHK = linear("BTD,DCHK->CBTHK", x, w_DCHK, b_CHK, (embed_axis, None, group_axis, head_axis), st)
+        y_CBTHK = linear("BTD,DCHK->CBTHK", x, w_DCHK, b_CHK, (embed_axis, None, group_axis, head_axis), st, PROJECTION)
         return list(st.constrain(y_CBTHK, (None, "batch", "seq", "act_heads", None)))
       w_DGRK = jnp.concatenate([w.reshape(D, G, -1, K) for w in ws], axis=2)
       b_GRK = jnp.concatenate([b.reshape(G, -1, K) for b in bs], axis=1) if bs else None
-      y_BTGRK = linear("BTD,DGRK->BTGRK", x, w_DGRK, b_GRK, (embed_axis, group_axis, None, head_axis), st)
+      y_BTGRK = linear("BTD,DGRK->BTGRK", x, w_DGRK, b_GRK, (embed_axis, group_axis, None, head_axis), st, PROJECTION)
       y_BTGRK = st.constrain(y_BTGRK, ("batch", "seq", "act_heads", None, None))
       ends = np.cumsum([sizes[n] for n in names])[:-1]
       return [y.reshape(*y.shape[:2], y.shape[2] * y.shape[3], K) for y in jnp.split(y_BTGRK, ends, axis=3)]
@@ -229,7 +230,8 @@ class Attention(Layer):
       y_BTHK, weights_BHTS = self.attend(q_BTHK, keys_values, sight, layer, ctx.noise)
     y_BTHK = st.constrain(y_BTHK, ("batch", "seq", "act_heads", None))
     wo_HKD, b_D = self.stored("wo", (H, K, D)), self.bias("bo", (D,), c.has_bias("out"))
-    return linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, b_D, self.axes("wo").names, st), new, weights_BHTS
+    y_BTD = linear("BTHK,HKD->BTD", y_BTHK, wo_HKD, b_D, self.axes("wo").names, st, PROJECTION)
+    return y_BTD, new, weights_BHTS
 
   def prepared(self, x: Array, name: str) -> Array:
     """Queries ("q") or keys ("k") as they are used, before rotary positions. Families may differ."""

@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Iterator
 
-Shape = tuple[str, tuple[int, ...], bool]  # dtype, dimensions, whether it is stored in the core's on-chip memory
+Shape = tuple[str, tuple[int, ...], int]  # dtype, dimensions, and in which memory: 0 (HBM), ON_CHIP or HOST
+ON_CHIP, HOST = 1, 5
 
 _BITS = {"pred": 8, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -212,10 +213,16 @@ def shape_bytes(shape: Shape) -> int:
 def shapes_of(text: str) -> tuple[Shape, ...]:
   """The arrays in the text of a type, as "f32[2,3]" or a tuple of them."""
   return tuple(
-    (dtype, tuple(int(n) for n in dims.split(",") if n), "S(1)" in (layout or ""))
+    (dtype, tuple(int(n) for n in dims.split(",") if n), _memory(layout or ""))
     for dtype, dims, layout in _ARRAY.findall(text)
     if dtype not in ("token", "opaque")
   )
+
+
+def _memory(layout: str) -> int:
+  """The memory in the text of a layout, as "{1,0:T(8,128)S(5)}"."""
+  space = re.search(r"S\((\d+)\)", layout)
+  return int(space[1]) if space else 0
 
 
 def _balanced(text: str, start: int) -> int:

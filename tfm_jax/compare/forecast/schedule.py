@@ -8,7 +8,8 @@ its compute units and that of its memory traffic.
   into a product, and overshoot published step times by a fifth.)
 - Other operations: the units need the compiler's estimate of cycles, but never more than the traffic takes.
 
-Asynchronous collectives and copies run beside the core; their `-done` waits for the time that is left.
+Asynchronous collectives and copies, also those between a chip and its host, run beside the core; their `-done` waits
+for the time that is left.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tfm_jax.compare.compiled.collectives import axes_of, groups_of, payload, sent, sent_between_slices
-from tfm_jax.compare.compiled.hlo import Computation, Instruction, Module, shape_bytes
+from tfm_jax.compare.compiled.hlo import HOST, Computation, Instruction, Module, shape_bytes
 from tfm_jax.compare.compiled.products import executed_flops, flops, splash_flops
 from tfm_jax.compare.results import Seconds
 from tfm_jax.runtime.chips import Chip
@@ -36,6 +37,8 @@ HBM_EFFICIENCY = 0.85
 # Latency of one hop of a collective between neighbours, and of one collective over the network between slices.
 HOP_SECONDS = 1e-6
 NETWORK_SECONDS = 1e-4
+
+HOST_LINK = "host"  # stands for the mesh axes of a copy between a chip and its host
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
@@ -151,7 +154,9 @@ class Forecast:
     return i.op.endswith("-start") or (i.op == "fusion" and i.name.startswith("async-collective-start"))
 
   def _direction(self, i: Instruction) -> int:
-    """1 or -1: the direction in which a permutation sends, each with its own links; 0 for what uses both."""
+    """1 or -1: the direction of a permutation, or of a copy to or from the host, each with its own links; else 0."""
+    if i.kind is None and _with_host(i):
+      return 1 if i.op.startswith("dynamic-update") or (i.op == "copy-start" and i.shapes[0][2] == HOST) else -1
     if i.kind != "collective-permute":
       return 0
     pairs = groups_of(i, self.mesh.size)  # all but the pair that closes the ring have the same direction
@@ -170,14 +175,14 @@ class Forecast:
     return None
 
   def _communication(self, i: Instruction) -> tuple[str | None, float]:
-    """(mesh axes, seconds) of a collective; (None, seconds) of a copy between HBM and on-chip memory."""
+    """(mesh axes, seconds) of a collective; ("host", ...) of a copy to or from it; (None, ...) of one on the chip."""
     if i.between_slices:
       over, size = sent_between_slices(i, self.mesh)
       return over, size / self.chip.network + NETWORK_SECONDS
     inner = i if i.kind else next((c for c, _, _ in self._inside(i) if c.kind), None)
     if inner is None:
       smallest = min((shape_bytes(s) for s in i.shapes if shape_bytes(s) > 64), default=0)
-      return None, smallest / self.chip.hbm
+      return (HOST_LINK, smallest / self.chip.host) if _with_host(i) else (None, smallest / self.chip.hbm)
     groups = groups_of(inner, self.mesh.size)
     axes = axes_of(groups, self.mesh, inner.kind == "collective-permute")
     if groups.shape[1] < 2:
@@ -267,6 +272,11 @@ class Forecast:
         whole = whole if part is None else min(part, whole)
       read += whole
     return max(read + written, 0)
+
+
+def _with_host(i: Instruction) -> bool:
+  """Whether an instruction moves data between a chip and its host."""
+  return any(memory == HOST for _, _, memory in i.shapes)
 
 
 def _part_read(called: Computation, name: str) -> tuple[int | None, int | None]:

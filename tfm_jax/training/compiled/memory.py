@@ -18,6 +18,7 @@ from tfm_jax.sharding.placement import Placement
 
 log = logging.getLogger(__name__)
 
+HOST_MEMORY = "pinned_host"  # its name in JAX
 _USABLE = 0.9  # share of the free memory; the rest is for the runtime, and for what an estimate leaves out
 
 
@@ -47,8 +48,9 @@ def _free_memory() -> int:
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Bytes that one device holds of a tree of `jax.ShapeDtypeStruct`s with shardings."""
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  """Bytes in the memory of one device of a tree of `jax.ShapeDtypeStruct`s with shardings; not those on the host."""
+  held = [x for x in jax.tree.leaves(tree) if x.sharding.memory_kind != HOST_MEMORY]
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in held)
 
 
 def _limit_everywhere(device: jax.Device) -> int:

@@ -31,7 +31,7 @@ from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.compiled.flops import Flops, count, sequence_lengths
 from tfm_jax.training.compiled.lengths import at_length
-from tfm_jax.training.compiled.memory import device_limit, peak_bytes
+from tfm_jax.training.compiled.memory import HOST_MEMORY, device_limit, peak_bytes
 from tfm_jax.training.compiled.step import TrainState, make_eval_step, make_prediction_step, make_train_step
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction, make_loss
@@ -220,6 +220,10 @@ class Program:
   def state(self) -> TrainState:
     """The training state as `jax.ShapeDtypeStruct`s with shardings: what is compiled for, and restored into."""
     opt_state = jax.eval_shape(self.tx.init, self.trained)
+    layout = state_shardings(self.placement, self.shapes, opt_state)
+    if self.config.optimizer.offload:
+      in_host = lambda leaf, sharding: sharding.with_memory_kind(HOST_MEMORY) if leaf.ndim else sharding
+      layout = jax.tree.map(in_host, opt_state, layout)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.placement.replicated)
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     shardings = nested({path: self.placement.sharding(axes_of(path).names) for path in flat(self.shapes)})
@@ -228,7 +232,7 @@ class Program:
       scalar,
       scalar,
       params,
-      jax.tree.map(place, opt_state, state_shardings(self.placement, self.shapes, opt_state)),
+      jax.tree.map(place, opt_state, layout),
       partition(params, self.frozen)[0] if self.config.train.ema else (),
       self.teacher.model.abstract() if self.teacher else (),
     )
@@ -274,7 +278,7 @@ class Program:
     train, optimizer = self.config.train, self.config.optimizer
     rate = schedule(optimizer, train.steps)
     rates = make_rates(self.shapes, self.trained, optimizer.layer_decay, train.unfreeze_every)
-    return make_train_step(
+    step = make_train_step(
       self.loss,
       self.tx,
       rate,
@@ -288,6 +292,10 @@ class Program:
       self.teacher.teach if self.teacher else None,
       train.layer_norms,
     )
+    if not optimizer.offload:
+      return step
+    on_device = jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind("device"), self.state.opt_state)
+    return lambda state, batch: step(state._replace(opt_state=jax.device_put(state.opt_state, on_device)), batch)
 
   def compile(self, microbatches: int) -> Any:
     """The train step, compiled ahead of time. The state is donated and keeps its shardings; metrics are replicated."""

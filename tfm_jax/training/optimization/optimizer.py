@@ -38,6 +38,7 @@ class OptimizerConfig:
   grad_clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
   frozen: str = ""  # regular expression; parameters whose path starts with a match are not trained; empty: none
   trained: str = ""  # regular expression; only parameters whose path starts with a match are trained; empty: all are
+  offload: bool = False  # keep the optimizer's state in the memory of the host, from where each step fetches it
   layer_decay: float = 1.0  # factor of the learning rate per layer below the head; 1: all layers have the same rate
 
   def __post_init__(self) -> None:
