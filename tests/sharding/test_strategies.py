@@ -11,7 +11,15 @@ from tests.support.tiny import model_config, placement
 from tfm_jax.compare.program import with_strategy
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import admits
-from tfm_jax.sharding.strategy import AXES, STRATEGIES, ShardingConfig, Strategy, find_strategy, mesh_sizes
+from tfm_jax.sharding.strategy import (
+  AXES,
+  STRATEGIES,
+  UNSIZED,
+  ShardingConfig,
+  Strategy,
+  find_strategy,
+  mesh_sizes,
+)
 from tfm_jax.training.compiled.program import build_model
 from tfm_jax.training.config import load, resolve
 
@@ -33,6 +41,9 @@ BERT = admits("bert", model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 3
     ("fsdp", 5, {"replica": 5}),
     ("fsdp", 512, {"data": 256, "replica": 2}),
     ("tp", 1, {}),
+    ("zero2", 8, {"data": 8}),
+    ("zero1", 512, {"data": 256, "replica": 2}),
+    ("tp_sp", 8, {"data": 2, "model": 4}),
   ],
 )
 def test_free_sizes_are_the_largest_that_the_model_admits(strategy, devices, expected):
@@ -110,7 +121,7 @@ def test_strategies_share_their_axes_and_split_the_batch_alike():
     assert find_strategy(name) is strategy
     assert strategy.mesh_axes("batch") == ("replica", "data")
     assert all(set(axes) <= set(AXES) for _, axes in strategy.rules)
-    parameters = {axis for axis, _ in strategy.rules if axis != "batch" and not axis.startswith("act_")}
+    parameters = {axis for axis, _ in strategy.of_state.rules if axis not in UNSIZED and not axis.startswith("act_")}
     assert parameters <= {"embed", "heads", "kv_heads", "mlp", "vocab", "experts"}
 
 
@@ -177,6 +188,10 @@ def test_lengths_are_divided_by_all_axes_that_split_them(monkeypatch):
   ("name", "reason"),
   [
     ("fsdp+fsdp", "sharding.strategy='fsdp+fsdp': fsdp is there 2 times: write it once"),
+    ("zero1+fsdp", "fsdp splits all that zero1 splits: leave zero1 out"),
+    ("zero1+zero2", "zero2 splits all that zero1 splits: leave zero1 out"),
+    ("tp_sp+tp", "tp_sp splits all that tp splits: leave tp out"),
+    ("tp_sp+fsdp_tp_stream", "both split the residual stream over model"),
     ("fsdp+hsdp", "hsdp splits all that fsdp splits: leave fsdp out"),
     ("tp+fsdp_tp", "fsdp_tp splits all that tp splits: leave tp out"),
     ("fsdp+pt", "sharding.strategy='fsdp+pt': 'pt' is not one of dp, fsdp, tp,"),
@@ -195,7 +210,7 @@ def test_compositions_are_written_wherever_strategies_are():
   assert with_strategy(config, "fsdp+tp:model=4").sharding == ShardingConfig("fsdp+tp", model=4)
   assert dict(placement("fsdp+tp", 8).mesh.shape)["model"] == 4
   with pytest.raises(UserError, match=r"sharding\.strategy='fsdp\+cup': 'cup' is not"):
-    load("configs/quickstart.py", {"sharding.strategy": "fsdp+cup"})
+    resolve(load("configs/quickstart.py", {"sharding.strategy": "fsdp+cup"}))
 
 
 BATCH = ("batch", ("replica", "data"))

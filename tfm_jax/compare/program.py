@@ -41,13 +41,14 @@ def with_strategy(config: Config, strategy: str) -> Config:
     UserError: there is no such strategy, or the text after the name is not a list of mesh axes and sizes.
   """
   name, *sizes = strategy.split(":")
-  same = find_strategy(name) == find_strategy(config.sharding.strategy)
-  own = config.sharding if same and not sizes else ShardingConfig(name)
+  own = ShardingConfig(name)
   for size in sizes:
     axis, _, number = size.partition("=")
     if axis not in AXES or not number.isdigit():
       raise UserError(f"--strategies: {strategy!r} is not NAME or NAME:AXIS=SIZE, with axes {', '.join(AXES)}")
     own = dataclasses.replace(own, **{axis: int(number)})  # type: ignore[arg-type]
+  if not sizes and find_strategy(name) == find_strategy(config.sharding.strategy):
+    own = config.sharding
   return dataclasses.replace(config, sharding=own)
 
 

@@ -20,7 +20,11 @@ UNSIZED = ("batch", "seq", "stream")
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
-_FORMS = {"rules": 'write rules=(*_BATCH, ("mlp", ("model",)))', "preset": 'write preset=(("model", 4),)'}
+_FORMS = {
+  "rules": 'write rules=(*_BATCH, ("mlp", ("model",)))',
+  "state": 'write state=(("embed", ("data",)),)',
+  "preset": 'write preset=(("model", 4),)',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +35,24 @@ class Strategy:
     rules: logical axis -> mesh axes. A logical axis without a rule is replicated; `batch` has the rule of `_BATCH`.
     preset: mesh axis -> its largest size if the config leaves it at 0 (-1: as many as the model admits); see
       `mesh_sizes`. Of an axis over which only other parts of a composition split, it is a limit for those.
+    state: rules that hold for optimizer state in addition (ZeRO, Rajbhandari et al. 2020).
+    gradients: whether they hold for the sum of the gradients too.
   """
 
   rules: Rules
   preset: tuple[tuple[str, int], ...] = ()
+  state: Rules = ()
+  gradients: bool = False
 
   def __post_init__(self) -> None:
     """Raises UserError for malformed rules or a malformed preset, and if the batch is not split as it always is."""
-    for part, pairs in (("rules", self.rules), ("preset", self.preset)):
+    for part, pairs in (("rules", self.rules), ("state", self.state), ("preset", self.preset)):
       if not isinstance(pairs, tuple):
         raise UserError(f"a strategy has {part}={pairs!r}: {_FORMS[part]}")
       for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
           raise UserError(f"a strategy has {part}={pairs!r}, in which {pair!r} is no pair: {_FORMS[part]}")
-    for name, axes in self.rules:
+    for name, axes in (*self.rules, *self.state):
       if not isinstance(axes, tuple) or not set(axes) <= set(AXES):
         raise UserError(
           f"a strategy's rule maps {name!r} to {axes!r}: write a tuple of mesh axes, of {', '.join(AXES)}"
@@ -72,16 +80,23 @@ class Strategy:
   @property
   def used_axes(self) -> set[str]:
     """The mesh axes over which anything is split, including the batch."""
-    return set(BATCH_AXES).union(*(axes for _, axes in self.rules))
+    return set(BATCH_AXES).union(*(axes for _, axes in self.of_state.rules))
+
+  @property
+  def of_state(self) -> "Strategy":
+    """The strategy by which optimizer state is split."""
+    return Strategy(_union((self.rules, self.state)), self.preset) if self.state else self
+
+  @property
+  def of_gradients(self) -> "Strategy":
+    """The strategy by which the sum of the gradients is split."""
+    return self.of_state if self.gradients else self
 
   def adds_to(self, other: "Strategy") -> bool:
-    """Whether it splits anything that the other one does not."""
-    return not _cuts(self.rules) <= _cuts(other.rules)
-
-
-def _cuts(rules: Rules) -> set[tuple[str, str]]:
-  """The pairs of a logical axis and a mesh axis over which it is split."""
-  return {(name, axis) for name, axes in rules for axis in axes}
+    """Whether it splits parameters, activations, gradients or optimizer state where the other one does not."""
+    cuts = lambda of: {(name, axis) for name, axes in of.rules for axis in axes}
+    kinds = ((of, of.of_gradients, of.of_state) for of in (self, other))
+    return not all(cuts(own) <= cuts(others) for own, others in zip(*kinds, strict=True))
 
 
 def joined(*parts: Strategy) -> Strategy:
@@ -93,7 +108,8 @@ def joined(*parts: Strategy) -> Strategy:
   for axis, size in itertools.chain(*(part.preset for part in parts)):
     sizes = [n for n in (size, preset.get(axis, -1)) if n > 0]
     preset[axis] = min(sizes, default=-1)
-  return Strategy(_union(part.rules for part in parts), tuple(sorted(preset.items())))
+  rules, state = (_union(getattr(part, name) for part in parts) for name in ("rules", "state"))
+  return Strategy(rules, tuple(sorted(preset.items())), state, any(part.gradients for part in parts))
 
 
 def _union(tables: Iterable[Rules]) -> Rules:
@@ -108,15 +124,11 @@ _BATCH = (("batch", BATCH_AXES),)
 # Parameters and their optimizer state are split along `embed` and gathered at use. Beside that, `model` is at most 4.
 _FSDP = Strategy((*_BATCH, ("embed", ("data",))), preset=(("model", 4),))
 # Attention heads, mlp features and vocabulary are split, in parameters and activations (Megatron-LM).
-_TP = Strategy(
-  (
-    *_BATCH,
-    *((axis, ("model",)) for axis in ("heads", "kv_heads", "mlp", "vocab", "act_heads", "act_mlp", "act_vocab")),
-  ),
-  preset=(("model", -1),),
-)
+_SPLIT_BY_TP = ("heads", "kv_heads", "mlp", "vocab", "act_heads", "act_mlp", "act_vocab")
+_TP = Strategy((*_BATCH, *((axis, ("model",)) for axis in _SPLIT_BY_TP)), preset=(("model", -1),))
 # Each device has experts of its own, to which tokens are sent (GShard, Lepikhin et al. 2020).
 _EP = Strategy((*_BATCH, ("experts", ("data",)), ("act_experts", ("data",))))
+_ZERO = Strategy(_BATCH, preset=(("model", 4),), state=(("embed", ("data",)),))
 
 # The order of the rows is that of the mesh axes where several parts of a composition split the same logical axis.
 STRATEGIES = {
@@ -127,12 +139,21 @@ STRATEGIES = {
   # Also splits the features of the residual stream (GSPMD's 2D sharding, Xu et al. 2021).
   "fsdp_tp_stream": joined(_FSDP, _TP, Strategy((*_BATCH, ("act_embed", ("model",))))),
   "ep": _EP,
+  # Non-experts are split as under fsdp.
   "fsdp_ep": joined(_FSDP, _EP),
   # fsdp within a slice. Between slices (with one slice: between its halves) only gradients are exchanged.
   "hsdp": joined(_FSDP, Strategy(_BATCH, preset=(("replica", 2),))),
+  # Parameters are whole on every device, optimizer state and their average are split (ZeRO, Rajbhandari et al. 2020).
+  "zero1": _ZERO,
+  # zero1, and the sum of the gradients is split as well.
+  "zero2": dataclasses.replace(_ZERO, gradients=True),
+  # tp, and between the linears the residual stream is split along the sequence (Korthikanti et al. 2022).
+  "tp_sp": joined(_TP, Strategy((*_BATCH, ("stream", ("model",))))),
 }
 # Pairs of rows that do not go together, although each splits something that the other does not, with the reason.
-APART: dict[tuple[str, str], str] = {}
+APART = {
+  ("fsdp_tp_stream", "tp_sp"): "both split the residual stream over model, along its features and along the sequence",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +162,7 @@ class ShardingConfig:
 
   strategy: str = "dp"  # which table of STRATEGIES; several joined by +, such as fsdp+tp, cut what each of them cuts
   replica: int = 0  # number of copies of the model, usually one per slice; 0: the preset of the strategy
-  data: int = 0  # parts into which the batch (under fsdp also the parameters) is split; 0: the preset
+  data: int = 0  # parts into which the batch is split (fsdp: also parameters; zero1: optimizer state); 0: the preset
   model: int = 0  # parts into which attention heads, mlp and vocabulary are split; 0: the preset
   context: int = 0  # parts into which sequences are split (no strategy does yet)
   stage: int = 0  # number of pipeline stages (no strategy has them yet)
@@ -191,7 +212,7 @@ def mesh_sizes(
     UserError: an explicit size that does not divide the model or the devices, or that the strategy does not use; a
       rule for a logical axis that does not exist.
   """
-  strategy = find_strategy(config.strategy)
+  strategy = find_strategy(config.strategy).of_state
   for name, _ in strategy.rules:
     if name not in (*admits, *UNSIZED):
       choices = ", ".join((*UNSIZED, *admits))

@@ -224,12 +224,13 @@ class Program:
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     shardings = nested({path: self.placement.sharding(axes_of(path).names) for path in flat(self.shapes)})
     params = jax.tree.map(place, self.shapes, shardings)
+    as_state = lambda tree: jax.tree.map(place, tree, state_shardings(self.placement, self.shapes, tree))
     return TrainState(
       scalar,
       scalar,
       params,
-      jax.tree.map(place, opt_state, state_shardings(self.placement, self.shapes, opt_state)),
-      partition(params, self.frozen)[0] if self.config.train.ema else (),
+      as_state(opt_state),
+      as_state(self.trained) if self.config.train.ema else (),
       self.teacher.model.abstract() if self.teacher else (),
     )
 
