@@ -123,6 +123,7 @@ def test_optimizer_state_moves_between_zero_and_fsdp(tmp_path):
     moved = trees
     for step, expected in enumerate((fsdp, zero)):
       checkpoints.save(step, moved)
+      checkpoints.wait()
       moved = checkpoints.restore(step, expected)
       assert bits(moved) == bits(trees)
       assert all(x.sharding == w.sharding for x, w in zip(*map(jax.tree.leaves, (moved, expected)), strict=True))
