@@ -74,7 +74,9 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     by_sequence = "model" in model.placement.strategy.mesh_axes("stream")
     recurrent = find_family(model.family).cell is not None
     # All-reduces that remat computes again, in a block without and with cross-attention.
-    again = {"full": (1, 2)} if not by_sequence else {"dots": (1, 1.5), "full": (1.5, 2.5)}
+    again: dict[str, tuple[float, float]] = {"full": (1, 2)}
+    if by_sequence:
+      again = {"dots": (1, 1.5), "full": (1.5, 2.5)}
     more, more_cross = again.get(c.remat, (0, 0))
     own, both = (1, 1) if recurrent else (4 + more, 6 + more_cross)
     lengths = sequence_lengths(c, program.fields)
