@@ -164,6 +164,21 @@ STREAM = 4 * 16 * 32 * 4  # half of the batch's rows, 16 tokens
       },
     ),
     ("fsdp", {"experts__count": 8}, {"data": 7 / 8 * (3 * (ROUTED + EXPERTS) + 2 * TABLE + 2 * NORMS)}),
+    # The gradient is summed, or scattered once per microbatch, and what is updated in pieces is gathered.
+    ("zero1", {}, {"data": 7 / 8 * (3 * (BLOCKS + TABLE) + 2 * NORMS)}),
+    ("zero2", {}, {"data": 7 / 8 * (2 * (BLOCKS + TABLE) + 2 * NORMS)}),
+    ("zero1", {"model__dtype": "bfloat16"}, {"data": 7 / 8 * ((2 / 2 + 1) * (BLOCKS + TABLE) + 2 / 2 * NORMS)}),
+    ("tp_sp", {}, {"data": 2 / 2 * ((BLOCKS + TABLE) / 4 + NORMS), "model": 3 / 4 * (2 * 8 + 4) * STREAM}),
+    (
+      "tp_sp",  # remat gathers what attention and mlp read, and scatters the output of attention
+      {"model__remat": "full"},
+      {"data": 2 / 2 * ((BLOCKS + TABLE) / 4 + NORMS), "model": 3 / 4 * (2 * (8 + 3) + 4) * STREAM},
+    ),
+    (
+      "ep",
+      {"experts__count": 8},
+      {"data": 7 / 8 * (2 * (ROUTED + TABLE + NORMS) + 2 * 4 * SENT)},
+    ),
     ("fsdp_ep", {"experts__count": 8}, {"data": 7 / 8 * (3 * ROUTED + 2 * TABLE + 2 * NORMS + 2 * 4 * SENT)}),
   ],
 )

@@ -200,9 +200,8 @@ def test_fresh_parameters_are_the_same_bits_under_every_strategy(variant):
   for strategy in {list(STRATEGIES)[(turn + shift) % len(STRATEGIES)] for shift in (0, len(STRATEGIES) // 2)}:
     model = make_model(variant, placement(strategy, 8))
     params = jax.jit(model.init, out_shardings=model.shardings())(jax.random.key(3))
-    if strategy != "dp":
-      split = params["embed"]["token"].sharding
-      assert not split.is_fully_replicated
+    split = {"embed", "vocab"} & dict(STRATEGIES[strategy].rules).keys()
+    assert params["embed"]["token"].sharding.is_fully_replicated == (not split)
     jax.tree.map(np.testing.assert_array_equal, alone, jax.tree.map(np.asarray, params))
 
 

@@ -12,7 +12,7 @@ from tfm_jax.models.families.table import FAMILIES
 from tfm_jax.models.model import Model, admits, resolve_model
 from tfm_jax.objectives.objective import Field
 from tfm_jax.sharding.placement import Placement, make_mesh, single_device
-from tfm_jax.sharding.strategy import STRATEGIES, ShardingConfig, mesh_sizes
+from tfm_jax.sharding.strategy import ShardingConfig, find_strategy, mesh_sizes
 from tfm_jax.training.compiled.program import Program
 from tfm_jax.training.config import Config, TrainConfig
 from tfm_jax.training.loss import LossConfig, make_loss
@@ -47,12 +47,12 @@ CASES = [pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ()) for
 
 
 def placement(strategy: str = "dp", devices: int = 1, **sizes: int) -> Placement:
-  """A strategy on emulated devices."""
+  """A strategy, or a composition, on emulated devices."""
   if devices == 1:
     return single_device()
   config = ShardingConfig(strategy, **sizes)
   shape = mesh_sizes(config, devices, admits("bert", model_config("bert"), VOCAB))
-  return Placement(STRATEGIES[strategy], make_mesh(shape, jax.devices()[:devices]))
+  return Placement(find_strategy(strategy), make_mesh(shape, jax.devices()[:devices]))
 
 
 def model_config(variant: str = "bert", **changes: Any) -> ModelConfig:

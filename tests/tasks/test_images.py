@@ -288,9 +288,9 @@ def alone(data):
   return losses(program_of(task), task)
 
 
-# The batch is cut over one axis, over two, and beside cut heads.
+# The batch is cut over one axis, over two, and beside cut heads and rows.
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["dp", "hsdp", "fsdp_tp"])
+@pytest.mark.parametrize("strategy", ["dp", "hsdp", "zero2+tp_sp"])
 def test_the_loss_is_over_the_global_batch_however_it_is_cut(strategy, data, alone):
   task = task_of("image_text", data, model={"dropout": 0.1})
   task.config = dataclasses.replace(task.config, sharding=dataclasses.replace(task.config.sharding, strategy=strategy))

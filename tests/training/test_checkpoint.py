@@ -1,5 +1,6 @@
 """Checkpoints: exact under any sharding, atomic under kill -9; damage is never restored; errors name the culprit."""
 
+import dataclasses
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.support.tiny import make_batch, make_model, make_program, placement
 from tfm_jax.errors import UserError
 from tfm_jax.training import checkpoint
 from tfm_jax.training.checkpoint import CheckpointConfig, Checkpoints, main
@@ -102,6 +104,29 @@ def test_restores_exactly_under_every_other_sharding(tmp_path):
     assert bits(restored) == bits(trees)
     for x, w in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
       assert x.sharding.is_equivalent_to(w.sharding, x.ndim)
+
+
+def test_optimizer_state_moves_between_zero_and_fsdp(tmp_path):
+  """And so does the average of the parameters, which is cut as optimizer state is."""
+
+  def state_of(strategy):
+    program = make_program(make_model("bert", placement(strategy, 8)), make_batch("bert"))
+    train = dataclasses.replace(program.config.train, ema=0.9)
+    return dataclasses.replace(program, config=dataclasses.replace(program.config, train=train)).state._asdict()
+
+  draw = np.random.default_rng(0)
+  zero, fsdp = state_of("zero1"), state_of("fsdp")
+  trees = jax.tree.map(lambda x: jax.device_put(draw.normal(size=x.shape).astype(x.dtype), x.sharding), zero)
+  cut = lambda leaf: leaf["blocks"]["mlp"]["wi"].sharding.shard_shape(leaf["blocks"]["mlp"]["wi"].shape)[1]
+  assert cut(trees["params"]) == 32 and cut(trees["ema"]) == cut(trees["opt_state"][1][0].mu) == 4
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    moved = trees
+    for step, expected in enumerate((fsdp, zero)):
+      checkpoints.save(step, moved)
+      checkpoints.wait()
+      moved = checkpoints.restore(step, expected)
+      assert bits(moved) == bits(trees)
+      assert all(x.sharding == w.sharding for x, w in zip(*map(jax.tree.leaves, (moved, expected)), strict=True))
 
 
 def test_parameters_alone_and_without_shardings(tmp_path):

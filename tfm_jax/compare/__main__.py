@@ -1,7 +1,8 @@
 """Compares sharding strategies: python -m tfm_jax.compare --config=FILE.py --strategies=A,B --out=DIR.
 
 --config=FILE.py[:VARIANT]   the run to compare, as for train.py; no corpus is read
---strategies=dp,fsdp,tp      names; NAME:AXIS=SIZE:... for another mesh than the preset, as fsdp_tp:model=8
+--strategies=dp,fsdp,tp      names, or several joined by + (fsdp+ep); NAME:AXIS=SIZE:... for another mesh than the
+                             preset, as fsdp+tp:model=8
 --devices=N                  measure on N devices: real ones, or emulated on the CPU if there are fewer; default: all
 --topology=v5e:16x16         instead, forecast for TPUs that are not here: v4, v5e, v5p, v6e or tpu7x; 2*v5e:16x16 for
                              two slices

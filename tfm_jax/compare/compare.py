@@ -66,7 +66,7 @@ def compare(
 
   Args:
     config: the run to compare. Its batch is the global batch; no corpus is read.
-    strategies: names, or `NAME:AXIS=SIZE:...` for another mesh than the preset.
+    strategies: names or compositions (fsdp+tp), or `NAME:AXIS=SIZE:...` for another mesh than the preset.
     devices: number of devices to measure on; 0: all that exist. If fewer exist, CPU devices are emulated.
     topology: TPUs to forecast for instead, as "v5e:16x16" or "2*v5e:16x16" (two slices).
     steps: number of timed steps.

@@ -13,7 +13,7 @@ from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import labelled_fields
 from tfm_jax.objectives.objective import Field, Fields, Vocabulary
-from tfm_jax.sharding.strategy import AXES, ShardingConfig
+from tfm_jax.sharding.strategy import AXES, ShardingConfig, find_strategy
 from tfm_jax.text.tokenizers.table import from_path, train_tokenizer
 from tfm_jax.training.compiled import program
 from tfm_jax.training.compiled.program import Program
@@ -32,21 +32,23 @@ def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -
 
 
 def with_strategy(config: Config, strategy: str) -> Config:
-  """The config with another strategy, written "NAME" or "NAME:AXIS=SIZE:...".
+  """The config with another strategy, written "NAME" or "NAME:AXIS=SIZE:..."; NAME can be a composition, as fsdp+tp.
 
   Mesh sizes in the config hold for the config's own strategy only. Other strategies have their preset, or the sizes
   after their name.
 
   Raises:
-    UserError: the text after the name is not a list of mesh axes and sizes.
+    UserError: there is no such strategy, or the text after the name is not a list of mesh axes and sizes.
   """
   name, *sizes = strategy.split(":")
-  own = config.sharding if name == config.sharding.strategy and not sizes else ShardingConfig(name)
+  own = ShardingConfig(name)
   for size in sizes:
     axis, _, number = size.partition("=")
     if axis not in AXES or not number.isdigit():
       raise UserError(f"--strategies: {strategy!r} is not NAME or NAME:AXIS=SIZE, with axes {', '.join(AXES)}")
     own = dataclasses.replace(own, **{axis: int(number)})  # type: ignore[arg-type]
+  if not sizes and find_strategy(name) == find_strategy(config.sharding.strategy):
+    own = config.sharding
   return dataclasses.replace(config, sharding=own)
 
 

@@ -17,6 +17,7 @@ from tfm_jax.models.layers import (
   AFTER_MLP,
   LINEAR,
   PROJECTION,
+  READ,
   STREAM,
   Attention,
   Context,
@@ -90,17 +91,15 @@ class Block(Layer):
     order = ORDERS[c.norm_order]
     factor = np.float32(self.deepnorm()[0]) if order.deep else None
     gain = self.param("gain", nn.initializers.zeros, ()) if order.gain else None
-    shared_BTD = Norm(c, st, name="norm")(x_BTD) if order.parallel else None
+    shared_BTD = st.gather(Norm(c, st, name="norm")(x_BTD), STREAM, READ) if order.parallel else None
 
     def residual(x: Array, name: str, site: int, sublayer: Layer) -> Array:
       nonlocal routed
       norm = Norm(c, st, name=f"{name}_norm")
-      y = x if shared_BTD is None else shared_BTD
-      if order.before and not order.parallel:
-        y = norm(x)
-        if name == "attn" and not c.first_norm:
-          y = jnp.where(layer == 0, x, y)
-      y = st.constrain(y, ("batch", "seq", None))
+      y = norm(x) if order.before and not order.parallel else x
+      if order.before and name == "attn" and not c.first_norm:
+        y = jnp.where(layer == 0, x, y)
+      y = st.gather(y, STREAM, READ) if shared_BTD is None else shared_BTD
       if name == "mlp":
         y, routed = sublayer(y, layer, ctx)
       else:

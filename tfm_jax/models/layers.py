@@ -33,7 +33,9 @@ from tfm_jax.sharding.placement import Placement
 # Dropout sites of a layer. Each draws its own random bits.
 EMBED, ATTENTION, AFTER_ATTENTION, CROSS, AFTER_CROSS, INNER, AFTER_MLP, FINAL = range(8)
 
-STREAM = ("batch", "seq", "act_embed")  # axes of the residual stream
+STREAM = ("batch", "stream", "act_embed")  # axes of the residual stream, of norms and dropout
+READ = ("batch", "seq", None)  # axes of what the linears of a block read
+WHOLE = ("batch", "seq", "act_embed")  # axes of the output of a stack
 # Names by which `model.remat` keeps the outputs of linears, and of those of attention.
 LINEAR, PROJECTION = "linear", "projection"
 _SCALED_BY_DEEPNORM = r"(attn|cross)/w[vo]|(mlp|experts)/w\w"  # weights that its second constant multiplies

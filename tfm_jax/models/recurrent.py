@@ -17,7 +17,9 @@ from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.layers import (
   AFTER_CROSS,
   AFTER_MLP,
+  READ,
   STREAM,
+  WHOLE,
   Attention,
   Context,
   Dense,
@@ -98,7 +100,7 @@ class Block(Layer):
   @nn.compact
   def __call__(self, x_BTD: Array, layer: Array, shared: Shared, kept: State | None = None) -> tuple[Array, Emitted]:
     c, st, F = self.cfg, self.st, cells(self.cfg, self.causal)
-    x_BTD = st.constrain(x_BTD, ("batch", "seq", None))
+    x_BTD = st.gather(x_BTD, STREAM, READ)
     none = st.constrain(jnp.zeros((len(x_BTD), F), jnp.float32), STATE)
     fresh = (none,) * self.cell.vectors
     y_BTD, state = Recurrent(c, st, self.cell, F, name="rnn")(x_BTD, shared.forward, fresh if kept is None else kept)
@@ -142,6 +144,7 @@ def recurrent_tower(
   kept = None if cache is None else cache.own
   fields: Any = {"cell": cell, "causal": causal, "emit": emit if emit == HIDDEN else ""}
   h_BTD, (new, shown, _) = stack(c, st, x_BTD, Shared(forward, backward, noise), depth, first, kept, Block, **fields)
+  h_BTD = st.gather(h_BTD, STREAM, WHOLE)
   if cache is not None:
     cache = cache._replace(own=new, length=cache.length + T)
   if memory is not None or (cache is not None and cache.across is not None):
@@ -188,7 +191,7 @@ def attended(
   cross = Attention(c, st, cross=True, emit=emit == CROSS_ATTN, name="cross")
   context_BTD, new, weights = cross(h_BTD, jnp.int32(layer), ctx, kept)
   y_BTD = jnp.tanh(context_BTD + Dense(c, st, c.embed_dim, name="dense")(h_BTD))
-  y_BTD = dropout(st.constrain(y_BTD, STREAM), c.dropout, noise, layer, AFTER_CROSS)
+  y_BTD = dropout(st.constrain(y_BTD, WHOLE), c.dropout, noise, layer, AFTER_CROSS)
   if cache is not None and kept is None:
     cache = cache._replace(across=jax.tree.map(lambda x: x[None], new.stored(c.compute_dtype)))
   return y_BTD, cache, None if weights is None else weights[None]

@@ -10,7 +10,7 @@ from jax import Array
 from tfm_jax.models.blocks import HIDDEN, LAST, STANDARD, Sublayers, stack
 from tfm_jax.models.cache import Cache, KeyValueCache, Memory, States
 from tfm_jax.models.config import ModelConfig
-from tfm_jax.models.layers import FINAL, Context, Layer, Norm
+from tfm_jax.models.layers import FINAL, STREAM, WHOLE, Context, Layer, Norm
 from tfm_jax.models.recurrent import recurrent_tower
 from tfm_jax.models.residual import ORDERS
 from tfm_jax.models.sight import make_sight
@@ -112,6 +112,7 @@ def tower(
     h_BTD = Norm(c, st, name="final_norm")(h_BTD)
   if c.inner_dropout:
     h_BTD = dropout(h_BTD, c.dropout, noise, first + depth, FINAL)
+  h_BTD = st.gather(h_BTD, STREAM, WHOLE)
   if emit == HIDDEN:
     assert shown is not None
     shown = jnp.concatenate([x_BTD[None], shown[:-1], h_BTD[None]])

@@ -78,6 +78,16 @@ class Placement:
     return NamedSharding(self.mesh, PartitionSpec())
 
   @property
+  def of_state(self) -> "Placement":
+    """The placement of optimizer state, on the same mesh."""
+    return Placement(self.strategy.of_state, self.mesh)
+
+  @property
+  def of_gradients(self) -> "Placement":
+    """The placement of the sum of the gradients, on the same mesh."""
+    return Placement(self.strategy.of_gradients, self.mesh)
+
+  @property
   def batch_shards(self) -> int:
     """Number of parts into which the rows of a batch are split."""
     return self.mesh.shape["replica"] * self.mesh.shape["data"]
@@ -85,6 +95,16 @@ class Placement:
   def constrain(self, x: Array, axes: Axes) -> Array:
     """x, constrained to the sharding of these logical axes."""
     return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, self.sharding(axes))
+
+  def gather(self, x: Array, stored: Axes, used: Axes) -> Array:
+    """x, which has the sharding of the axes `stored`, gathered to that of the axes `used`.
+
+    Its gradient is scattered to the sharding of x; with `constrain`, it would be summed in full first.
+    """
+    if self.mesh.size == 1 or self.spec(stored) == self.spec(used):
+      return self.constrain(x, used)
+    whole, cut = self.sharding(used), self.sharding(stored)
+    return _gather(x, cut, whole, cut, x.dtype, False)
 
   def parts(self, axes: Axes) -> tuple[int, ...]:
     """Number of parts into which each axis of an array with these logical axes is split."""
@@ -104,16 +124,18 @@ class Placement:
   def weight(self, w: Array, axes: Axes, dtype: jnp.dtype | str, looked_up: bool = False) -> Array:
     """A stored weight, ready for use: cast to the compute dtype, then gathered over the batch's mesh axes.
 
-    Its gradient is scattered to the sharding of the stored weight (so that the sum over devices is a reduce-scatter,
-    which TPUs overlap with the matrix product), then cast to the weight's dtype. The gradient of an embedding table
-    (`looked_up`) is summed in full first: if only a part were requested, XLA might move all devices' activations.
+    Its gradient is scattered to the sharding of gradients, which is that of the stored weight but for ZeRO (so that the
+    sum over devices is a reduce-scatter, which TPUs overlap with the matrix product), then cast to the weight's dtype.
+    The gradient of an embedding table (`looked_up`) is summed in full first: if only a part were requested, XLA might
+    move all devices' activations.
     """
     if self.mesh.size == 1:
       return w.astype(dtype)
-    stored = self.spec(axes)
-    parts = zip(axes, stored, strict=True)
+    stored = self.sharding(axes)
+    parts = zip(axes, stored.spec, strict=True)
     gathered = PartitionSpec(*(part if axis in STAYING else _without_batch(part) for axis, part in parts))
-    return _gather(w, NamedSharding(self.mesh, stored), NamedSharding(self.mesh, gathered), jnp.dtype(dtype), looked_up)
+    scattered = self.of_gradients.sharding(axes)
+    return _gather(w, stored, NamedSharding(self.mesh, gathered), scattered, jnp.dtype(dtype), looked_up)
 
 
 def _without_batch(part: Any) -> Any:
@@ -123,20 +145,28 @@ def _without_batch(part: Any) -> Any:
   return kept[0] if len(kept) == 1 else kept or None
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gather(w: Array, stored: NamedSharding, gathered: NamedSharding, dtype: jnp.dtype, looked_up: bool) -> Array:
-  """w, cast to the compute dtype and gathered."""
-  w = jax.lax.with_sharding_constraint(w.astype(dtype), stored)
-  return jax.lax.with_sharding_constraint(w, gathered)
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+def _gather(
+  x: Array, stored: NamedSharding, used: NamedSharding, scattered: NamedSharding, dtype: jnp.dtype, summed: bool
+) -> Array:
+  """x, cast and gathered. Its gradient is `scattered`; `summed`: in full before that."""
+  x = jax.lax.with_sharding_constraint(x.astype(dtype), stored)
+  return jax.lax.with_sharding_constraint(x, used)
 
 
 def _scatter(
-  stored: NamedSharding, gathered: NamedSharding, dtype: jnp.dtype, looked_up: bool, like: Array, dw: Array
+  stored: NamedSharding,
+  used: NamedSharding,
+  scattered: NamedSharding,
+  dtype: jnp.dtype,
+  summed: bool,
+  like: Array,
+  dx: Array,
 ) -> tuple[Array]:
-  """The gradient of the stored weight."""
-  if looked_up:
-    dw = jax.lax.with_sharding_constraint(dw, gathered)
-  return (jax.lax.with_sharding_constraint(dw, stored).astype(like.dtype),)
+  """The gradient of what was gathered."""
+  if summed:
+    dx = jax.lax.with_sharding_constraint(dx, used)
+  return (jax.lax.with_sharding_constraint(dx, scattered).astype(like.dtype),)
 
 
 _gather.defvjp(lambda w, *static: (_gather(w, *static), jnp.zeros((), w.dtype)), _scatter)

@@ -31,7 +31,7 @@ from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers.table import TokenizerConfig
 from tfm_jax.training.checkpoint import CheckpointConfig
 from tfm_jax.training.distill import DistillConfig
-from tfm_jax.training.keys.allowed import CHOICES, DECAYS, FRACTIONS, POSITIVE
+from tfm_jax.training.keys.allowed import CHOICES, COMPOSED, DECAYS, FRACTIONS, POSITIVE
 from tfm_jax.training.keys.moved import MOVED, translated
 from tfm_jax.training.keys.settings import EvalConfig, TrainConfig
 from tfm_jax.training.keys.values import TYPE_NAMES, converted, of_sections
@@ -339,7 +339,9 @@ def resolve(config: Config) -> Config:
 def check_value(key: str, value: Any) -> None:
   """Raises UserError for a value that its key cannot have."""
   names = choices(key)
-  if names and value not in names and value != default(key):
+  if key in COMPOSED:
+    COMPOSED[key](value)
+  elif names and value not in names and value != default(key):
     raise UserError(f"{key}={value!r} is not one of {', '.join(names)}")
   if isinstance(value, (int, float)) and key != "seed" and not (value >= 0 and math.isfinite(value)):
     raise UserError(f"{key}={value} must be a number of at least 0")

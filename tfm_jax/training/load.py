@@ -168,7 +168,7 @@ def load_run(
   Args:
     workdir: the run directory, local or gs://.
     step: the step of the checkpoint; None: that of the best evaluation if the run has `eval.metric`, or else the last.
-    strategy: a name in STRATEGIES that shards the parameters over all devices; None: one device holds them.
+    strategy: a strategy or a composition that shards the parameters over all devices; None: one device holds them.
     dtype: the compute dtype, "bfloat16" or "float32"; None: that of the run. Parameters are float32 always.
 
   Raises:

@@ -19,11 +19,15 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   Over the axes that split the batch, for each weight that they split too (fsdp): two all-gathers per microbatch
   (forward and backward) and one reduce-scatter of its gradient; embedding tables and the output layer need only one
   all-gather and one reduce-scatter per step. For each weight that they do not split: one all-reduce of its gradient.
+  Where its optimizer state alone is split (zero1), also one all-gather of the new weight, in its own dtype; where its
+  gradient is too (zero2), a reduce-scatter per microbatch in place of the all-reduce.
 
   Over `model`: four all-reduces of the residual stream [B, T, D] per block (six with cross-attention), one more for
-  each attention that remat computes again, one for the embeddings and one for the output layer. Per recurrent layer one
-  all-gather of its output and one reduce-scatter of its gradient, together as much as one all-reduce; two all-reduces
-  for the attention of its decoder.
+  each attention that remat computes again, one for the embeddings, one for the output layer and one for the encoder's
+  output. If the stream is split along the sequence, an all-gather and a reduce-scatter, together as much, take the
+  place of each; remat gathers once more what each linear reads, and the output layer reads all positions. Per
+  recurrent layer one all-gather of its output and one reduce-scatter of its gradient, together as much as one
+  all-reduce; two all-reduces for the attention of its decoder.
 
   Experts that are split over axes of the batch are not gathered: for each layer, four all-to-alls of the tokens in
   their places, and two more if remat computes the layer again.
@@ -50,8 +54,14 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     staying = {name for axis, part in spec if axis in STAYING for name in part if name in BATCH_AXES}
     gathered = tuple(name for name in scattered if name not in staying)
     add(gathered, 2 if once else 3 * microbatches, size / math.prod(shape[name] for name in staying))
-    reduced = tuple(name for name in BATCH_AXES if name not in used)
-    add(reduced, 2, size / math.prod(shape[name] for name in scattered))
+    size /= math.prod(shape[name] for name in scattered)
+    of_state = {name for part in model.placement.of_state.spec(axes.names) for name in _names(part)}
+    by_state = tuple(name for name in BATCH_AXES if name in of_state - used and shape[name] > 1)
+    add(by_state, leaf.dtype.itemsize / item, size)
+    if model.placement.strategy.gradients:
+      add(by_state, 1 if once else microbatches, size)
+      size, used = size / math.prod(shape[name] for name in by_state), used.union(by_state)
+    add(tuple(name for name in BATCH_AXES if name not in used), 2, size)
 
   jax.tree.map_with_path(add_weight, model.shapes())
   c, rows = model.config, program.config.train.batch_size / model.placement.batch_shards
@@ -61,16 +71,21 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     places = sum(n * _places(c, T) for n, T in zip((c.num_layers, c.decoder_depth), lengths, strict=False))
     add(sent_to, 6 if c.remat == "full" else 4, rows * places * c.embed_dim * item)
   if dict(model.placement.strategy.rules).get("heads") and shape["model"] > 1:
-    again = 1 if c.remat == "full" else 0
+    by_sequence = "model" in model.placement.strategy.mesh_axes("stream")
     recurrent = find_family(model.family).cell is not None
-    own, both = (1, 1) if recurrent else (4 + again, 6 + 2 * again)  # all-reduces per block
+    # All-reduces that remat computes again, in a block without and with cross-attention.
+    again: dict[str, tuple[float, float]] = {"full": (1, 2)}
+    if by_sequence:
+      again = {"dots": (1, 1.5), "full": (1.5, 2.5)}
+    more, more_cross = again.get(c.remat, (0, 0))
+    own, both = (1, 1) if recurrent else (4 + more, 6 + more_cross)
     lengths = sequence_lengths(c, program.fields)
     if model.encoder_decoder:
       S, T = lengths
-      positions = c.num_layers * own * S + c.decoder_depth * both * T + S + 2 * T + (2 * T if recurrent else 0)
+      positions = c.num_layers * own * S + c.decoder_depth * both * T + 2 * S + 2 * T + (2 * T if recurrent else 0)
     else:
       (T,), predicted = lengths, (*program.fields["targets"].shape, 1)[0]
-      positions = c.num_layers * own * T + T + predicted
+      positions = c.num_layers * own * T + T + (T if by_sequence else predicted)
     add(("model",), 2, rows * positions * c.embed_dim * item)
   return total
 

@@ -52,10 +52,11 @@ def result_of(
 def memory_of(program: Program, compiled: Any, module: hlo.Module) -> Memory:
   """The compiler's peak, divided into state, gradients, what loops store for later loops, and the rest."""
   peak = round(peak_bytes(compiled, program.model.placement.platform))
-  trained, optimizer = bytes_per_device(program.state.params), bytes_per_device(program.state.opt_state)
-  parameters = trained + bytes_per_device(program.state.teacher)
+  state = program.state
+  parameters = bytes_per_device(state.params) + bytes_per_device(state.teacher)
+  optimizer = bytes_per_device(state.opt_state)
   rest = max(peak - parameters - optimizer, 0)
-  gradients = min(trained, rest)
+  gradients = min(bytes_per_device(program.gradients), rest)
   activations = min(hlo.stored_bytes(module), rest - gradients)
   return Memory(parameters, optimizer, gradients, activations, rest - gradients - activations, peak)
 

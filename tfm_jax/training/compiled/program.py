@@ -226,16 +226,19 @@ class Program:
       layout = jax.tree.map(in_host, opt_state, layout)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.placement.replicated)
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    shardings = nested({path: self.placement.sharding(axes_of(path).names) for path in flat(self.shapes)})
-    params = jax.tree.map(place, self.shapes, shardings)
     return TrainState(
       scalar,
       scalar,
-      params,
+      _placed(self.shapes, self.placement),
       jax.tree.map(place, opt_state, layout),
-      partition(params, self.frozen)[0] if self.config.train.ema else (),
+      _placed(self.trained, self.placement.of_state) if self.config.train.ema else (),
       self.teacher.model.abstract() if self.teacher else (),
     )
+
+  @property
+  def gradients(self) -> Any:
+    """The sum of the gradients as `jax.ShapeDtypeStruct`s with shardings."""
+    return _placed(self.trained, self.placement.of_gradients)
 
   def stored(self, state: TrainState) -> dict[str, Any]:
     """The trees of a state, or of its shapes, that checkpoints hold.
@@ -379,6 +382,12 @@ def build_program(
   teacher = make_teacher(*described, config.distill, model, fields) if described else None
   of_model = loss(model) if loss else make_loss(model, config.loss)
   return Program(config, model, fields, merged_loss(config.adapter, of_model, model.placement), teacher)
+
+
+def _placed(shapes: Any, placement: Placement) -> Any:
+  """Shapes of parameters with the shardings that a placement has for them."""
+  place = lambda leaf, axes: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement.sharding(axes.names))
+  return nested({path: place(leaf, axes_of(path)) for path, leaf in flat(shapes).items()})
 
 
 def _unused(function: Callable[[Any, Any], Any], params: Any, batch: Any) -> set[str]:

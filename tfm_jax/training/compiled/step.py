@@ -13,9 +13,10 @@ from tfm_jax.models.heads.terms import DIVERGENCE
 from tfm_jax.objectives.objective import Fields
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.losses import LossTerms, total
-from tfm_jax.runtime.trees import join, partition
+from tfm_jax.runtime.trees import flat, join, nested, partition
 from tfm_jax.sharding.placement import Placement
 from tfm_jax.training.loss import LossFunction
+from tfm_jax.training.optimization.lora import axes_of
 from tfm_jax.training.optimization.norms import layer_norms
 
 Batch = Mapping[str, Any]
@@ -111,7 +112,11 @@ def make_train_step(
       return sum(factors[name] * value for name, (value, _) in terms.objective.items()), terms
 
     gradient = jax.grad(minimised, has_aux=True)
-    of_part = lambda part: gradient(trainable, taught(part))
+
+    def of_part(part: Batch) -> tuple[Any, LossTerms]:
+      grads, terms = gradient(trainable, taught(part))
+      return _placed(grads, placement.of_gradients) if placement.strategy.gradients else grads, terms
+
     grads, terms = _sum_over_parts(of_part, batch, microbatches, placement, fields)
     if len(names) == 1:
       # Dividing here lets XLA merge the sum of the weights with other collectives. Done earlier, it would be a
@@ -119,6 +124,8 @@ def make_train_step(
       # first weight, and they would wait for each other forever.
       ((_, weight),) = terms.objective.values()
       grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
+    if placement.strategy.state:  # each device updates its part of the parameters, and then they are gathered
+      grads, trainable = (_placed(tree, placement.of_state) for tree in (grads, trainable))
     grad_norm = optax.tree.norm(grads)
     rate = learning_rate(state.step)
     direction, opt_state = tx.update(grads, state.opt_state, trainable)
@@ -139,7 +146,7 @@ def make_train_step(
     new = TrainState(
       state.step + 1,
       jnp.where(good & jnp.isfinite(smallest).all(), 0, state.skipped + 1),
-      join(kept, constant),
+      join(_placed(kept, placement) if placement.strategy.state else kept, constant),
       jax.tree.map(keep, opt_state, state.opt_state),
       average,
       state.teacher,
@@ -151,6 +158,11 @@ def make_train_step(
     return new, metrics
 
   return train_step
+
+
+def _placed(tree: Any, placement: Placement) -> Any:
+  """A tree like the parameters', under the shardings that a placement has for them."""
+  return nested({path: placement.constrain(x, axes_of(path).names) for path, x in flat(tree).items()})
 
 
 def _sum_over_parts(

@@ -1,6 +1,7 @@
 """The values that keys of the configuration can have: names, and ranges of numbers; see `config.check_value`."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from tfm_jax.data.config import DUPLICATES
 from tfm_jax.data.images.augment import CROPS
@@ -10,7 +11,7 @@ from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.init import INITS
 from tfm_jax.objectives.table import OBJECTIVES
 from tfm_jax.ops.attention import KERNELS
-from tfm_jax.sharding.strategy import STRATEGIES
+from tfm_jax.sharding.strategy import STRATEGIES, find_strategy
 from tfm_jax.text.corpora.files import ERRORS
 from tfm_jax.text.corpora.table import DOCUMENTS
 from tfm_jax.text.tokenizers.subwords import ALGORITHMS
@@ -35,6 +36,9 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
   "optimizer.schedule": lambda: SCHEDULES,
   "sharding.strategy": lambda: STRATEGIES,
 }
+
+# Keys whose values can be made of several names: what raises UserError if a value is not.
+COMPOSED: dict[str, Callable[[str], Any]] = {"sharding.strategy": find_strategy}
 
 # 0 has a meaning in other keys
 POSITIVE = (

@@ -246,11 +246,12 @@ def per_matrix(tx: optax.GradientTransformation, axes: Any) -> optax.GradientTra
 
 
 def state_shardings(placement: Placement, shapes: Any, opt_state: Any) -> Any:
-  """The sharding of each array of the optimizer state: that of its parameter, matched by path and shape.
+  """The sharding of each array of the optimizer state: that of the state of its parameter, matched by path and shape.
 
   `shapes` are the parameters. A factored moment lacks one axis of its parameter's matrix and is sharded like the
   others. Arrays that match no parameter (counters, placeholders) are replicated.
   """
+  placement = placement.of_state
   parameters = {tuple(path.split("/")): (leaf.shape, axes_of(path)) for path, leaf in flat(shapes).items()}
 
   def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
