@@ -44,8 +44,11 @@ def with_strategy(config: Config, strategy: str) -> Config:
   own = config.sharding if name == config.sharding.strategy and not sizes else ShardingConfig(name)
   for size in sizes:
     axis, _, number = size.partition("=")
-    if axis not in AXES or not number.isdigit():
-      raise UserError(f"--strategies: {strategy!r} is not NAME or NAME:AXIS=SIZE, with axes {', '.join(AXES)}")
+    if axis not in (*AXES, "pipeline") or not number.isdigit():
+      raise UserError(
+        f"--strategies: {strategy!r} is not NAME or NAME:AXIS=SIZE, with axes {', '.join(AXES)}, or pipeline, the "
+        f"number of its microbatches"
+      )
     own = dataclasses.replace(own, **{axis: int(number)})  # type: ignore[arg-type]
   return dataclasses.replace(config, sharding=own)
 

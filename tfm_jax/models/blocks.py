@@ -120,7 +120,7 @@ class Block(Layer):
     return x_BTD, Emitted(new, shown.get(self.emit), routed)
 
 
-_KEPT = {
+KEPT = {  # by remat
   "dots": jax.checkpoint_policies.save_only_these_names(LINEAR),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -157,7 +157,7 @@ def stack(
   block: Any = kind
   scan = cfg.scan and not (st.lone_cpu and depth <= UNROLLED_ON_CPU)
   if cfg.remat != "none":
-    block = nn.remat(kind, prevent_cse=not scan, policy=_KEPT[cfg.remat])
+    block = nn.remat(kind, prevent_cse=not scan, policy=KEPT[cfg.remat])
   blocks = block(cfg, st, **fields, name="blocks")
   run = nn.scan(
     lambda module, x, layer, kept: module(x, layer, ctx, kept),

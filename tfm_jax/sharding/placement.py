@@ -1,6 +1,7 @@
 """`Placement`: a strategy on a mesh, which constrains activations and gathers weights."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tfm_jax.runtime.devices import all_devices, first_device
-from tfm_jax.sharding.strategy import AXES, BATCH_AXES, STAYING, STRATEGIES, Strategy
+from tfm_jax.sharding.strategy import AXES, STAYING, STRATEGIES, Strategy
 
 Axes = tuple[str | None, ...]
 
@@ -43,10 +44,17 @@ def slice_count(devices: Sequence[jax.Device]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """A strategy on a mesh: static, hashable data that models have as a field."""
+  """A strategy on a mesh: static, hashable data that models have as a field.
+
+  Attributes:
+    strategy: see `Strategy`.
+    mesh: a mesh with all of `AXES`.
+    pipeline: the most microbatches in a pipeline; 0: see `sharding.pipeline`.
+  """
 
   strategy: Strategy
   mesh: Mesh
+  pipeline: int = 0
 
   @property
   def platform(self) -> str:
@@ -80,7 +88,32 @@ class Placement:
   @property
   def batch_shards(self) -> int:
     """Number of parts into which the rows of a batch are split."""
-    return self.mesh.shape["replica"] * self.mesh.shape["data"]
+    return math.prod(self.mesh.shape[axis] for axis in self.batch_axes)
+
+  @property
+  def batch_axes(self) -> tuple[str, ...]:
+    """The mesh axes that split the rows of a batch."""
+    return self.strategy.mesh_axes("batch")
+
+  @property
+  def stages(self) -> int:
+    """Number of stages of a pipeline, over which layers are split; 1 without one."""
+    return math.prod(self.mesh.shape[axis] for axis in self.strategy.mesh_axes("layers"))
+
+  @functools.cached_property
+  def inside(self) -> "Placement":
+    """The placement of what one stage of a pipeline computes, in which nothing is split over the stages."""
+    staged = self.strategy.mesh_axes("layers")
+    kept = ((name, tuple(axis for axis in axes if axis not in staged)) for name, axes in self.strategy.rules)
+    return dataclasses.replace(self, strategy=dataclasses.replace(self.strategy, rules=tuple(kept)))
+
+  def staged(self, x: Array, axes: Axes) -> Array:
+    """x, with its first axes constrained: "stage" to the stages of a pipeline, others as inside of it."""
+    inside, free = self.inside.spec(axes), (PartitionSpec.UNCONSTRAINED,) * (x.ndim - len(axes))
+    spec = PartitionSpec(
+      *("stage" if axis == "stage" else part for axis, part in zip(axes, inside, strict=True)), *free
+    )
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
   def constrain(self, x: Array, axes: Axes) -> Array:
     """x, constrained to the sharding of these logical axes."""
@@ -112,15 +145,14 @@ class Placement:
       return w.astype(dtype)
     stored = self.spec(axes)
     parts = zip(axes, stored, strict=True)
-    gathered = PartitionSpec(*(part if axis in STAYING else _without_batch(part) for axis, part in parts))
+    gathered = PartitionSpec(*(part if axis in STAYING else self._without_batch(part) for axis, part in parts))
     return _gather(w, NamedSharding(self.mesh, stored), NamedSharding(self.mesh, gathered), jnp.dtype(dtype), looked_up)
 
-
-def _without_batch(part: Any) -> Any:
-  """An element of a PartitionSpec without the mesh axes that split the batch."""
-  axes = (part,) if isinstance(part, str) else part or ()
-  kept = tuple(axis for axis in axes if axis not in BATCH_AXES)
-  return kept[0] if len(kept) == 1 else kept or None
+  def _without_batch(self, part: Any) -> Any:
+    """An element of a PartitionSpec without the mesh axes that split the batch."""
+    axes = (part,) if isinstance(part, str) else part or ()
+    kept = tuple(axis for axis in axes if axis not in self.batch_axes)
+    return kept[0] if len(kept) == 1 else kept or None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
