@@ -133,6 +133,11 @@ def test_a_checkpoint_of_a_pipeline_is_one_of_any_strategy(tmp_path):
   jax.tree.map(lambda x, y: x.sharding == y.sharding or pytest.fail(str(x.sharding)), first, back)
 
 
+def test_idle_stages_are_not_counted_as_work_of_the_model():
+  programs = [make_program(make_model("gpt", st, num_layers=4), make_batch("gpt")) for st in (staged(4), None)]
+  assert programs[0].flops == pytest.approx(programs[1].flops, rel=1e-9)
+
+
 def test_one_row_and_hidden_states_need_no_pipeline():
   """They are computed by the plain scan, with the layers gathered."""
   results = []

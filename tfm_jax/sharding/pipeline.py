@@ -22,7 +22,7 @@ from tfm_jax.ops.experts import share_scope
 from tfm_jax.sharding.placement import Placement
 from tfm_jax.sharding.strategy import ShardingConfig
 
-STAGE = "stage"
+STAGE, GROUP = "stage", "group"  # axes of arrays: see `Placement.staged`
 PER_STAGE = 4  # microbatches per stage if the config leaves their number open, as far as the rows divide
 
 
@@ -93,62 +93,75 @@ def pipelined(
     x after all layers, and the results [N, B, ...]. Iterations of a stage without a microbatch do not reach them.
   """
   p, m = plan.stages, plan.microbatches
-  groups, k = st.batch_shards // p, m // p
+  k, groups = m // p, st.groups
   at = np.arange(plan.iterations)[:, None] - np.arange(p)[None]  # the microbatch of each iteration and stage
   stages = st.staged(jnp.arange(p), (STAGE,))
   first, last = (stages == n for n in (0, p - 1))
 
-  def split(x: Array, *front: str | None) -> Array:
-    """[B, ...] as [p, k, b, ...]: k microbatches of each stage's own rows. No row moves."""
-    x = x.reshape(groups, p, k, -1, *x.shape[1:])
-    x = jnp.moveaxis(x, 0, 2)
-    return st.staged(x.reshape(p, k, -1, *x.shape[4:]), (*front, None, "batch"))
+  def split(x: Array, stage: str | None) -> Array:
+    """[B, ...] as [groups, p, k, b, ...]: k microbatches of each stage's own rows. No row moves."""
+    x = x.reshape(groups, st.batch_shards // (groups * p), p, k, -1, *x.shape[1:])
+    x = jnp.moveaxis(x, 1, 3)
+    return st.staged(x.reshape(groups, p, k, -1, *x.shape[5:]), (GROUP, stage, None, "batch"))
 
   def join(x: Array) -> Array:
     """The inverse of `split`."""
-    x = x.reshape(p, k, groups, -1, *x.shape[3:])
-    return jnp.moveaxis(x, 2, 0).reshape(-1, *x.shape[4:])
+    x = x.reshape(groups, p, k, st.batch_shards // (groups * p), -1, *x.shape[4:])
+    return jnp.moveaxis(x, 3, 1).reshape(-1, *x.shape[5:])
 
   def scheduled(x: Array) -> Array:
-    """[B, ...] as [iterations, p, b, ...]: what each stage reads in each iteration; without a microbatch, another's."""
+    """[B, ...] as [iterations, groups, p, b, ...]: what a stage reads; without a microbatch, what another has."""
     x = split(x, None)
-    x = x.reshape(m, *x.shape[2:]).at[np.clip(at, 0, m - 1)].get(mode="promise_in_bounds")
-    return st.staged(x, (None, STAGE, "batch"))
+    x = x.reshape(groups, m, *x.shape[3:]).at[:, np.clip(at, 0, m - 1)].get(mode="promise_in_bounds")
+    return st.staged(jnp.moveaxis(x, 1, 0), (None, GROUP, STAGE, "batch"))
+
+  def copies(w: Array) -> Array:
+    """[N, ...] as [groups, p, n, ...]. A group has a copy, so its gradient is summed once, after all iterations."""
+    w = st.staged(w.reshape(p, -1, *w.shape[1:]), (STAGE, None))
+    return st.staged(jnp.broadcast_to(w[None], (groups, *w.shape)), (GROUP, STAGE, None))
 
   def where(condition: Array, x: Array, y: Array) -> Array:
-    return jnp.where(condition.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+    """x in the stages of which the condition is true, else y."""
+    return jnp.where(condition.reshape(1, p, *(1,) * (x.ndim - 2)), x, y)
 
-  own = jax.tree.map(lambda w: st.staged(w.reshape(p, -1, *w.shape[1:]), (STAGE, None)), layers)
-  depth = jax.tree.leaves(own)[0].shape[1]
-  # The name of an axis of `vmap` is added to all constraints inside.
-  compute = jax.vmap(run, spmd_axis_name=STAGE)
+  def shifted(x: Array, places: int) -> Array:
+    """What each stage gets from the stage so many places before it; zeros from none."""
+    widths = [(0, 0, 0), (places, -places, 0), *[(0, 0, 0)] * (x.ndim - 2)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
+
+  own = jax.tree.map(copies, layers)
+  depth = jax.tree.leaves(own)[0].shape[2]
+  # The mesh axes of an axis of `vmap` are added to all constraints inside.
+  of_stages = jax.vmap(run, spmd_axis_name=STAGE)
+  compute = jax.vmap(of_stages, in_axes=(0, None, 0, 0), spmd_axis_name=st.group_axes)
 
   def iteration(carry: tuple[Array, Array], now: tuple[Array, Any]) -> tuple[tuple[Array, Array], Any]:
-    done, stream = carry  # [p, b, ...]: results of the last iteration; [p, k, b, ...]: inputs, later outputs
+    done, stream = carry  # [groups, p, b, ...]: the last results; [groups, p, k, b, ...]: inputs, later outputs
     t, rows = now
     slot = jax.lax.rem(t, k)
-    front = jax.lax.dynamic_index_in_dim(stream, slot, axis=1, keepdims=False)
+    front = jax.lax.dynamic_index_in_dim(stream, slot, axis=2, keepdims=False)
     new = jnp.where(t < m, front, jnp.zeros((), front.dtype))  # of which only the first stage's is used
-    x = st.staged(where(first, new, jnp.roll(done, 1, axis=0)), (STAGE, "batch"))
+    x = st.staged(where(first, new, shifted(done, 1)), (GROUP, STAGE, "batch"))
     with jax.named_scope(share_scope(m, plan.iterations)):  # read by the count of FLOPs
       done, results = compute(own, stages * depth, x, rows)
-    done = st.staged(done, (STAGE, "batch"))
-    behind = where(last, done, jnp.roll(front, -1, axis=0))
-    stream = jax.lax.dynamic_update_index_in_dim(stream, behind, slot, axis=1)
-    return (done, st.staged(stream, (STAGE, None, "batch"))), results
+    done = st.staged(done, (GROUP, STAGE, "batch"))
+    behind = where(last, done, shifted(front, -1))
+    stream = jax.lax.dynamic_update_index_in_dim(stream, behind, slot, axis=2)
+    return (done, st.staged(stream, (GROUP, STAGE, None, "batch"))), results
 
   stream = split(x, STAGE)
-  carry = jnp.zeros_like(stream[:, 0]), stream
+  carry = jnp.zeros_like(stream[:, :, 0]), stream
   times = jnp.arange(plan.iterations, dtype=jnp.int32), jax.tree.map(scheduled, rows)
   (_, stream), results = jax.lax.scan(iteration, carry, times)
   # The last stage finishes a microbatch p - 1 iterations after it began, and so writes it as many slots further.
-  y = join(jnp.roll(stream, -(p - 1), axis=1))
+  y = join(jnp.roll(stream, -(p - 1), axis=2))
 
   def of_microbatches(x: Array) -> Array:
-    """[iterations, p, n, b, ...] as [N, B, ...]: only what was computed of a microbatch."""
+    """[iterations, groups, p, n, b, ...] as [N, B, ...]: only what was computed of a microbatch."""
     when = np.arange(m)[:, None] + np.arange(p)[None]
-    x = x.at[when, np.arange(p)[None]].get(mode="promise_in_bounds")  # [m, p, n, b, ...]
-    x = jnp.moveaxis(x.reshape(p, k, p * depth, *x.shape[3:]), 2, 3)
-    return jnp.moveaxis(join(x), 1, 0)
+    x = jnp.moveaxis(x, 1, 2).at[when, np.arange(p)[None]].get(mode="promise_in_bounds")  # [m, p, groups, n, b, ...]
+    x = jnp.moveaxis(x, (2, 0, 4), (0, 1, 2))  # [groups, m, b, p, n, ...]
+    x = join(x.reshape(groups, p, k, *x.shape[2:]))
+    return jnp.moveaxis(x.reshape(len(x), p * depth, *x.shape[3:]), 1, 0)
 
   return y, jax.tree.map(of_microbatches, results)

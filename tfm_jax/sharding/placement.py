@@ -50,11 +50,13 @@ class Placement:
     strategy: see `Strategy`.
     mesh: a mesh with all of `AXES`.
     pipeline: the most microbatches in a pipeline; 0: see `sharding.pipeline`.
+    taken: mesh axes over which everything here is split already, by the `vmap` of a pipeline around it.
   """
 
   strategy: Strategy
   mesh: Mesh
   pipeline: int = 0
+  taken: tuple[str, ...] = ()
 
   @property
   def platform(self) -> str:
@@ -68,7 +70,7 @@ class Placement:
 
   def spec(self, axes: Axes) -> PartitionSpec:
     """The partition of an array with these logical axes. A mesh axis is used by the first axis that maps to it."""
-    used: set[str] = set()
+    used = set(self.taken)
     parts = []
     for axis in axes:
       free = tuple(a for a in self.strategy.mesh_axes(axis) if a not in used)
@@ -100,19 +102,27 @@ class Placement:
     """Number of stages of a pipeline, over which layers are split; 1 without one."""
     return math.prod(self.mesh.shape[axis] for axis in self.strategy.mesh_axes("layers"))
 
+  @property
+  def group_axes(self) -> tuple[str, ...]:
+    """The mesh axes that split the batch of a pipeline and nothing else: copies of the whole pipeline, side by side."""
+    others = {axis for name, axes in self.strategy.rules if name != "batch" for axis in axes}
+    return tuple(axis for axis in self.batch_axes if axis not in others)
+
+  @property
+  def groups(self) -> int:
+    """Number of groups of devices along `group_axes`."""
+    return math.prod(self.mesh.shape[axis] for axis in self.group_axes)
+
   @functools.cached_property
   def inside(self) -> "Placement":
-    """The placement of what one stage of a pipeline computes, in which nothing is split over the stages."""
-    staged = self.strategy.mesh_axes("layers")
-    kept = ((name, tuple(axis for axis in axes if axis not in staged)) for name, axes in self.strategy.rules)
-    return dataclasses.replace(self, strategy=dataclasses.replace(self.strategy, rules=tuple(kept)))
+    """The placement of what one stage of one group computes."""
+    return dataclasses.replace(self, taken=(*self.group_axes, *self.strategy.mesh_axes("layers")))
 
   def staged(self, x: Array, axes: Axes) -> Array:
-    """x, with its first axes constrained: "stage" to the stages of a pipeline, others as inside of it."""
-    inside, free = self.inside.spec(axes), (PartitionSpec.UNCONSTRAINED,) * (x.ndim - len(axes))
-    spec = PartitionSpec(
-      *("stage" if axis == "stage" else part for axis, part in zip(axes, inside, strict=True)), *free
-    )
+    """x, with its first axes constrained: "group" and "stage" to those of a pipeline, others as inside of it."""
+    own: dict[str | None, Any] = {"group": self.group_axes, "stage": "stage"}
+    parts = [own.get(axis, part) for axis, part in zip(axes, self.inside.spec(axes), strict=True)]
+    spec = PartitionSpec(*parts, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - len(axes)))
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
   def constrain(self, x: Array, axes: Axes) -> Array:

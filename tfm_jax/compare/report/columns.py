@@ -237,10 +237,10 @@ def minimum_over(result: StrategyResult) -> dict[str, tuple[tuple[str, ...], flo
   """The analytic minimum by groups of sets of mesh axes: first set of a group -> (the whole group, its minimum).
 
   A reduction over replica and data may run over both at once, or over one after the other. So the sets of axes that
-  split the batch, the stages of a pipeline among them, have one minimum together; every other set is its own group.
+  split the batch have one minimum together; every other set is a group of its own.
   """
   minimum, sets = result.minimum_bytes or {}, communication_axes(result)
-  batch = tuple(axes for axes in sets if set(axes.split(",")) <= {*BATCH_AXES, "stage"})
+  batch = tuple(axes for axes in sets if set(axes.split(",")) <= set(BATCH_AXES))
   groups = [batch, *((axes,) for axes in sets if axes not in batch)]
   known = [(group, [minimum[axes] for axes in group if axes in minimum]) for group in groups]
   return {group[0]: (group, sum(parts)) for group, parts in known if parts}
