@@ -39,7 +39,7 @@ def staged(
   block: Any = blocks.clone(parent=None, st=st.inside)
 
   def run(params: Any, start: Array, x_bTD: Array, rows: dict[int, Array]) -> tuple[Array, Any]:
-    part: Context = tree.unflatten([rows.get(n, leaf) for n, leaf in enumerate(leaves)])
+    part: Context = jax.tree.unflatten(tree, [rows.get(n, leaf) for n, leaf in enumerate(leaves)])
     part = part._replace(own=dataclasses.replace(part.own, bias_HTS=bias_HTS)).prepared()
 
     def layer(x_bTD: Array, of_layer: tuple[Any, Array]) -> tuple[Array, Any]:

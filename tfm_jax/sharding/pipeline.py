@@ -7,6 +7,10 @@ place, which is a collective-permute, hands the results on. So a layer does insi
 Outside of the stack, `stage` is one more axis of the batch: embeddings, head and loss are not computed twice. A stage
 begins with the rows of its own microbatches. When the first stage needs them, they move towards it, and the outputs of
 the last stage take their places; at the end each row is where it was.
+
+Mesh axes that split the batch and no parameter make groups: each has the whole pipeline and a copy of its layers, along
+a further axis of `vmap`. So gradients are summed over them once, and not in each iteration. Parameters that are split
+over the batch's axes (fsdp) are gathered in each iteration, and their gradients scattered.
 """
 
 from collections.abc import Callable
