@@ -12,7 +12,7 @@ import tfm_jax.compare.report.write
 from tests.support.comparisons import COMPARISONS, MIB, forecast, measured, with_first
 from tfm_jax.compare.compare import _overlap_notes
 from tfm_jax.compare.forecast import calibration
-from tfm_jax.compare.report.columns import digits, findings, minimum_over, seconds_text
+from tfm_jax.compare.report.columns import digits, findings, minimum_over, seconds_text, summary_columns
 from tfm_jax.compare.report.page import html_page
 from tfm_jax.compare.report.write import terminal_table, write_report
 from tfm_jax.compare.results import Collective, Memory, Seconds, result_from_json, to_json
@@ -64,6 +64,15 @@ def test_the_forecast_table():
   assert fsdp_tp.endswith("communication over")
   assert more.split() == ["model"]
   assert "512 x TPU v5 lite (v5e:16x32)" in text
+
+
+@COMPARISONS
+def test_the_bubble_is_a_column_where_there_is_a_pipeline(comparison):
+  assert "bubble" not in [column.title for column in summary_columns(comparison)]
+  piped = with_first(comparison, bubble=3 / 19)
+  (column,) = (column for column in summary_columns(piped) if column.title == "bubble")
+  assert [column.text(result) for result in piped.strategies[:2]] == ["15.8%", "-"]
+  assert "Bubble: the share" in terminal_table(piped)
 
 
 def test_the_accuracy_of_forecasts_is_printed_once():

@@ -38,6 +38,7 @@ BERT = admits("bert", model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 3
     ("fsdp_tp", 8, {"data": 2, "model": 4}),
     ("fsdp_tp", 4, {"data": 2, "model": 2}),
     ("tp", 3, {"data": 3}),
+    ("pp", 8, {"data": 4, "stage": 2}),
     ("fsdp", 5, {"replica": 5}),
     ("fsdp", 512, {"data": 256, "replica": 2}),
     ("tp", 1, {}),
@@ -73,7 +74,8 @@ def test_sizes_always_multiply_to_the_devices_and_divide_the_model(strategy, dev
     (ShardingConfig("dp", data=2, replica=2), "too many"),
     (ShardingConfig("zero"), "sharding.strategy='zero'"),
     (ShardingConfig("fsdp", context=8), "sharding.context=8 .*fsdp.*no strategy"),
-    (ShardingConfig("tp", stage=2), "sharding.stage=2 .*tp.*no strategy"),
+    (ShardingConfig("tp", stage=2), "sharding.stage=2 .*tp.*sharding.strategy to pp"),
+    (ShardingConfig("pp", stage=8), "sharding.stage=8 does not divide 2, .*one of layers, embed; choose one of 1, 2,"),
     (ShardingConfig("dp", model=2), "sharding.model=2 .*dp.*sharding.strategy to tp, fsdp_tp"),
   ],
 )
@@ -119,10 +121,10 @@ def test_specs_name_mesh_axes_once():
 def test_strategies_share_their_axes_and_split_the_batch_alike():
   for name, strategy in STRATEGIES.items():
     assert find_strategy(name) is strategy
-    assert strategy.mesh_axes("batch") == ("replica", "data")
+    assert strategy.mesh_axes("batch") == ("replica", "data", *strategy.mesh_axes("layers"))
     assert all(set(axes) <= set(AXES) for _, axes in strategy.rules)
     parameters = {axis for axis, _ in strategy.of_state.rules if axis not in UNSIZED and not axis.startswith("act_")}
-    assert parameters <= {"embed", "heads", "kv_heads", "mlp", "vocab", "experts"}
+    assert parameters <= {"layers", "embed", "heads", "kv_heads", "mlp", "vocab", "experts"}
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ class StrategyResult:
     status: ok, refused (the model or the batch does not divide over this mesh), out_of_memory or compiler_crash.
     reason: one line that explains every status but ok.
     microbatches: number of parts that the batch is processed in, one after the other.
+    bubble: share of a stage's time in a pipeline in which it has no microbatch.
     compile_seconds: time to compile the train step.
     memory_bytes: see `Memory`.
     memory_limit: memory of one device in bytes; None if unknown.
@@ -121,6 +122,7 @@ class StrategyResult:
   status: str
   reason: str | None = None
   microbatches: int | None = None
+  bubble: float | None = None
   compile_seconds: float | None = None
   memory_bytes: Memory | None = None
   memory_limit: int | None = None

@@ -123,7 +123,7 @@ class Block(Layer):
 
 
 _INPUT = "input"  # name by which `model.remat=offload` keeps the input of a block
-_KEPT = {
+KEPT = {  # by remat
   "dots": jax.checkpoint_policies.save_only_these_names(LINEAR, PROJECTION),
   "full": jax.checkpoint_policies.nothing_saveable,
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -166,7 +166,7 @@ def stack(
   block: Any = kind
   scan = cfg.scan and not (st.lone_cpu and depth <= UNROLLED_ON_CPU)
   if cfg.remat != "none":
-    block = nn.remat(kind, prevent_cse=not scan, policy=_KEPT[cfg.remat])
+    block = nn.remat(kind, prevent_cse=not scan, policy=KEPT[cfg.remat])
   blocks = block(cfg, st, **fields, name="blocks")
   run = nn.scan(
     lambda module, x, layer, kept: module(x, layer, ctx, kept),

@@ -71,6 +71,10 @@ class Context(NamedTuple):
   noise: Noise | None = None
   segments_BT: Array | None = None
 
+  def prepared(self) -> "Context":
+    """With the masks in the form of their kernels."""
+    return self._replace(own=self.own.prepared(), across=self.across and self.across.prepared())
+
 
 class Routing(NamedTuple):
   """What the experts of a layer did, as sums over the tokens of each row, float32 [B]: see `ops.experts`.

@@ -341,7 +341,9 @@ def admits(family: str, config: ModelConfig, vocab_size: int) -> dict[str, tuple
     widths += mlp
   attends = not entry.cell or entry.encoder_decoder
   experts = (c.experts.count,) if c.experts.count else ()
+  two_stacks = entry.encoder_decoder or HEADS[c.head.name].two_towers
   return {
+    "layers": (*(part.num_layers for part in parts), *((c.decoder_depth,) if two_stacks else ())),
     "embed": widths,
     "act_embed": widths,
     "heads": heads if attends else (),

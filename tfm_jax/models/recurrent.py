@@ -186,7 +186,7 @@ def attended(
     segments_BT = jnp.ones(h_BTD.shape[:2], jnp.int32)
   mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
   kind: Any = {"training": noise is not None, "cached": cache is not None}
-  sight = make_sight(c, st, mask, (h_BTD.shape[0], h_BTD.shape[1], length), **kind)
+  sight = make_sight(c, st, mask, (h_BTD.shape[0], h_BTD.shape[1], length), **kind).prepared()
   ctx = Context(sight, sight, memory_BSD=memory and memory.h_BSD, noise=noise)
   cross = Attention(c, st, cross=True, emit=emit == CROSS_ATTN, name="cross")
   context_BTD, new, weights = cross(h_BTD, jnp.int32(layer), ctx, kept)

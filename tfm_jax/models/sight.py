@@ -1,4 +1,4 @@
-"""`Sight`: the attention kernel of a stack and its masks, prepared once for all layers."""
+"""`Sight`: the attention kernel of a stack and its masks, which are prepared once for all layers."""
 
 import dataclasses
 import functools
@@ -16,7 +16,9 @@ from tfm_jax.sharding.placement import Placement
 
 
 @functools.partial(
-  jax.tree_util.register_dataclass, data_fields=["mask", "local_mask", "bias_HTS"], meta_fields=["kernel", "causal"]
+  jax.tree_util.register_dataclass,
+  data_fields=["mask", "local_mask", "bias_HTS"],
+  meta_fields=["kernel", "causal", "lengths"],
 )
 @dataclasses.dataclass(frozen=True)
 class Sight:
@@ -25,16 +27,23 @@ class Sight:
   Attributes:
     kernel: computes the attention.
     causal: no query attends to a later key.
-    mask: in the form that the kernel prepares.
+    lengths: numbers of queries and of keys.
+    mask: a `Mask`; once it is `prepared`, in the form of the kernel.
     local_mask: the mask of layers with a window; None if there are none.
     bias_HTS: bias of the logits, or None.
   """
 
   kernel: Kernel
   causal: bool
+  lengths: tuple[int, int]
   mask: Any
   local_mask: Any = None
   bias_HTS: Array | None = None
+
+  def prepared(self) -> "Sight":
+    """With the masks in the form of the kernel."""
+    prepare = lambda mask: None if mask is None else self.kernel.prepare(mask, *self.lengths)
+    return dataclasses.replace(self, mask=prepare(self.mask), local_mask=prepare(self.local_mask))
 
   def of_layer(self, is_global: Array | bool) -> Any:
     """The mask of one layer, given whether its attention is global."""
@@ -55,7 +64,7 @@ def make_sight(
   training: bool = False,
   cached: bool = False,
 ) -> Sight:
-  """The kernel that the config names, or the fastest on the platform, and its masks for [B, T, S] = `shape`.
+  """The kernel that the config names, or the fastest on the platform, and masks for [B, T, S] = `shape`.
 
   With a cache, any kernel that can read it is used. Raises UserError if the named kernel cannot serve.
   """
@@ -72,6 +81,5 @@ def make_sight(
     uneven=shape[0] % rows > 0,
   )
   kernel = find_kernel(name, need)
-  local = kernel.prepare(dataclasses.replace(mask, window=window), *shape[1:]) if window else None
-  causal = mask.causal and mask.prefix_BS is None
-  return Sight(kernel, causal, kernel.prepare(mask, *shape[1:]), local, bias_HTS)
+  local = dataclasses.replace(mask, window=window) if window else None
+  return Sight(kernel, mask.causal and mask.prefix_BS is None, shape[1:], mask, local, bias_HTS)

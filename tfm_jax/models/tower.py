@@ -14,9 +14,11 @@ from tfm_jax.models.layers import FINAL, STREAM, WHOLE, Context, Layer, Norm
 from tfm_jax.models.recurrent import recurrent_tower
 from tfm_jax.models.residual import ORDERS
 from tfm_jax.models.sight import make_sight
+from tfm_jax.models.stages import staged
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.positions import alibi_bias, relative_bias
+from tfm_jax.sharding import pipeline
 from tfm_jax.sharding.placement import Placement
 
 Towered = tuple[Array, Cache | None, Array | None, Array | None]  # see `tower`
@@ -107,7 +109,12 @@ def tower(
     across = make_sight(c, st, mask, (B, T, memory_length), **kind)
   ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise, segments_BT)
   fields: Any = {"cross": across is not None, "sublayers": sublayers, "emit": emit}
-  h_BTD, (new, shown, routed) = stack(c, st, x_BTD, ctx, depth, first, kept, **fields)
+  # A pipeline has no cache and shows nothing, and needs a row for each stage. Otherwise the scan gathers the layers.
+  plan = pipeline.schedule(st, B) if kept is None and emit in ("", LAST) else None
+  if plan is None:
+    h_BTD, (new, shown, routed) = stack(c, st, x_BTD, ctx.prepared(), depth, first, kept, **fields)
+  else:
+    h_BTD, (new, shown, routed) = staged(c, st, plan, x_BTD, ctx, first, **fields)
   if ORDERS[c.norm_order].before:
     h_BTD = Norm(c, st, name="final_norm")(h_BTD)
   if c.inner_dropout:

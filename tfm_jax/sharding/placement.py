@@ -1,6 +1,7 @@
 """`Placement`: a strategy on a mesh, which constrains activations and gathers weights."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tfm_jax.runtime.devices import all_devices, first_device
-from tfm_jax.sharding.strategy import AXES, BATCH_AXES, STAYING, STRATEGIES, Strategy
+from tfm_jax.sharding.strategy import AXES, STAYING, STRATEGIES, Strategy
 
 Axes = tuple[str | None, ...]
 
@@ -43,10 +44,19 @@ def slice_count(devices: Sequence[jax.Device]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """A strategy on a mesh: static, hashable data that models have as a field."""
+  """A strategy on a mesh: static, hashable data that models have as a field.
+
+  Attributes:
+    strategy: see `Strategy`.
+    mesh: a mesh with all of `AXES`.
+    pipeline: the most microbatches in a pipeline; 0: see `sharding.pipeline`.
+    taken: mesh axes over which everything here is split already, by the `vmap` of a pipeline around it.
+  """
 
   strategy: Strategy
   mesh: Mesh
+  pipeline: int = 0
+  taken: tuple[str, ...] = ()
 
   @property
   def platform(self) -> str:
@@ -60,7 +70,7 @@ class Placement:
 
   def spec(self, axes: Axes) -> PartitionSpec:
     """The partition of an array with these logical axes. A mesh axis is used by the first axis that maps to it."""
-    used: set[str] = set()
+    used = set(self.taken)
     parts = []
     for axis in axes:
       free = tuple(a for a in self.strategy.mesh_axes(axis) if a not in used)
@@ -80,17 +90,50 @@ class Placement:
   @property
   def of_state(self) -> "Placement":
     """The placement of optimizer state, on the same mesh."""
-    return Placement(self.strategy.of_state, self.mesh)
+    return dataclasses.replace(self, strategy=self.strategy.of_state)
 
   @property
   def of_gradients(self) -> "Placement":
     """The placement of the sum of the gradients, on the same mesh."""
-    return Placement(self.strategy.of_gradients, self.mesh)
+    return dataclasses.replace(self, strategy=self.strategy.of_gradients)
 
   @property
   def batch_shards(self) -> int:
     """Number of parts into which the rows of a batch are split."""
-    return self.mesh.shape["replica"] * self.mesh.shape["data"]
+    return math.prod(self.mesh.shape[axis] for axis in self.batch_axes)
+
+  @property
+  def batch_axes(self) -> tuple[str, ...]:
+    """The mesh axes that split the rows of a batch."""
+    return self.strategy.mesh_axes("batch")
+
+  @property
+  def stages(self) -> int:
+    """Number of stages of a pipeline, over which layers are split; 1 without one."""
+    return math.prod(self.mesh.shape[axis] for axis in self.strategy.mesh_axes("layers"))
+
+  @property
+  def group_axes(self) -> tuple[str, ...]:
+    """The mesh axes that split the batch of a pipeline and nothing else: copies of the whole pipeline, side by side."""
+    others = {axis for name, axes in self.strategy.rules if name != "batch" for axis in axes}
+    return tuple(axis for axis in self.batch_axes if axis not in others)
+
+  @property
+  def groups(self) -> int:
+    """Number of groups of devices along `group_axes`."""
+    return math.prod(self.mesh.shape[axis] for axis in self.group_axes)
+
+  @functools.cached_property
+  def inside(self) -> "Placement":
+    """The placement of what one stage of one group computes."""
+    return dataclasses.replace(self, taken=(*self.group_axes, *self.strategy.mesh_axes("layers")))
+
+  def staged(self, x: Array, axes: Axes) -> Array:
+    """x, with its first axes constrained: "group" and "stage" to those of a pipeline, others as inside of it."""
+    own: dict[str | None, Any] = {"group": self.group_axes, "stage": "stage"}
+    parts = [own.get(axis, part) for axis, part in zip(axes, self.inside.spec(axes), strict=True)]
+    spec = PartitionSpec(*parts, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - len(axes)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
   def constrain(self, x: Array, axes: Axes) -> Array:
     """x, constrained to the sharding of these logical axes."""
@@ -133,16 +176,15 @@ class Placement:
       return w.astype(dtype)
     stored = self.sharding(axes)
     parts = zip(axes, stored.spec, strict=True)
-    gathered = PartitionSpec(*(part if axis in STAYING else _without_batch(part) for axis, part in parts))
+    gathered = PartitionSpec(*(part if axis in STAYING else self._without_batch(part) for axis, part in parts))
     scattered = self.of_gradients.sharding(axes)
     return _gather(w, stored, NamedSharding(self.mesh, gathered), scattered, jnp.dtype(dtype), looked_up)
 
-
-def _without_batch(part: Any) -> Any:
-  """An element of a PartitionSpec without the mesh axes that split the batch."""
-  axes = (part,) if isinstance(part, str) else part or ()
-  kept = tuple(axis for axis in axes if axis not in BATCH_AXES)
-  return kept[0] if len(kept) == 1 else kept or None
+  def _without_batch(self, part: Any) -> Any:
+    """An element of a PartitionSpec without the mesh axes that split the batch."""
+    axes = (part,) if isinstance(part, str) else part or ()
+    kept = tuple(axis for axis in axes if axis not in self.batch_axes)
+    return kept[0] if len(kept) == 1 else kept or None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))

@@ -14,7 +14,8 @@ from tfm_jax.errors import UserError
 
 AXES = ("replica", "data", "model", "context", "stage")
 BATCH_AXES = ("replica", "data")
-STAYING = ("experts",)  # logical axes of parameters that are not gathered for use: activations go to the parameters
+# Logical axes of parameters that are not gathered for use: activations go to the parameters.
+STAYING = ("experts", "layers")
 # Logical axes of rows and tokens, whose lengths are not the model's; `stream` are tokens between the linears.
 UNSIZED = ("batch", "seq", "stream")
 
@@ -66,7 +67,7 @@ class Strategy:
     for name in names:
       if names.count(name) > 1:
         raise UserError(f"a strategy has {names.count(name)} rules for {name!r}: write one, with all of its mesh axes")
-    if self.mesh_axes("batch") != BATCH_AXES:
+    if self.mesh_axes("batch")[:2] != BATCH_AXES:
       # Otherwise every device would compute the whole batch.
       raise UserError(
         f"the strategy with rules for {', '.join(names) or 'nothing'} does not split the batch over "
@@ -141,6 +142,9 @@ STRATEGIES = {
   "ep": _EP,
   # Non-experts are split as under fsdp.
   "fsdp_ep": joined(_FSDP, _EP),
+  # Layers are split, and microbatches flow through them (see `sharding.pipeline`). For all other parts of a model, the
+  # stages split the batch, and the tables of embeddings and output layer, which are gathered at use.
+  "pp": Strategy((("batch", (*BATCH_AXES, "stage")), ("layers", ("stage",)), ("embed", ("stage",))), (("stage", 4),)),
   # fsdp within a slice. Between slices (with one slice: between its halves) only gradients are exchanged.
   "hsdp": joined(_FSDP, Strategy(_BATCH, preset=(("replica", 2),))),
   # Parameters are whole on every device, optimizer state and their average are split (ZeRO, Rajbhandari et al. 2020).
@@ -165,7 +169,8 @@ class ShardingConfig:
   data: int = 0  # parts into which the batch is split (fsdp: also parameters; zero1: optimizer state); 0: the preset
   model: int = 0  # parts into which attention heads, mlp and vocabulary are split; 0: the preset
   context: int = 0  # parts into which sequences are split (no strategy does yet)
-  stage: int = 0  # number of pipeline stages (no strategy has them yet)
+  stage: int = 0  # parts into which layers are split, which form a pipeline; 0: the preset
+  pipeline: int = 0  # the most microbatches in a pipeline, a multiple of its stages; 0: four times the stages
 
 
 def find_strategy(name: str) -> Strategy:
@@ -238,9 +243,11 @@ def mesh_sizes(
       )
     bad = sorted(indivisible(axis, size)) if size > 0 else [size]
     if bad:
+      fitting = [n for n in range(1, devices + 1) if devices % n == 0 and not indivisible(axis, n)]
       raise UserError(
         f"sharding.{axis}={size} does not divide {bad[0]}, a length of the model that {config.strategy} splits over "
-        f"{axis}: one of {', '.join(n for n, a in strategy.rules if axis in a and n in admits)}"
+        f"{axis}: one of {', '.join(n for n, a in strategy.rules if axis in a and n in admits)}; choose one of "
+        f"{', '.join(map(str, fitting))}, or another length"
       )
     sizes[axis] = size
   rest, remainder = divmod(devices, math.prod(explicit.values()))

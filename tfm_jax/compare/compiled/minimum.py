@@ -8,7 +8,7 @@ import jax
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.families.table import find_family
 from tfm_jax.ops.experts import places_per_expert
-from tfm_jax.sharding.strategy import BATCH_AXES, STAYING
+from tfm_jax.sharding.strategy import STAYING
 from tfm_jax.training.compiled.flops import sequence_lengths
 from tfm_jax.training.compiled.program import Program
 
@@ -29,11 +29,18 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   recurrent layer one all-gather of its output and one reduce-scatter of its gradient, together as much as one
   all-reduce; two all-reduces for the attention of its decoder.
 
+  Over `stage`, in each iteration of a pipeline, forward and backward: the residual stream of a microbatch, and a row of
+  microbatches that moves towards the first stage or from the last; of encoder-decoders also an all-gather of the
+  encoder's output and a reduce-scatter of its gradient. Each iteration gathers weights and reduces the stream, also in
+  stages that have no microbatch.
+
   Experts that are split over axes of the batch are not gathered: for each layer, four all-to-alls of the tokens in
   their places, and two more if remat computes the layer again.
   """
   model = program.model
-  shape = model.placement.mesh.shape
+  shape, batch = model.placement.mesh.shape, model.placement.batch_axes
+  plan = program.schedule(microbatches)
+  iterations, more = (plan.iterations, plan.iterations / plan.microbatches) if plan else (1, 1.0)
   item = model.config.compute_dtype.itemsize
   total: dict[str, float] = {}
 
@@ -47,29 +54,30 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     axes = model.axes(path)
     spec = [(axis, _names(part)) for axis, part in zip(axes.names, model.placement.spec(axes.names), strict=True)]
     used = {name for _, part in spec for name in part}
-    size = math.prod(leaf.shape) * item / math.prod(shape[name] for name in used if name not in BATCH_AXES)
-    scattered = tuple(name for name in BATCH_AXES if name in used and shape[name] > 1)
+    size = math.prod(leaf.shape) * item / math.prod(shape[name] for name in used if name not in batch)
+    scattered = tuple(name for name in batch if name in used and shape[name] > 1)
     name = "/".join(str(key.key) for key in path)
     once = name.startswith("embed/") or name == "head/w"
-    staying = {name for axis, part in spec if axis in STAYING for name in part if name in BATCH_AXES}
+    staying = {name for axis, part in spec if axis in STAYING for name in part if name in batch}
     gathered = tuple(name for name in scattered if name not in staying)
-    add(gathered, 2 if once else 3 * microbatches, size / math.prod(shape[name] for name in staying))
+    times = microbatches * (iterations if axes.layers else 1)
+    add(gathered, 2 if once else 3 * times, size / math.prod(shape[name] for name in staying))
     size /= math.prod(shape[name] for name in scattered)
     of_state = {name for part in model.placement.of_state.spec(axes.names) for name in _names(part)}
-    by_state = tuple(name for name in BATCH_AXES if name in of_state - used and shape[name] > 1)
+    by_state = tuple(name for name in batch if name in of_state - used and shape[name] > 1)
     add(by_state, leaf.dtype.itemsize / item, size)
     if model.placement.strategy.gradients:
-      add(by_state, 1 if once else microbatches, size)
+      add(by_state, 1 if once else times, size)
       size, used = size / math.prod(shape[name] for name in by_state), used.union(by_state)
-    add(tuple(name for name in BATCH_AXES if name not in used), 2, size)
+    add(tuple(name for name in batch if name not in used), 2, size)
 
   jax.tree.map_with_path(add_weight, model.shapes())
   c, rows = model.config, program.config.train.batch_size / model.placement.batch_shards
-  sent_to = tuple(name for name in model.placement.strategy.mesh_axes("act_experts") if name in BATCH_AXES)
+  sent_to = tuple(name for name in model.placement.strategy.mesh_axes("act_experts") if name in batch)
   if c.experts.count and c.experts.capacity and sent_to:
     lengths = sequence_lengths(c, program.fields)
     places = sum(n * _places(c, T) for n, T in zip((c.num_layers, c.decoder_depth), lengths, strict=False))
-    add(sent_to, 6 if c.remat == "full" else 4, rows * places * c.embed_dim * item)
+    add(sent_to, 6 if c.remat == "full" else 4, more * rows * places * c.embed_dim * item)
   if dict(model.placement.strategy.rules).get("heads") and shape["model"] > 1:
     by_sequence = "model" in model.placement.strategy.mesh_axes("stream")
     recurrent = find_family(model.family).cell is not None
@@ -77,16 +85,23 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     again: dict[str, tuple[float, float]] = {"full": (1, 2)}
     if by_sequence:
       again = {"dots": (1, 1.5), "full": (1.5, 2.5)}
-    more, more_cross = again.get(c.remat, (0, 0))
-    own, both = (1, 1) if recurrent else (4 + more, 6 + more_cross)
+    repeated, repeated_cross = again.get(c.remat, (0, 0))
+    own, both = (1, 1) if recurrent else (4 + repeated, 6 + repeated_cross)
     lengths = sequence_lengths(c, program.fields)
     if model.encoder_decoder:
       S, T = lengths
-      positions = c.num_layers * own * S + c.decoder_depth * both * T + 2 * S + 2 * T + (2 * T if recurrent else 0)
+      blocks = c.num_layers * own * S + c.decoder_depth * both * T
+      others = 2 * S + 2 * T + (2 * T if recurrent else 0)
     else:
       (T,), predicted = lengths, (*program.fields["targets"].shape, 1)[0]
-      positions = c.num_layers * own * T + T + (T if by_sequence else predicted)
-    add(("model",), 2, rows * positions * c.embed_dim * item)
+      blocks, others = c.num_layers * own * T, T + (T if by_sequence else predicted)
+    add(("model",), 2, rows * (more * blocks + others) * c.embed_dim * item)
+  if plan:
+    lengths = sequence_lengths(c, program.fields)
+    row = c.embed_dim * item * rows * plan.stages  # bytes of all rows of a stage, per position
+    total["stage"] = total.get("stage", 0.0) + 2 * 2 * more * row * sum(lengths)
+    if model.encoder_decoder:
+      add(("stage",), 2, row * lengths[0])
   return total
 
 

@@ -35,11 +35,13 @@ def result_of(
   """
   mesh = program.model.placement.mesh
   module = hlo.parse(compiled.as_text())
+  pipeline = program.schedule(microbatches)
   return StrategyResult(
     strategy,
     dict(mesh.shape),
     OK,
     microbatches=microbatches,
+    bubble=pipeline.bubble if pipeline else None,
     compile_seconds=seconds,
     memory_bytes=memory_of(program, compiled, module),
     flops=executed_flops(module),

@@ -45,6 +45,8 @@ def summary_columns(comparison: Comparison) -> tuple[Column, ...]:
   strategy, mesh = Column("strategy", lambda result: result.strategy, False), Column("mesh", mesh_text, False)
   peak = Column("peak\nmemory", lambda result: _maybe(peak_bytes(result), human_bytes))
   tokens = Column("tokens/s\nper device", lambda result: _maybe(result.tokens_per_second_per_device, human_count))
+  bubble = Column("bubble", lambda result: _maybe(result.bubble, percent))
+  bubbles = (bubble,) if any(result.bubble for result in comparison.strategies) else ()
   sent = Column("sent per\nstep", lambda result: _maybe(sent_bytes(result), human_bytes))
   if comparison.kind == "forecast":
     return (
@@ -54,6 +56,7 @@ def summary_columns(comparison: Comparison) -> tuple[Column, ...]:
       peak,
       Column("step\nms", lambda result: _maybe(step_seconds(result), milliseconds)),
       Column("compute / HBM /\ncommunication ms", _parts),
+      *bubbles,
       Column("MFU", lambda result: _maybe(result.mfu, percent)),
       tokens,
       sent,
@@ -66,6 +69,7 @@ def summary_columns(comparison: Comparison) -> tuple[Column, ...]:
     Column("step\nms", _measured_step),
     Column("range\nms", _range),
     tokens,
+    *bubbles,
     Column("compile\ns", lambda result: _maybe(result.compile_seconds, digits)),
     peak,
     Column("state", lambda result: _maybe(state_bytes(result), human_bytes)),
@@ -79,15 +83,19 @@ def summary_columns(comparison: Comparison) -> tuple[Column, ...]:
 def explanations(comparison: Comparison) -> tuple[str, ...]:
   """A sentence for each figure of the summary that its title does not explain."""
   sent = "Sent per step: what one device sends in collectives, with ring algorithms"
+  bubble = "Bubble: the share of a stage's time in which it has no microbatch; it is part of the step time."
+  bubbles = (bubble,) if any(result.bubble for result in comparison.strategies) else ()
   if comparison.kind == "forecast":
     return (
       "Communication: the exposed part, during which nothing else runs.",
       "MFU counts model FLOPs, without recomputation.",
       f"{sent}; the minimum is the least that the strategy has to send.",
+      *bubbles,
     )
   return (
     "Step: the median; range: the smallest and the largest. State: parameters and optimizer state.",
     f"{sent}.",
+    *bubbles,
   )
 
 
@@ -133,6 +141,7 @@ def figures(comparison: Comparison, result: StrategyResult) -> dict[str, Any]:
     "model_parameters": comparison.parameters,
     **{f"mesh_{axis}": result.mesh.get(axis) for axis in axes},
     "microbatches": result.microbatches,
+    "bubble": result.bubble,
     "compile_seconds": result.compile_seconds,
     "parameter_bytes": memory and memory.parameters,
     "optimizer_bytes": memory and memory.optimizer,

@@ -122,7 +122,7 @@ def choose_microbatches(
   shards = placement.batch_shards
   if batch_size % shards:
     raise UserError(
-      f"train.batch_size={batch_size} does not divide into the {shards} parts of replica x data: "
+      f"train.batch_size={batch_size} does not divide into the {shards} parts of {' x '.join(placement.batch_axes)}: "
       f"choose a multiple of {shards}"
     )
   rows = batch_size // shards

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig, attention_need
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model, admits
@@ -27,6 +28,7 @@ from tfm_jax.ops.attention import find_kernel
 from tfm_jax.runtime.allocator import Heap, keep_freed_memory
 from tfm_jax.runtime.devices import all_devices
 from tfm_jax.runtime.trees import flat, join, nested, partition
+from tfm_jax.sharding.pipeline import Schedule, check_pipeline, schedule
 from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.compiled.flops import Flops, count, sequence_lengths
@@ -37,7 +39,8 @@ from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction, make_loss
 from tfm_jax.training.optimization.depth import make_rates
 from tfm_jax.training.optimization.lora import adapter_shapes, axes_of, fresh_adapters, merge, merged_loss
-from tfm_jax.training.optimization.optimizer import make_optimizer, schedule, state_shardings
+from tfm_jax.training.optimization.optimizer import make_optimizer, state_shardings
+from tfm_jax.training.optimization.optimizer import schedule as learning_rate
 from tfm_jax.training.teacher import Teacher, make_teacher, read_teacher
 
 log = logging.getLogger(__name__)
@@ -74,7 +77,13 @@ def build_model(
   if other is not None:
     lengths = {axis: own + admits(*other)[axis] for axis, own in lengths.items()}
   sizes = mesh_sizes(config.sharding, len(devices), lengths, slice_count(devices))
-  placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices))
+  placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices), config.sharding.pipeline)
+  if placement.stages > 1 and find_family(config.family).cell:
+    raise UserError(
+      f"sharding.strategy={config.sharding.strategy}: the layers of family={config.family} are recurrent and form no "
+      f"pipeline: choose a strategy without stages, such as fsdp"
+    )
+  check_pipeline(config.sharding, placement, config.train.batch_size)
   cut = placement.parts(("batch", "seq"))[1] > 1  # sequences are cut into parts on different devices
   find_kernel(config.model.attention, attention_need(config.model)._replace(platform=placement.platform, cut=cut))
   mesh = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"
@@ -135,6 +144,10 @@ class Program:
   def sharding(self, name: str) -> NamedSharding:
     """The sharding of the array of one field."""
     return self.placement.sharding(self.fields[name].axes)
+
+  def schedule(self, microbatches: int) -> Schedule | None:
+    """The pipeline in a step of so many microbatches; None if there is none."""
+    return schedule(self.placement, self.config.train.batch_size // microbatches)
 
   @property
   def row_tokens(self) -> int:
@@ -279,7 +292,7 @@ class Program:
   def train_step(self, microbatches: int) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """The pure function (state, batch) -> (state, metrics): see `make_train_step`."""
     train, optimizer = self.config.train, self.config.optimizer
-    rate = schedule(optimizer, train.steps)
+    rate = learning_rate(optimizer, train.steps)
     rates = make_rates(self.shapes, self.trained, optimizer.layer_decay, train.unfreeze_every)
     step = make_train_step(
       self.loss,
@@ -303,6 +316,8 @@ class Program:
   def compile(self, microbatches: int) -> Any:
     """The train step, compiled ahead of time. The state is donated and keeps its shardings; metrics are replicated."""
     out = (jax.tree.map(lambda leaf: leaf.sharding, self.state), self.placement.replicated)
+    if pipeline := self.schedule(microbatches):
+      log.info("pipeline: %d stages, %d microbatches, idle %.0f%% of the time", *pipeline, 100 * pipeline.bubble)
     step = jax.jit(self.train_step(microbatches), donate_argnums=0, out_shardings=out)
     compiled = step.lower(self.state, self.batch_shapes).compile()
     if self.placement.platform == "cpu":
@@ -376,8 +391,8 @@ def build_program(
   shards = model.placement.batch_shards
   if config.train.batch_size % shards:
     raise UserError(
-      f"train.batch_size={config.train.batch_size} does not divide into the {shards} parts of replica x data: "
-      f"choose a multiple of {shards}"
+      f"train.batch_size={config.train.batch_size} does not divide into the {shards} parts of "
+      f"{' x '.join(model.placement.batch_axes)}: choose a multiple of {shards}"
     )
   teacher = make_teacher(*described, config.distill, model, fields) if described else None
   of_model = loss(model) if loss else make_loss(model, config.loss)
