@@ -273,7 +273,7 @@ def test_each_need_that_splash_attention_cannot_serve_is_named(case):
 
 
 def test_plain_attention_serves_every_need():
-  need = Need("cpu", (7, 9), 0.1, True, 8, True, 4, True, True, True, True)
+  need = Need("cpu", (7, 9), 0.1, True, 8, True, 4, True, True, True, True, 2)
   assert not KERNELS["xla"].refuses(need) and all(need)
 
 

@@ -43,10 +43,14 @@ def slice_count(devices: Sequence[jax.Device]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """A strategy on a mesh: static, hashable data that models have as a field."""
+  """A strategy on a mesh: static, hashable data that models have as a field.
+
+  `attention`: how devices compute attention over sequences that they share, see `sharding.context`.
+  """
 
   strategy: Strategy
   mesh: Mesh
+  attention: str = "auto"
 
   @property
   def platform(self) -> str:

@@ -14,7 +14,7 @@ from tfm_jax.errors import UserError
 AXES = ("replica", "data", "model", "context", "stage")
 BATCH_AXES = ("replica", "data")
 STAYING = ("experts",)  # logical axes of parameters that are not gathered for use: activations go to the parameters
-UNSIZED = ("batch", "seq")  # logical axes of rows and tokens, whose lengths are not the model's
+UNSIZED = ("batch", "seq", "stream")  # logical axes of rows and tokens, whose lengths are not the model's
 
 _FORMS = {"rules": 'write rules=(*_BATCH, ("mlp", ("model",)))', "preset": 'write preset=(("model", 4),)'}
 
@@ -89,6 +89,8 @@ STRATEGIES = {
   "fsdp_ep": Strategy((*_FSDP, ("experts", ("data",)), ("act_experts", ("data",)))),
   # fsdp within a slice. Between slices (with one slice: between its halves) only gradients are exchanged.
   "hsdp": Strategy(_FSDP, preset=(("replica", 2),)),
+  # Sequences are split: attention passes keys and values around (ring attention), or exchanges tokens for heads.
+  "cp": Strategy((*_BATCH, ("seq", ("context",)), ("stream", ("context",))), preset=(("context", 4),)),
 }
 
 
@@ -100,8 +102,11 @@ class ShardingConfig:
   replica: int = 0  # number of copies of the model, usually one per slice; 0: the preset of the strategy
   data: int = 0  # parts into which the batch (under fsdp also the parameters) is split; 0: the preset
   model: int = 0  # parts into which attention heads, mlp and vocabulary are split; 0: the preset
-  context: int = 0  # parts into which sequences are split (no strategy does yet)
+  context: int = 0  # parts into which sequences are split; 0: the preset
   stage: int = 0  # number of pipeline stages (no strategy has them yet)
+  attention: str = (
+    "auto"  # of sequences that are split: ring, ulysses (needs heads that context divides); auto: the faster
+  )
 
 
 def find_strategy(name: str) -> Strategy:

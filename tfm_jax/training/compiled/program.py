@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 
 from tfm_jax.errors import UserError
 from tfm_jax.models.config import ModelConfig, attention_need
+from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.heads.table import HEADS
 from tfm_jax.models.model import Model, admits
@@ -27,10 +28,12 @@ from tfm_jax.ops.attention import find_kernel
 from tfm_jax.runtime.allocator import Heap, keep_freed_memory
 from tfm_jax.runtime.devices import all_devices
 from tfm_jax.runtime.trees import flat, join, nested, partition
+from tfm_jax.sharding.context import context_attention
+from tfm_jax.sharding.order import context_size
 from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.compiled.flops import Flops, count, sequence_lengths
-from tfm_jax.training.compiled.lengths import at_length
+from tfm_jax.training.compiled.lengths import at_length, check_context
 from tfm_jax.training.compiled.memory import device_limit, peak_bytes
 from tfm_jax.training.compiled.step import TrainState, make_eval_step, make_prediction_step, make_train_step
 from tfm_jax.training.config import Config
@@ -74,9 +77,17 @@ def build_model(
   if other is not None:
     lengths = {axis: own + admits(*other)[axis] for axis, own in lengths.items()}
   sizes = mesh_sizes(config.sharding, len(devices), lengths, slice_count(devices))
-  placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices))
-  cut = placement.parts(("batch", "seq"))[1] > 1  # sequences are cut into parts on different devices
-  find_kernel(config.model.attention, attention_need(config.model)._replace(platform=placement.platform, cut=cut))
+  placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices), config.sharding.attention)
+  cut = context_size(placement) > 1  # sequences are cut into parts on different devices
+  need = attention_need(config.model)._replace(platform=placement.platform, cut=cut)
+  find_kernel(config.model.attention, need)
+  if cut:
+    context_attention(placement, need)
+    if find_family(config.family).cell:
+      raise UserError(
+        f"sharding.context={sizes['context']} cuts sequences, but the layers of family={config.family} are recurrent, "
+        f"and read them token by token: choose another sharding.strategy, or sharding.context=1"
+      )
   mesh = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"
   log.info("mesh: %d x %s, strategy %s: %s", len(devices), devices[0].device_kind, config.sharding.strategy, mesh)
   return Model(config.family, config.model, placement, vocab_size)
@@ -357,8 +368,8 @@ def build_program(
     loss: model -> its loss; None: the loss of its head.
 
   Raises:
-    UserError: see `build_model`; or the batch does not divide by the number of its shards, or `distill.teacher` cannot
-      teach this model.
+    UserError: see `build_model`; or the batch does not divide by the number of its shards, or sequences by the number
+      of parts into which they are cut, or `distill.teacher` cannot teach this model.
   """
   described = read_teacher(config) if config.distill.teacher else None
   model = build_model(config, vocab_size, devices, described)
@@ -368,6 +379,7 @@ def build_program(
       f"train.batch_size={config.train.batch_size} does not divide into the {shards} parts of replica x data: "
       f"choose a multiple of {shards}"
     )
+  check_context(config, model, fields)
   teacher = make_teacher(*described, config.distill, model, fields) if described else None
   of_model = loss(model) if loss else make_loss(model, config.loss)
   return Program(config, model, fields, merged_loss(config.adapter, of_model, model.placement), teacher)

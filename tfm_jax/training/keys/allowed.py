@@ -34,6 +34,7 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
   "optimizer.name": lambda: OPTIMIZERS,
   "optimizer.schedule": lambda: SCHEDULES,
   "sharding.strategy": lambda: STRATEGIES,
+  "sharding.attention": lambda: ("auto", "ring", "ulysses"),
 }
 
 # 0 has a meaning in other keys
