@@ -33,6 +33,7 @@ BERT = admits("bert", model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 3
     ("fsdp", 5, {"replica": 5}),
     ("fsdp", 512, {"data": 256, "replica": 2}),
     ("tp", 1, {}),
+    ("cp", 8, {"data": 2, "context": 4}),
   ],
 )
 def test_free_sizes_are_the_largest_that_the_model_admits(strategy, devices, expected):
@@ -61,7 +62,7 @@ def test_sizes_always_multiply_to_the_devices_and_divide_the_model(strategy, dev
     (ShardingConfig("tp", model=-1), "sharding.model=-1"),
     (ShardingConfig("dp", data=2, replica=2), "too many"),
     (ShardingConfig("zero"), "sharding.strategy='zero'"),
-    (ShardingConfig("fsdp", context=8), "sharding.context=8 .*fsdp.*no strategy"),
+    (ShardingConfig("fsdp", context=8), "sharding.context=8 .*fsdp.*sharding.strategy to cp"),
     (ShardingConfig("tp", stage=2), "sharding.stage=2 .*tp.*no strategy"),
     (ShardingConfig("dp", model=2), "sharding.model=2 .*dp.*sharding.strategy to tp, fsdp_tp"),
   ],
@@ -111,7 +112,7 @@ def test_strategies_share_their_axes_and_split_the_batch_alike():
     assert strategy.mesh_axes("batch") == ("replica", "data")
     assert all(set(axes) <= set(AXES) for _, axes in strategy.rules)
     parameters = {axis for axis, _ in strategy.rules if axis != "batch" and not axis.startswith("act_")}
-    assert parameters <= {"embed", "heads", "kv_heads", "mlp", "vocab", "experts"}
+    assert parameters <= {"embed", "heads", "kv_heads", "mlp", "vocab", "experts", "seq", "stream"}
 
 
 BATCH = ("batch", ("replica", "data"))

@@ -9,7 +9,7 @@ import pytest
 from tests.support.tiny import make_batch, make_model, make_program
 from tfm_jax.compare.program import build_program
 from tfm_jax.errors import UserError
-from tfm_jax.sharding import ring
+from tfm_jax.sharding import tiles
 from tfm_jax.sharding.placement import Placement, make_mesh, single_device
 from tfm_jax.sharding.strategy import AXES, STRATEGIES, Strategy
 from tfm_jax.training.config import load, resolve
@@ -26,7 +26,10 @@ PRODUCTS = {
 
 
 def placed(strategy="cp", attention="auto", **sizes):
-  mesh = make_mesh(dict.fromkeys(AXES, 1) | sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+  mesh = make_mesh(
+    dict.fromkeys(AXES, 1) | sizes,
+    jax.devices()[: int(np.prod(list(sizes.values())))],
+  )
   return Placement(PRODUCTS[strategy], mesh, attention)
 
 
@@ -65,7 +68,7 @@ RUNS = [
 @pytest.mark.slow_but("gpt-cp-auto-sizes0", "t5-cp-auto-sizes1")
 @pytest.mark.parametrize(("variant", "strategy", "attention", "sizes"), RUNS)
 def test_devices_that_share_sequences_train_like_one(variant, strategy, attention, sizes, monkeypatch):
-  monkeypatch.setattr(ring, "TILE", 2)
+  monkeypatch.setattr(tiles, "TILE", 2)
   first, losses, norms = train(variant)
   first_8, losses_8, norms_8 = train(variant, strategy, attention, sizes)
   jax.tree.map(np.testing.assert_array_equal, first, first_8)
@@ -74,7 +77,11 @@ def test_devices_that_share_sequences_train_like_one(variant, strategy, attentio
 
 
 REFUSED = {
-  "a recurrent family": ("configs/lstm_lm.py", {}, r"sharding\.context=4 cuts sequences.*family=lstm"),
+  "a recurrent family": (
+    "configs/lstm_lm.py",
+    {},
+    r"sharding\.context=4 cuts sequences.*family=lstm",
+  ),
   "an odd length": (
     "configs/quickstart.py",
     {"data.seq_len": 126},
@@ -91,7 +98,12 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_shared_is_refused_in_one_line(case):
   path, changes, words = REFUSED[case]
-  config = resolve(load(path, {"sharding.strategy": "cp", "sharding.context": 4, "train.batch_size": 8} | changes))
+  config = resolve(
+    load(
+      path,
+      {"sharding.strategy": "cp", "sharding.context": 4, "train.batch_size": 8} | changes,
+    )
+  )
   with pytest.raises(UserError, match=words) as error:
     build_program(config, jax.devices())
   assert "\n" not in str(error.value)

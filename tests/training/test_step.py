@@ -52,6 +52,7 @@ PAIRS = [
   )
   for variant in TRAINED
   for strategy in STRATEGIES
+  if strategy != "cp"  # see test_context
 ]
 
 
@@ -75,7 +76,7 @@ def test_every_strategy_trains_like_one_device(variant, strategy):
 @pytest.mark.parametrize(
   ("variant", "name", "strategy"),
   [("t5", "adafactor", "fsdp"), ("t5", "adafactor", "fsdp_tp"), ("gpt", "lion", "fsdp_tp")]
-  + [("gpt", "muon", strategy) for strategy in STRATEGIES]
+  + [("gpt", "muon", strategy) for strategy in STRATEGIES if strategy != "cp"]
   + [("t5", "muon", "fsdp_tp"), ("experts", "muon", "fsdp_ep")],
 )
 def test_other_optimizers_train_alike_with_sharded_state(variant, name, strategy):
