@@ -99,9 +99,10 @@ def configs_of(file: str, teacher: str) -> list[Config]:
 
 
 def strategies_of(config: Config) -> list[str]:
-  """The strategies that split the model of a config differently."""
+  """The strategies that split the model of a config differently. Those that split sequences are in test_context."""
   lengths = admits(config.family, config.model, 250)
-  rules = {name: tuple(r for r in s.rules if lengths.get(r[0], True)) + s.preset for name, s in STRATEGIES.items()}
+  whole = {name: s for name, s in STRATEGIES.items() if "context" not in s.used_axes}
+  rules = {name: tuple(r for r in s.rules if lengths.get(r[0], True)) + s.preset for name, s in whole.items()}
   return [name for n, name in enumerate(rules) if rules[name] not in list(rules.values())[:n]]
 
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 
-from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.config import ModelConfig, attention_need
 from tfm_jax.models.families.table import find_family
 from tfm_jax.ops.experts import places_per_expert
+from tfm_jax.sharding.context import context_attention
+from tfm_jax.sharding.order import context_size
 from tfm_jax.sharding.strategy import BATCH_AXES, STAYING
 from tfm_jax.training.compiled.flops import sequence_lengths
 from tfm_jax.training.compiled.program import Program
@@ -25,6 +27,11 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   all-gather of its output and one reduce-scatter of its gradient, together as much as one all-reduce; two all-reduces
   for the attention of its decoder.
 
+  Over `context`, for each attention of a ring of c devices: a device sends c - 1 times its part of keys and values, as
+  often again in the backward pass (and if remat computes the attention again), and c times their gradients, in float32.
+  With `sharding.attention=ulysses`: one all-to-all of queries, keys, values and output in each pass. Gradients of
+  weights are also summed over `context`.
+
   Experts that are split over axes of the batch are not gathered: for each layer, four all-to-alls of the tokens in
   their places, and two more if remat computes the layer again.
   """
@@ -32,6 +39,8 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   shape = model.placement.mesh.shape
   item = model.config.compute_dtype.itemsize
   total: dict[str, float] = {}
+  context = model.placement.strategy.mesh_axes("seq")
+  parts = context_size(model.placement)
 
   def add(axes: tuple[str, ...], times: float, size: float) -> None:
     n = math.prod(shape[axis] for axis in axes)
@@ -50,7 +59,7 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     staying = {name for axis, part in spec if axis in STAYING for name in part if name in BATCH_AXES}
     gathered = tuple(name for name in scattered if name not in staying)
     add(gathered, 2 if once else 3 * microbatches, size / math.prod(shape[name] for name in staying))
-    reduced = tuple(name for name in BATCH_AXES if name not in used)
+    reduced = tuple(name for name in (*BATCH_AXES, *context) if name not in used)
     add(reduced, 2, size / math.prod(shape[name] for name in scattered))
 
   jax.tree.map_with_path(add_weight, model.shapes())
@@ -71,7 +80,31 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     else:
       (T,), predicted = lengths, (*program.fields["targets"].shape, 1)[0]
       positions = c.num_layers * own * T + T + predicted
-    add(("model",), 2, rows * positions * c.embed_dim * item)
+    add(("model",), 2, rows * positions / parts * c.embed_dim * item)
+  if parts > 1:
+    total[",".join(context)] = total.get(",".join(context), 0.0) + _context_bytes(program, rows)
+  return total
+
+
+def _context_bytes(program: Program, rows: float) -> float:
+  """Bytes that attention sends over `context` per step; `rows` on one device."""
+  model, c = program.model, program.model.config
+  st, lengths = model.placement, sequence_lengths(c, program.fields)
+  n, by_heads, item = context_size(st), st.parts(("act_heads",))[0], c.compute_dtype.itemsize
+  # (layers, queries, keys) of each stack's attention
+  kinds = [(depth, T, T) for depth, T in zip((c.num_layers, c.decoder_depth), lengths, strict=False)]
+  if model.encoder_decoder:
+    kinds.append((c.decoder_depth, lengths[1], lengths[0]))
+  passes = 3 if c.remat == "full" else 2
+  ring = context_attention(st, attention_need(c)._replace(platform=st.platform, lengths=tuple(lengths))) == "ring"
+  total = 0.0
+  for layers, T, S in kinds:
+    keys_values = 2 * rows * S / n * c.kv_heads / by_heads * c.head_features
+    queries = 2 * rows * T / n * c.num_heads / by_heads * c.head_features  # and the output
+    if ring:
+      total += layers * keys_values * (passes * (n - 1) * item + n * 4)
+    else:
+      total += layers * passes * (queries + keys_values) * item * (n - 1) / n
   return total
 
 
