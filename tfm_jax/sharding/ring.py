@@ -68,11 +68,7 @@ def _forward(
 
 def _backward(ring: Ring, saved: tuple, dy: Array) -> tuple[Array, Array, Array, Array | None, None]:
   q, k, v, bias, given, y, lse_BHT = saved
-  heads, sums, biases = (
-    ring.spec(*_HEADS),
-    ring.spec("batch", "act_heads", "seq"),
-    ring.spec("act_heads", None),
-  )
+  heads, sums, biases = ring.spec(*_HEADS), ring.spec("batch", "act_heads", "seq"), ring.spec("act_heads", None)
   inputs = (heads, heads, heads, biases, _specs(ring, given), heads, sums, heads)
   part = lambda *arrays: _differentiated(_part(ring, q.shape[1], k.shape[1], *arrays[:5]), *arrays[5:])
   outputs = (heads, heads, heads, biases)
@@ -91,16 +87,7 @@ def _mapped(ring: Ring, part: Any, inputs: Any, outputs: Any) -> Any:
   return jax.shard_map(part, mesh=ring.st.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
 
-def _part(
-  ring: Ring,
-  T: int,
-  S: int,
-  q: Array,
-  k: Array,
-  v: Array,
-  bias: Array | None,
-  given: Given,
-) -> Any:
+def _part(ring: Ring, T: int, S: int, q: Array, k: Array, v: Array, bias: Array | None, given: Given) -> Any:
   """What computes the tiles of one device."""
   if bias is None and splash_serves(ring, given, q.shape[1], k.shape[1]):
     return SplashTiles(ring, q, k, v, given)
@@ -179,5 +166,7 @@ class RingKernel:
     ring = Ring(self.st, self.causal, self.queries, self.keys, scale, dropout_rate)
     keys_B = row_keys(noise, layer, site) if noise is not None and dropout_rate else None
     window = None if isinstance(mask.window, int) and not mask.window else jnp.asarray(mask.window)
-    given = Given(mask.query_segments_BT, mask.key_segments_BS, mask.prefix_BS, window, keys_B)
+    of_all = lambda x: None if x is None else jnp.broadcast_to(x, (q_BTHK.shape[0], x.shape[1]))
+    arrays = map(of_all, (mask.query_segments_BT, mask.key_segments_BS, mask.prefix_BS))
+    given = Given(*arrays, window, keys_B)
     return ring_attention(ring, q_BTHK, k_BSGK, v_BSGK, bias_HTS, given)
