@@ -132,7 +132,7 @@ def _differentiated(part: Any, y: Array, lse_BHT: Array, dy: Array) -> tuple[Arr
   if c > 1:
     came = shift(dkv)
     dq, own, dbias = gradients(dq, dbias, kv, c - 1)
-    dkv = shift(came + own)
+    dkv = shift((came + own).astype(part.kv.dtype))  # nothing is added to it any more
   if dbias is not None:
     dbias = jax.lax.psum(dbias, (*names(part.ring.spec("batch")[0]), *part.ring.axes))
   dk, dv = dkv.swapaxes(2, 3).astype(part.kv.dtype)
