@@ -7,9 +7,10 @@ import jax
 
 from tfm_jax.models.config import ModelConfig, attention_need
 from tfm_jax.models.families.table import find_family
+from tfm_jax.models.sight import stream_order
 from tfm_jax.ops.experts import places_per_expert
 from tfm_jax.sharding.context import context_attention
-from tfm_jax.sharding.order import context_size
+from tfm_jax.sharding.order import ZIGZAG, context_size
 from tfm_jax.sharding.strategy import BATCH_AXES, STAYING
 from tfm_jax.training.compiled.flops import sequence_lengths
 from tfm_jax.training.compiled.program import Program
@@ -28,9 +29,10 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   for the attention of its decoder.
 
   Over `context`, for each attention of a ring of c devices: a device sends c - 1 times its part of keys and values, as
-  often again in the backward pass (and if remat computes the attention again), and c times their gradients, in float32.
-  With `sharding.attention=ulysses`: one all-to-all of queries, keys, values and output in each pass. Gradients of
-  weights are also summed over `context`.
+  often again in the backward pass (and if remat computes the attention again), c - 1 times their gradients in float32,
+  and once in the compute dtype. A causal stack also brings its stream into another order and back. With
+  `sharding.attention=ulysses`: one all-to-all of queries, keys, values and output in each pass. Gradients of weights
+  are also summed over `context`.
 
   Experts that are split over axes of the batch are not gathered: for each layer, four all-to-alls of the tokens in
   their places, and two more if remat computes the layer again.
@@ -97,12 +99,16 @@ def _context_bytes(program: Program, rows: float) -> float:
     kinds.append((c.decoder_depth, lengths[1], lengths[0]))
   passes = 3 if c.remat == "full" else 2
   ring = context_attention(st, attention_need(c)._replace(platform=st.platform, lengths=tuple(lengths))) == "ring"
-  total = 0.0
+  # There and back, in both passes, of each stack with another order.
+  causal = [find_family(model.family).causal] if not model.encoder_decoder else [False, True]
+  B = round(rows) * st.batch_shards
+  moved = [T for T, own in zip(lengths, causal, strict=False) if stream_order(c, st, B, T, 0, own) == ZIGZAG]
+  total = 4 * rows * sum(moved) / n * c.embed_dim * item
   for layers, T, S in kinds:
     keys_values = 2 * rows * S / n * c.kv_heads / by_heads * c.head_features
     queries = 2 * rows * T / n * c.num_heads / by_heads * c.head_features  # and the output
     if ring:
-      total += layers * keys_values * (passes * (n - 1) * item + n * 4)
+      total += layers * keys_values * (passes * (n - 1) * item + (n - 1) * 4 + item)
     else:
       total += layers * passes * (queries + keys_values) * item * (n - 1) / n
   return total
