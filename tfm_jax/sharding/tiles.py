@@ -46,15 +46,7 @@ class Tiles:
   """
 
   def __init__(
-    self,
-    ring: Ring,
-    T: int,
-    S: int,
-    q_BTHK: Array,
-    k_BSGK: Array,
-    v_BSGK: Array,
-    bias_HL: Array | None,
-    given: Given,
+    self, ring: Ring, T: int, S: int, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, bias_HL: Array | None, given: Given
   ):
     self.ring, self.T, self.S, self.bias_HL, self.given = ring, T, S, bias_HL, given
     self.device = jax.lax.axis_index(ring.axes)
@@ -62,10 +54,7 @@ class Tiles:
     self.groups = (B, k_BSGK.shape[2], H // k_BSGK.shape[2])
     self.q_BGRTK = self.grouped(q_BTHK)
     self.kv = jnp.stack([k_BSGK, v_BSGK]).swapaxes(2, 3)
-    self.tile_T, self.tile_S = (
-      tile_length(t, ring.queries),
-      tile_length(k_BSGK.shape[1], ring.keys),
-    )
+    self.tile_T, self.tile_S = tile_length(t, ring.queries), tile_length(k_BSGK.shape[1], ring.keys)
     # Whether all tiles that a causal mask leaves are known beforehand.
     self.planned = planned(ring, given)
     by_heads = names(ring.spec("act_heads")[0])
@@ -92,18 +81,14 @@ class Tiles:
       return jnp.asarray(grid(t, s), jnp.int32)
     half = t // 2
     block = np.asarray(grid(half, half), np.int32)
+    below = block + np.array([[half, 0]], np.int32)
     if first:
       triangle = block[block[:, 1] <= block[:, 0] + self.tile_T - 1]
-      return jnp.asarray(np.concatenate([triangle, block + np.array([[half, 0]], np.int32), triangle + half]))
+      return jnp.asarray(np.concatenate([triangle, below, triangle + half]))
     # Of keys of an earlier device both parts of the queries see the first part, and of those of a later device the
     # second part of the queries sees both.
     both = jnp.where(source < self.device, 0, half)
-    return jnp.concatenate(
-      [
-        jnp.asarray(block + np.array([[half, 0]], np.int32)),
-        jnp.asarray(block) + both,
-      ]
-    )
+    return jnp.concatenate([jnp.asarray(below), jnp.asarray(block) + both])
 
   def over_tiles(self, tile: Any, carry: Any, step: Array | int) -> Any:
     """The carry after tile(carry, first query, first key, place of each in the sequence, causal) of all tiles."""
