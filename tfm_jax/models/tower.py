@@ -105,7 +105,8 @@ def tower(
     mask = Mask(query_segments_BT=segments_BT, key_segments_BS=memory_segments)
     across = make_sight(c, st, mask, (B, T, memory_length), orders=(order, NATURAL), **kind)
   if order == ZIGZAG:
-    x_BTD, segments_BT, positions_BT = (zigzagged(st, x) for x in (x_BTD, segments_BT, positions_BT))
+    x_BTD = zigzagged(st, x_BTD)
+    segments_BT, positions_BT = (x if x is None else zigzagged(st, x) for x in (segments_BT, positions_BT))
     noise = noise and noise._replace(places_T=zigzag_places(context_size(st), T))
   ctx = Context(own, across, positions_BT, memory and memory.h_BSD, start, noise, segments_BT)
   fields: Any = {"cross": across is not None, "sublayers": sublayers, "emit": emit}
@@ -126,7 +127,7 @@ def tower(
       tokens = tokens * B
     routing = jnp.stack([*(x_NB.sum(1) for x_NB in routed), jnp.broadcast_to(tokens, (depth,))])
   if order == ZIGZAG:
-    h_BTD, shown = zigzagged(st, h_BTD, back=True), zigzagged(st, shown, back=True)
+    h_BTD, shown = zigzagged(st, h_BTD, back=True), shown if shown is None else zigzagged(st, shown, back=True)
   return h_BTD, cache.with_tokens(new, st) if cache and new else None, shown, routing
 
 
@@ -156,10 +157,8 @@ def with_bias(
   return dataclasses.replace(sight, bias_HTS=bias)
 
 
-def zigzagged(st: Placement, x: Array | None, back: bool = False) -> Array | None:
+def zigzagged(st: Placement, x: Array, back: bool = False) -> Array:
   """Tokens in the order `ZIGZAG`, or `back`: ids [B or 1, T], the stream [B, T, D] or that of all layers."""
-  if x is None:
-    return None
   axes = {2: ("batch", "seq"), 3: ("batch", "seq", "act_embed"), 4: (None, "batch", "seq", "act_embed")}[x.ndim]
   one = x.shape[axes.index("batch")] % st.batch_shards
   return zigzag(st, x, tuple(None if axis == "batch" and one else axis for axis in axes), back)

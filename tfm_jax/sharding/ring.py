@@ -55,9 +55,7 @@ def ring_attention(
   return _forward(ring, q_BTHK, k_BSGK, v_BSGK, bias_HL, given)[0]
 
 
-def _forward(
-  ring: Ring, q: Array, k: Array, v: Array, bias: Array | None, given: Given
-) -> tuple[Array, tuple[Array, ...]]:
+def _forward(ring: Ring, q: Array, k: Array, v: Array, bias: Array | None, given: Given) -> tuple[Array, tuple]:
   """The output, and what the backward pass reads."""
   heads, sums = ring.spec(*_HEADS), ring.spec("batch", "act_heads", "seq")
   inputs = (heads, heads, heads, ring.spec("act_heads", None), _specs(ring, given))
@@ -79,8 +77,8 @@ def _backward(ring: Ring, saved: tuple, dy: Array) -> tuple[Array, Array, Array,
 ring_attention.defvjp(_forward, _backward)
 
 
-def _specs(ring: Ring, given: Given) -> Given:
-  return Given(*(ring.spec(*axes) for axes in given.specs))
+def _specs(ring: Ring, given: Given) -> Any:
+  return Given(*(ring.spec(*axes) for axes in given.specs))  # type: ignore[arg-type]
 
 
 def _mapped(ring: Ring, part: Any, inputs: Any, outputs: Any) -> Any:
@@ -167,6 +165,6 @@ class RingKernel:
     keys_B = row_keys(noise, layer, site) if noise is not None and dropout_rate else None
     window = None if isinstance(mask.window, int) and not mask.window else jnp.asarray(mask.window)
     of_all = lambda x: None if x is None else jnp.broadcast_to(x, (q_BTHK.shape[0], x.shape[1]))
-    arrays = map(of_all, (mask.query_segments_BT, mask.key_segments_BS, mask.prefix_BS))
-    given = Given(*arrays, window, keys_B)
+    segments = of_all(mask.query_segments_BT), of_all(mask.key_segments_BS)
+    given = Given(*segments, of_all(mask.prefix_BS), window, keys_B)
     return ring_attention(ring, q_BTHK, k_BSGK, v_BSGK, bias_HTS, given)

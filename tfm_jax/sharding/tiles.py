@@ -98,17 +98,9 @@ class Tiles:
     causal = self.ring.causal and (first or not self.planned)
 
     def one(carry: Any, start: Array) -> tuple[Any, None]:
-      at = (start[0], start[1])
-      place = (
-        places(
-          self.ring.queries,
-          self.ring.size,
-          self.device,
-          self.q_BGRTK.shape[3],
-          at[0],
-        ),
-        places(self.ring.keys, self.ring.size, source, self.kv.shape[3], at[1]),
-      )
+      at, ring = (start[0], start[1]), self.ring
+      query = places(ring.queries, ring.size, self.device, self.q_BGRTK.shape[3], at[0])
+      place = (query, places(ring.keys, ring.size, source, self.kv.shape[3], at[1]))
       run = lambda carry: tile(carry, at, place, causal)
       needed = self.needed(place, causal)
       return run(carry) if needed is None else jax.lax.cond(needed, run, lambda carry: carry, carry), None
