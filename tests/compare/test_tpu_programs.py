@@ -25,10 +25,11 @@ CLOSE = 0.05
 
 
 @functools.cache
-def result(strategy, remat, layers):
+def result(strategy, remat, layers, attention="auto"):
   """The forecast of a small decoder for 16 chips, compiled in a process of its own."""
   model = {"num_layers": layers, "embed_dim": EMBED, "num_heads": 8, "head_dim": 128, "mlp_dim": MLP, "remat": remat}
   others = {"data.seq_len": TOKENS, "train.batch_size": ROWS, "train.microbatches": 1, "tokenizer.vocab_size": 32_000}
+  others |= {"sharding.strategy": strategy, "sharding.attention": attention}
   config = load(str(ROOT / "configs/decoder.py"), {f"model.{key}": value for key, value in model.items()} | others)
   request = {"task": "forecast", "topology": "v5e:4x4", "strategy": strategy, "parameter": "", "steps": 1}
   forecast = run_worker(request | {"config": to_dict(config)}, FORECAST_ENV)["result"]
@@ -80,6 +81,22 @@ def test_tp_reduces_the_stream_four_times_a_block_and_once_more_with_remat():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("attention", ["ring", "ulysses"])
+def test_devices_that_share_sequences_send_what_attention_needs_and_gradients(attention):
+  """Splash attention inside the ring: keys, values and, in float32, their gradients. Nothing gathers the stream."""
+  large, small = (result("cp", "full", layers, attention) for layers in (4, 2))
+  assert large["mesh"]["context"] == 4
+  _, size, minimum = difference(large, small, "context")
+  part = ROWS // 4 * TOKENS // 4 * EMBED * 2  # of keys, in bfloat16
+  ring, exchange = 2 * 2 * part * (3 * 3 + 2 * 3 + 1), 2 * 4 * part * 3 * 3 / 4  # of two blocks
+  assert minimum == pytest.approx(ring if attention == "ring" else exchange)
+  assert minimum * 0.999 <= size <= minimum * (1 + CLOSE)
+  _, size, minimum = difference(large, small, "data,context")
+  assert minimum == pytest.approx(2 * 2 * WEIGHTS * 2 * 15 / 16, rel=0.01)
+  assert minimum * 0.999 <= size <= minimum * (1 + CLOSE)
+
+
+@pytest.mark.slow
 def test_products_of_a_block_are_those_of_its_formula():
   """Forward, backward, and forward again without the last linear; splash attention skips masked tiles."""
   flops = result("fsdp", "full", 4)["flops"] - result("fsdp", "full", 2)["flops"]
@@ -111,7 +128,7 @@ def test_more_blocks_take_longer():
 MESHES = """
 from tfm_jax.compare.forecast.topology import topology_devices
 from tfm_jax.compare.program import with_strategy
-from tfm_jax.training.compiled.program import build_model
+from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import load, resolve
 for topology in ("v5p:8x8x8", "2*v5e:4x4"):
   devices = topology_devices(topology)[1]

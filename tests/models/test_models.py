@@ -15,7 +15,7 @@ from tfm_jax.models.config import pad_vocab, param_axes
 from tfm_jax.models.model import resolve_model
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.sharding.strategy import STRATEGIES
-from tfm_jax.training.compiled.program import build_model
+from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import load, resolve
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.splash import splash_attention
 from tfm_jax.sharding.placement import Placement, make_mesh
 from tfm_jax.sharding.strategy import AXES, STRATEGIES, Strategy
-from tfm_jax.training.compiled.program import build_model
+from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import from_dict, resolve
 
 BATCH, SCALE = 2, 0.3
@@ -271,7 +271,7 @@ def test_each_need_that_splash_attention_cannot_serve_is_named(case):
 
 
 def test_plain_attention_serves_every_need():
-  need = Need("cpu", (7, 9), 0.1, True, 8, True, 4, True, True, True, True)
+  need = Need("cpu", (7, 9), 0.1, True, 8, True, 4, True, True, True, True, 2)
   assert not KERNELS["xla"].refuses(need) and all(need)
 
 

@@ -285,11 +285,12 @@ def test_relative_buckets_follow_the_paper(bidirectional):
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 7), (6, 2), (1, 1)])
 def test_relative_bias_is_the_table_at_each_distance(queries, keys):
   table = normal((32, 2))
-  bias = positions.relative_bias(table, queries, keys, True)
+  of = lambda table: positions.by_distance(positions.relative_bias(table, queries, keys, True), queries, keys)
+  bias = of(table)
   distances = np.arange(keys)[None] - np.arange(queries)[:, None]
   buckets = positions.relative_buckets(distances, True, 32, 128)
   np.testing.assert_allclose(bias, np.moveaxis(np.asarray(table)[buckets], -1, 0), rtol=1e-6)
-  gradient = jax.grad(lambda t: positions.relative_bias(t, queries, keys, True).sum())(table)
+  gradient = jax.grad(lambda table: of(table).sum())(table)
   np.testing.assert_allclose(gradient[:, 0], np.bincount(buckets.ravel(), minlength=32), rtol=1e-6)
 
 
@@ -298,7 +299,10 @@ def test_relative_bias_is_the_table_at_each_distance(queries, keys):
 def test_relative_bias_with_offsets_is_a_part_of_the_whole(bidirectional, traced):
   """To the bit: a few queries, later than the first key, as those of a cache; also beyond the largest distance."""
   table, length = normal((8, 2)), 30
-  of = lambda queries, keys, offset: positions.relative_bias(table, queries, keys, bidirectional, 9, offset)
+
+  def of(queries, keys, offset):
+    return positions.by_distance(positions.relative_bias(table, queries, keys, bidirectional, 9, offset), queries, keys)
+
   whole = np.asarray(of(length, length, 0))
   run = jax.jit(of, static_argnums=(0, 1)) if traced else of
   for first, count in ((0, 30), (29, 1), (13, 4), (0, 1)):

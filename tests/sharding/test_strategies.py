@@ -20,7 +20,7 @@ from tfm_jax.sharding.strategy import (
   find_strategy,
   mesh_sizes,
 )
-from tfm_jax.training.compiled.program import build_model
+from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import load, resolve
 
 BERT = admits("bert", model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 30_522)
@@ -45,6 +45,7 @@ BERT = admits("bert", model_config(embed_dim=768, num_heads=12, mlp_dim=3072), 3
     ("zero2", 8, {"data": 8}),
     ("zero1", 512, {"data": 256, "replica": 2}),
     ("tp_sp", 8, {"data": 2, "model": 4}),
+    ("cp", 8, {"data": 2, "context": 4}),
   ],
 )
 def test_free_sizes_are_the_largest_that_the_model_admits(strategy, devices, expected):
@@ -73,7 +74,7 @@ def test_sizes_always_multiply_to_the_devices_and_divide_the_model(strategy, dev
     (ShardingConfig("tp", model=-1), "sharding.model=-1"),
     (ShardingConfig("dp", data=2, replica=2), "too many"),
     (ShardingConfig("zero"), "sharding.strategy='zero'"),
-    (ShardingConfig("fsdp", context=8), "sharding.context=8 .*fsdp.*no strategy"),
+    (ShardingConfig("fsdp", context=8), "sharding.context=8 .*fsdp.*sharding.strategy to cp"),
     (ShardingConfig("tp", stage=2), "sharding.stage=2 .*tp.*sharding.strategy to pp"),
     (ShardingConfig("pp", stage=8), "sharding.stage=8 does not divide 2, .*one of layers, embed; choose one of 1, 2,"),
     (ShardingConfig("dp", model=2), "sharding.model=2 .*dp.*sharding.strategy to tp, fsdp_tp"),

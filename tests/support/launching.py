@@ -19,7 +19,8 @@ from tfm_jax.objectives.objective import Vocabulary
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.text.tokenizers.table import load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.compiled.program import Program, build_model, build_program
+from tfm_jax.training.compiled.model import build_model
+from tfm_jax.training.compiled.program import Program, build_program
 from tfm_jax.training.config import Config, from_dict, load, resolve, to_dict
 from tfm_jax.training.loop import fit
 from tfm_jax.training.pretraining import Pretraining

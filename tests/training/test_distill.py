@@ -20,7 +20,8 @@ from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.sharding.placement import single_device
 from tfm_jax.text.tokenizers.table import load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.compiled.program import Program, build_model
+from tfm_jax.training.compiled.model import build_model
+from tfm_jax.training.compiled.program import Program
 from tfm_jax.training.config import from_dict, load, resolve, to_dict
 from tfm_jax.training.distill import DistillConfig
 from tfm_jax.training.load import initial_params, load_run, teacher_entry

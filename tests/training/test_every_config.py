@@ -100,9 +100,13 @@ def configs_of(file: str, teacher: str) -> list[Config]:
 
 
 def strategies_of(config: Config) -> list[str]:
-  """The strategies that split the model of a config differently. Recurrent layers form no pipeline."""
+  """The strategies that split the model of a config differently, but sequences whole: those are in test_context.
+
+  Recurrent layers form no pipeline.
+  """
   lengths, recurrent = admits(config.family, config.model, 250), find_family(config.family).cell
-  serving = {name: s for name, s in STRATEGIES.items() if not (recurrent and s.mesh_axes("layers"))}
+  whole = {name: s for name, s in STRATEGIES.items() if "context" not in s.used_axes}
+  serving = {name: s for name, s in whole.items() if not (recurrent and s.mesh_axes("layers"))}
   applied = lambda rules: tuple(rule for rule in rules if lengths.get(rule[0], True))
   rules = {name: (applied(s.rules), s.preset, applied(s.state)) for name, s in serving.items()}
   return [name for n, name in enumerate(rules) if rules[name] not in list(rules.values())[:n]]

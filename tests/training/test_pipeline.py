@@ -14,7 +14,7 @@ from tfm_jax.sharding.pipeline import Schedule, pipelined, schedule
 from tfm_jax.sharding.placement import Placement, make_mesh
 from tfm_jax.sharding.strategy import AXES, STRATEGIES, ShardingConfig, Strategy
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.compiled.program import build_model
+from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import load, resolve
 
 PP = dict(STRATEGIES["pp"].rules)

@@ -21,7 +21,7 @@ from tfm_jax.ops.losses import LossTerms
 from tfm_jax.runtime.run_directory import RunDirectory
 from tfm_jax.text.tokenizers.table import load_tokenizer
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.compiled.program import build_model
+from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import from_dict, resolve
 from tfm_jax.training.load import load_run
 from tfm_jax.training.loop import fit

@@ -27,7 +27,7 @@ from tfm_jax.runtime.trees import flat, nested
 from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers.table import Tokenizer, TokenizerConfig
 from tfm_jax.training.checkpoint import Checkpoints
-from tfm_jax.training.compiled.program import build_model
+from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import Config, to_dict
 from tfm_jax.training.load import fresh_params
 

@@ -302,6 +302,7 @@ def attention_need(config: ModelConfig, training: bool = True) -> Need:
     window=config.window.size,
     scale_by_layer=config.scale_by_layer,
     groups=config.num_heads // config.kv_heads,
+    heads=config.kv_heads,
   )
 
 

@@ -12,6 +12,8 @@ from tfm_jax.models.config import ModelConfig, attention_need
 from tfm_jax.ops.attention import find_kernel
 from tfm_jax.ops.kernel import Kernel
 from tfm_jax.ops.masks import Mask
+from tfm_jax.sharding.context import context_attention, context_kernel
+from tfm_jax.sharding.order import NATURAL, ZIGZAG, context_size
 from tfm_jax.sharding.placement import Placement
 
 
@@ -30,7 +32,7 @@ class Sight:
     lengths: numbers of queries and of keys.
     mask: a `Mask`; once it is `prepared`, in the form of the kernel.
     local_mask: the mask of layers with a window; None if there are none.
-    bias_HTS: bias of the logits, or None.
+    bias_HTS: bias of the logits in the form that the kernel reads, or None.
   """
 
   kernel: Kernel
@@ -60,13 +62,14 @@ def make_sight(
   shape: tuple[int, int, int],
   *,
   window: int = 0,
-  bias_HTS: Array | None = None,
   training: bool = False,
   cached: bool = False,
+  orders: tuple[str, str] = (NATURAL, NATURAL),
 ) -> Sight:
   """The kernel that the config names, or the fastest on the platform, and masks for [B, T, S] = `shape`.
 
-  With a cache, any kernel that can read it is used. Raises UserError if the named kernel cannot serve.
+  With a cache, any kernel that can read it is used. `orders`: of the queries and of the keys, see `sharding.order`; the
+  mask is in natural order. Raises UserError if the named kernel cannot serve.
   """
   name = "auto" if cached else c.attention
   rows, cut = st.parts(("batch", "seq"))
@@ -80,6 +83,29 @@ def make_sight(
     cut=cut > 1,
     uneven=shape[0] % rows > 0,
   )
-  kernel = find_kernel(name, need)
+  if is_shared(c, st, *shape) and not cached:
+    kernel = context_kernel(st, need, mask.causal, *orders)
+  else:
+    kernel = find_kernel(name, need)
   local = dataclasses.replace(mask, window=window) if window else None
-  return Sight(kernel, mask.causal and mask.prefix_BS is None, shape[1:], mask, local, bias_HTS)
+  return Sight(kernel, mask.causal and mask.prefix_BS is None, shape[1:], mask, local)
+
+
+def is_shared(c: ModelConfig, st: Placement, rows: int, *lengths: int) -> bool:
+  """Whether devices share sequences of these lengths, and attend to them by a kernel of `sharding.context`."""
+  context = context_size(st)
+  divide = not (rows % st.batch_shards or any(length % context for length in lengths))
+  return context > 1 and c.attention == "auto" and divide
+
+
+def stream_order(c: ModelConfig, st: Placement, rows: int, tokens: int, memory: int, causal: bool) -> str:
+  """The order in which a stack has its tokens: `ZIGZAG` if that shares the work of a causal ring evenly.
+
+  Experts with limited places read groups of neighbours, so these have to stay together.
+  """
+  parts = 2 * context_size(st)
+  if not causal or tokens % parts or not is_shared(c, st, rows, tokens, memory):
+    return NATURAL
+  grouped = c.experts.count and c.experts.capacity and (tokens // parts) % (c.experts.group or tokens)
+  ring = context_attention(st, attention_need(c)._replace(platform=st.platform, lengths=(tokens, tokens))) == "ring"
+  return ZIGZAG if ring and not grouped else NATURAL

@@ -23,6 +23,7 @@ def cross_entropy(
   z_loss: float,
   form: str = "tiles",
   tiles: int = 1,
+  parts: int = 1,
   platform: str,
   soft: SoftTargets | None = None,
 ) -> Sums:
@@ -38,7 +39,8 @@ def cross_entropy(
     z_loss: weight of log(Z)^2 (Chowdhery et al. 2022).
     form: how it is computed. "tiles" of positions keep whole logits in one product, which accelerators want, and let
       devices share the vocabulary; "chunks" of the vocabulary suit the caches of one CPU.
-    tiles: number of tiles, a divisor of T.
+    tiles: number of tiles, a divisor of T / parts.
+    parts: number of parts of T that lie on different devices. A tile has positions of each.
     platform: see `linear`.
     soft: the distributions of a teacher, for "tiles" only. The teacher has no gradient.
 
@@ -47,7 +49,7 @@ def cross_entropy(
     and of correct predictions. With `soft` also of the Kullback-Leibler divergence of the student from the teacher at
     the temperature, in nats: what the soft loss is above the least that it can be, the teacher's entropy.
   """
-  settings = Settings(vocab_size, label_smoothing, z_loss, tiles, platform)
+  settings = Settings(vocab_size, label_smoothing, z_loss, tiles, platform, parts)
   if form == "chunks":
     assert soft is None
     return chunked.cross_entropy(h_BTD, out, targets_BT, weights_BT, settings)
@@ -85,15 +87,17 @@ def _over_tiles(
   arrays = (h, targets, weights, None if soft is None else soft.h)
   if tiles == 1:
     return one(*arrays)
-  batch, length = targets.shape
+  (batch, length), parts = targets.shape, settings.parts
 
   def split(x: Array) -> Array:
-    return jnp.moveaxis(x.reshape(batch, tiles, length // tiles, *x.shape[2:]), 1, 0)
+    x = jnp.moveaxis(x.reshape(batch, parts, tiles, length // (parts * tiles), *x.shape[2:]), 2, 0)
+    return x.reshape(tiles, batch, length // tiles, *x.shape[4:])
 
   sums, dlogits = jax.lax.map(lambda args: one(*args), jax.tree.map(split, arrays))
   sums = jax.tree.map(lambda x: x.sum(0), sums)
   if dlogits is not None:
-    dlogits = jnp.moveaxis(dlogits, 0, 1).reshape(batch, length, -1)
+    dlogits = dlogits.reshape(tiles, batch, parts, length // (parts * tiles), -1)
+    dlogits = jnp.moveaxis(dlogits, 0, 2).reshape(batch, length, -1)
   return sums, dlogits
 
 

@@ -16,11 +16,15 @@ from tfm_jax.ops import hashing
 
 
 class Noise(NamedTuple):
-  """The random state of one training step: scalars `seed` and `step`, and global row ids `rows_B` [B]."""
+  """The random state of one training step: scalars `seed` and `step`, and global row ids `rows_B` [B].
+
+  `places_T`: the place of each token in its row, uint32 [T], if their order is another; see `sharding.order`.
+  """
 
   seed: Array
   step: Array
   rows_B: Array
+  places_T: Array | None = None
 
 
 def row_keys(noise: Noise, layer: Array | int, site: int) -> Array:
@@ -31,17 +35,21 @@ def row_keys(noise: Noise, layer: Array | int, site: int) -> Array:
   return key
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dropout(x: Array, key_B: Array, rate: float) -> Array:
-  keys = key_B.reshape((-1,) + (1,) * (x.ndim - 1))
-  keep = hashing.bits(hashing.positions(x.shape, 1), keys) >= np.uint32(round(rate * 2**32))
+def is_kept(index: Array, keys: Array, rate: float) -> Array:
+  """Whether dropout keeps the elements with these indices, for keys that broadcast against them."""
+  return hashing.bits(index, keys) >= np.uint32(round(rate * 2**32))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _dropout(x: Array, key_B: Array, places_T: Array | None, rate: float) -> Array:
+  keep = is_kept(hashing.positions(x.shape, 1, places_T), key_B.reshape((-1,) + (1,) * (x.ndim - 1)), rate)
   return jnp.where(keep, x * np.asarray(1 / (1 - rate), x.dtype), np.zeros((), x.dtype))
 
 
 # Dropout is linear in x. The backward pass computes the mask again instead of keeping it.
 _dropout.defvjp(
-  lambda x, key_B, rate: (_dropout(x, key_B, rate), key_B),
-  lambda rate, key_B, dy: (_dropout(dy, key_B, rate), None),
+  lambda x, key_B, places_T, rate: (_dropout(x, key_B, places_T, rate), (key_B, places_T)),
+  lambda rate, kept, dy: (_dropout(dy, *kept, rate), None, None),
 )
 
 
@@ -52,4 +60,4 @@ def dropout(x: Array, rate: float, noise: Noise | None, layer: Array | int, site
   """
   if noise is None or rate == 0.0:
     return x
-  return _dropout(x, row_keys(noise, layer, site), rate)
+  return _dropout(x, row_keys(noise, layer, site), noise.places_T, rate)

@@ -23,6 +23,7 @@ class Need(NamedTuple):
     prefix: some keys are seen by earlier queries too, although the attention is causal.
     cut: sequences are split over devices.
     uneven: the number of rows is not divisible by the devices that split them.
+    heads: number of heads of keys and values.
   """
 
   platform: str = ""
@@ -36,6 +37,7 @@ class Need(NamedTuple):
   prefix: bool = False
   cut: bool = False
   uneven: bool = False
+  heads: int = 0
 
 
 def whole(mask: Mask, queries: int, keys: int) -> Any:
@@ -51,9 +53,11 @@ class Kernel(NamedTuple):
     refuses: the reason why the kernel cannot serve a need, in words that follow its name; empty if it can.
     prepare: (mask, T, S) -> the `mask` of `attend`. It is called once per stack, not once per layer.
     local: XLA cannot partition the kernel, so each device runs it on its rows and heads, without bias and dropout.
+    by_distance: it reads the bias [H, T + S] by distance (`ops.positions.by_distance`) instead of `bias_HTS`.
   """
 
   attend: Callable[..., Array]
   refuses: Callable[[Need], str]
   prepare: Callable[[Mask, int, int], Any] = whole
   local: bool = False
+  by_distance: bool = False

@@ -106,6 +106,7 @@ class Settings(NamedTuple):
   z_loss: float
   tiles: int
   platform: str
+  parts: int = 1
 
 
 Sums = tuple[Array, ...]  # loss, nll, correct; with soft targets also the divergence

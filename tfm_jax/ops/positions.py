@@ -69,13 +69,27 @@ def relative_buckets(distances: np.ndarray, bidirectional: bool, buckets: int, m
   return (base + np.where(n < exact, n, large)).astype(np.int32)
 
 
+def by_distance(vector_HL: Array, queries: int, keys: int) -> Array:
+  """The bias [H, T, S] that depends on the distance s - t alone, from that of each distance.
+
+  The vector is tiled and read back in rows that are one shorter, which shifts each row by one. Its gradient is a sum,
+  not a scatter.
+
+  Args:
+    vector_HL: of the distances 1 - T, 2 - T, ..., S; L = T + S, and the last is not used.
+    queries, keys: T and S.
+  """
+  length = queries + keys
+  tiled = jnp.tile(vector_HL, (1, queries))[:, : queries * (length - 1)]
+  return tiled.reshape(-1, queries, length - 1)[:, :, queries - 1 :]
+
+
 def relative_bias(
   table: Array, queries: int, keys: int, bidirectional: bool, max_distance: int = 128, offset: int | Array = 0
 ) -> Array:
-  """The bias [H, T, S] float32 of T5's relative positions from its table [buckets, H].
+  """T5's bias of each distance, float32 [H, T + S] as `by_distance` reads it, from its table [buckets, H].
 
-  It depends only on s - t, so each distance is looked up once and copied: a vector of length T + S is tiled and read
-  back in rows that are one shorter, which shifts each row by one. The gradient is a sum, not a scatter.
+  Each distance is looked up once.
 
   Args:
     table: one row per bucket.
@@ -83,8 +97,7 @@ def relative_bias(
     bidirectional, max_distance: see `relative_buckets`.
     offset: place of the first key minus that of the first query; may be traced.
   """
-  length = queries + keys
-  distances = np.arange(length) - (queries - 1)
+  distances = np.arange(queries + keys) - (queries - 1)
   eye = np.eye(table.shape[0], dtype=np.float32)
   rows = lambda distances: eye[relative_buckets(distances, bidirectional, table.shape[0], max_distance)]
   if isinstance(offset, int):
@@ -92,9 +105,7 @@ def relative_bias(
   else:  # traced: looked up in a table, as all distances beyond the largest share a bucket
     most = max(max_distance, table.shape[0])
     one_hot = jnp.asarray(rows(np.arange(-most, most + 1)))[jnp.clip(distances + offset, -most, most) + most]
-  vector_HL = jnp.einsum("LC,CH->HL", one_hot, table.astype(jnp.float32), precision="highest")
-  tiled = jnp.tile(vector_HL, (1, queries))[:, : queries * (length - 1)]
-  return tiled.reshape(-1, queries, length - 1)[:, :, queries - 1 :]
+  return jnp.einsum("LC,CH->HL", one_hot, table.astype(jnp.float32), precision="highest")
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

@@ -21,24 +21,48 @@ def splash_refuses(need: Need) -> str:
     (need.platform not in ("", "tpu"), f"needs a TPU, not a {need.platform}"),
     (need.dropout, f"has no dropout, but model.attention_dropout={need.dropout:g}"),
     (need.window, f"is used without windows, but window.size={need.window}"),
-    (need.scale_by_layer, "has one scale for all layers, but model.scale_by_layer=true"),
-    (need.bias, "adds no bias to the logits, as model.positions=relative and alibi do"),
+    (
+      need.scale_by_layer,
+      "has one scale for all layers, but model.scale_by_layer=true",
+    ),
+    (
+      need.bias,
+      "adds no bias to the logits, as model.positions=relative and alibi do",
+    ),
     (need.cache, "does not read a cache of keys and values"),
     (need.prefix, "has no prefixes, which objective.name=prefix_lm has"),
     (need.cut, "needs whole sequences, but the strategy splits them over devices"),
     (need.uneven, "needs a number of rows that the devices divide"),
-    (ragged, f"takes multiples of {LANES} tokens, not {' and '.join(map(str, ragged))}"),
+    (
+      ragged,
+      f"takes multiples of {LANES} tokens, not {' and '.join(map(str, ragged))}",
+    ),
   )
   return next((words for wrong, words in reasons if wrong), "")
 
 
 def attend_splash(
-  q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, *, mask: Mask, scale: float, platform: str, **_: Any
+  q_BTHK: Array,
+  k_BSGK: Array,
+  v_BSGK: Array,
+  *,
+  mask: Mask,
+  scale: float,
+  platform: str,
+  **_: Any,
 ) -> Array:
   """The entry of `KERNELS`. It runs in the interpreter where there is no TPU."""
   segments = (mask.query_segments_BT, mask.key_segments_BS)
   interpret = platform != "tpu"
-  return splash_attention(q_BTHK, k_BSGK, v_BSGK, *segments, causal=mask.causal, scale=scale, interpret=interpret)
+  return splash_attention(
+    q_BTHK,
+    k_BSGK,
+    v_BSGK,
+    *segments,
+    causal=mask.causal,
+    scale=scale,
+    interpret=interpret,
+  )
 
 
 def splash_attention(
@@ -61,28 +85,112 @@ def splash_attention(
     scale: factor of the dot products.
     interpret: run without a TPU, slowly, for tests.
   """
-  kernels = _kernels()
-  kernel = _kernel(q_BTHK.shape[1], k_BSGK.shape[1], q_BTHK.shape[2], causal, interpret)
+  kernel = make_kernel(q_BTHK.shape[1], k_BSGK.shape[1], q_BTHK.shape[2], causal, interpret)
   heads_first = [x.swapaxes(1, 2) for x in (q_BTHK * jax.numpy.asarray(scale, q_BTHK.dtype), k_BSGK, v_BSGK)]
-  if segments_BT is None or segments_BS is None:
-    y_BHTK = jax.vmap(kernel)(*heads_first)
-  else:
-    y_BHTK = jax.vmap(kernel)(*heads_first, kernels.SegmentIds(segments_BT, segments_BS))
+  y_BHTK = jax.vmap(kernel)(*heads_first, _segments(segments_BT, segments_BS))
   return y_BHTK.swapaxes(1, 2)
+
+
+def heads_with_statistics(
+  q_BHTK: Array,
+  k_BGSK: Array,
+  v_BGSK: Array,
+  segments_BT: Array | None,
+  segments_BS: Array | None,
+  *,
+  causal: bool,
+  platform: str,
+) -> tuple[Array, Array]:
+  """`splash_attention` with heads first and a scale of 1; also the log-sum-exp of the logits, float32 [B, H, T].
+
+  It has no gradient: `heads_gradients` computes that.
+  """
+  kernel = make_kernel(
+    q_BHTK.shape[2],
+    k_BGSK.shape[2],
+    q_BHTK.shape[1],
+    causal,
+    platform != "tpu",
+    statistics=True,
+  )
+  y_BHTK, (lse_BHT,) = jax.vmap(kernel)(q_BHTK, k_BGSK, v_BGSK, _segments(segments_BT, segments_BS))
+  return y_BHTK, lse_BHT
+
+
+def heads_gradients(
+  q_BHTK: Array,
+  k_BGSK: Array,
+  v_BGSK: Array,
+  segments_BT: Array | None,
+  segments_BS: Array | None,
+  y_BHTK: Array,
+  lse_BHT: Array,
+  dy_BHTK: Array,
+  *,
+  causal: bool,
+  platform: str,
+) -> tuple[Array, Array, Array]:
+  """The gradients of queries, keys and values as far as these keys and values contribute to them.
+
+  y and lse are the output and the log-sum-exp of all keys of the queries, of which these may be a part.
+  """
+  kernel = make_kernel(q_BHTK.shape[2], k_BGSK.shape[2], q_BHTK.shape[1], causal, platform != "tpu")
+  options = {name: value for name, value in kernel.kwargs.items() if name != "save_residuals"}
+
+  def of_row(q: Array, k: Array, v: Array, segments: Any, y: Array, lse: Array, dy: Array) -> tuple:
+    saved = (
+      q,
+      k,
+      v,
+      segments,
+      None,
+      y,
+      lse,
+      kernel.dq_mask_info,
+      kernel.dkv_mask_info,
+    )
+    gradients: tuple = _kernels()._splash_attention_bwd(save_residuals=False, **options, res=saved, do=dy)[3:6]
+    return gradients
+
+  return jax.vmap(of_row)(
+    q_BHTK,
+    k_BGSK,
+    v_BGSK,
+    _segments(segments_BT, segments_BS),
+    y_BHTK,
+    lse_BHT,
+    dy_BHTK,
+  )
+
+
+def _segments(queries_BT: Array | None, keys_BS: Array | None) -> Any:
+  """Segments as the kernel reads them."""
+  return None if queries_BT is None or keys_BS is None else _kernels().SegmentIds(queries_BT, keys_BS)
 
 
 def _kernels() -> Any:
   """The module of the kernel, imported at first use because the import is slow and only TPUs need it."""
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the module's own imports
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+      splash_attention_kernel,
+    )
   return splash_attention_kernel
 
 
-def _kernel(queries: int, keys: int, heads: int, causal: bool, interpret: bool) -> Any:
-  """The kernel for one row of a batch."""
+def make_kernel(
+  queries: int,
+  keys: int,
+  heads: int,
+  causal: bool,
+  interpret: bool,
+  statistics: bool = False,
+) -> Any:
+  """The kernel for one row of a batch. `statistics`: it also returns the log-sum-exp of the logits."""
   kernels = _kernels()
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+  )
 
   block_q, block_kv = (max(n for n in (LANES, 256, _BLOCK) if length % n == 0) for length in (queries, keys))
   blocks = kernels.BlockSizes(
@@ -96,5 +204,11 @@ def _kernel(queries: int, keys: int, heads: int, causal: bool, interpret: bool) 
     block_kv_dq=block_kv,
   )
   mask = masks.CausalMask((queries, keys)) if causal else masks.FullMask((queries, keys))
-  make = functools.partial(kernels.make_splash_mha, head_shards=1, q_seq_shards=1, interpret=interpret)
+  fixed = {
+    "head_shards": 1,
+    "q_seq_shards": 1,
+    "interpret": interpret,
+    "save_residuals": statistics,
+  }
+  make = functools.partial(kernels.make_splash_mha, **fixed)
   return make(masks.MultiHeadMask([mask] * heads), block_sizes=blocks)

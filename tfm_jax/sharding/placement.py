@@ -50,12 +50,14 @@ class Placement:
     strategy: see `Strategy`.
     mesh: a mesh with all of `AXES`.
     pipeline: the most microbatches in a pipeline; 0: see `sharding.pipeline`.
+    attention: how devices compute attention over sequences that they share, see `sharding.context`.
     taken: mesh axes over which everything here is split already, by the `vmap` of a pipeline around it.
   """
 
   strategy: Strategy
   mesh: Mesh
   pipeline: int = 0
+  attention: str = "auto"
   taken: tuple[str, ...] = ()
 
   @property

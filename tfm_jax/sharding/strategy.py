@@ -147,6 +147,8 @@ STRATEGIES = {
   "pp": Strategy((("batch", (*BATCH_AXES, "stage")), ("layers", ("stage",)), ("embed", ("stage",))), (("stage", 4),)),
   # fsdp within a slice. Between slices (with one slice: between its halves) only gradients are exchanged.
   "hsdp": joined(_FSDP, Strategy(_BATCH, preset=(("replica", 2),))),
+  # Sequences are split: attention passes keys and values around (ring attention), or exchanges tokens for heads.
+  "cp": Strategy((*_BATCH, ("seq", ("context",)), ("stream", ("context",))), preset=(("context", 4),)),
   # Parameters are whole on every device, optimizer state and their average are split (ZeRO, Rajbhandari et al. 2020).
   "zero1": _ZERO,
   # zero1, and the sum of the gradients is split as well.
@@ -157,6 +159,7 @@ STRATEGIES = {
 # Pairs of rows that do not go together, although each splits something that the other does not, with the reason.
 APART = {
   ("fsdp_tp_stream", "tp_sp"): "both split the residual stream over model, along its features and along the sequence",
+  ("pp", "cp"): "the stages of a pipeline cannot pass keys and values around; use fsdp or tp beside either",
 }
 
 
@@ -168,9 +171,11 @@ class ShardingConfig:
   replica: int = 0  # number of copies of the model, usually one per slice; 0: the preset of the strategy
   data: int = 0  # parts into which the batch is split (fsdp: also parameters; zero1: optimizer state); 0: the preset
   model: int = 0  # parts into which attention heads, mlp and vocabulary are split; 0: the preset
-  context: int = 0  # parts into which sequences are split (no strategy does yet)
+  context: int = 0  # parts into which sequences are split; 0: the preset
   stage: int = 0  # parts into which layers are split, which form a pipeline; 0: the preset
   pipeline: int = 0  # the most microbatches in a pipeline, a multiple of its stages; 0: four times the stages
+  # how attention reads sequences that are split: ring, ulysses (needs heads that context divides) or auto (the faster)
+  attention: str = "auto"
 
 
 def find_strategy(name: str) -> Strategy:

@@ -31,7 +31,7 @@ from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.text.tokenizers.table import Tokenizer, load_tokenizer
 from tfm_jax.training.best import best_step
 from tfm_jax.training.checkpoint import MANIFEST, Checkpoints
-from tfm_jax.training.compiled.program import build_model
+from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import Config, from_stored
 from tfm_jax.training.optimization.lora import adapter_shapes, axes_of, merge
 

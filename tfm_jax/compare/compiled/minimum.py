@@ -5,9 +5,12 @@ from typing import Any
 
 import jax
 
-from tfm_jax.models.config import ModelConfig
+from tfm_jax.models.config import ModelConfig, attention_need
 from tfm_jax.models.families.table import find_family
+from tfm_jax.models.sight import stream_order
 from tfm_jax.ops.experts import places_per_expert
+from tfm_jax.sharding.context import context_attention
+from tfm_jax.sharding.order import ZIGZAG, context_size
 from tfm_jax.sharding.strategy import STAYING
 from tfm_jax.training.compiled.flops import sequence_lengths
 from tfm_jax.training.compiled.program import Program
@@ -34,6 +37,12 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   encoder's output and a reduce-scatter of its gradient. Each iteration gathers weights and reduces the stream, also in
   stages that have no microbatch.
 
+  Over `context`, for each attention of a ring of c devices: a device sends c - 1 times its part of keys and values, as
+  often again in the backward pass (and if remat computes the attention again), c - 1 times their gradients in float32,
+  and once in the compute dtype. A causal stack also brings its stream into another order and back. With
+  `sharding.attention=ulysses`: one all-to-all of queries, keys, values and output in each pass. Gradients of weights
+  are also summed over `context`.
+
   Experts that are split over axes of the batch are not gathered: for each layer, four all-to-alls of the tokens in
   their places, and two more if remat computes the layer again.
   """
@@ -43,6 +52,8 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   iterations, more = (plan.iterations, plan.iterations / plan.microbatches) if plan else (1, 1.0)
   item = model.config.compute_dtype.itemsize
   total: dict[str, float] = {}
+  context = model.placement.strategy.mesh_axes("seq")
+  parts = context_size(model.placement)
 
   def add(axes: tuple[str, ...], times: float, size: float) -> None:
     n = math.prod(shape[axis] for axis in axes)
@@ -69,7 +80,7 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     if model.placement.strategy.gradients:
       add(by_state, 1 if once else times, size)
       size, used = size / math.prod(shape[name] for name in by_state), used.union(by_state)
-    add(tuple(name for name in batch if name not in used), 2, size)
+    add(tuple(name for name in (*batch, *context) if name not in used), 2, size)
 
   jax.tree.map_with_path(add_weight, model.shapes())
   c, rows = model.config, program.config.train.batch_size / model.placement.batch_shards
@@ -95,13 +106,41 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     else:
       (T,), predicted = lengths, (*program.fields["targets"].shape, 1)[0]
       blocks, others = c.num_layers * own * T, T + (T if by_sequence else predicted)
-    add(("model",), 2, rows * (more * blocks + others) * c.embed_dim * item)
+    add(("model",), 2, rows * (more * blocks + others) / parts * c.embed_dim * item)
   if plan:
     lengths = sequence_lengths(c, program.fields)
     row = c.embed_dim * item * rows * plan.stages  # bytes of all rows of a stage, per position
     total["stage"] = total.get("stage", 0.0) + 2 * 2 * more * row * sum(lengths)
     if model.encoder_decoder:
       add(("stage",), 2, row * lengths[0])
+  if parts > 1:
+    total[",".join(context)] = total.get(",".join(context), 0.0) + _context_bytes(program, rows)
+  return total
+
+
+def _context_bytes(program: Program, rows: float) -> float:
+  """Bytes that attention sends over `context` per step; `rows` on one device."""
+  model, c = program.model, program.model.config
+  st, lengths = model.placement, sequence_lengths(c, program.fields)
+  n, by_heads, item = context_size(st), st.parts(("act_heads",))[0], c.compute_dtype.itemsize
+  # (layers, queries, keys) of each stack's attention
+  kinds = [(depth, T, T) for depth, T in zip((c.num_layers, c.decoder_depth), lengths, strict=False)]
+  if model.encoder_decoder:
+    kinds.append((c.decoder_depth, lengths[1], lengths[0]))
+  passes = 3 if c.remat == "full" else 2
+  ring = context_attention(st, attention_need(c)._replace(platform=st.platform, lengths=tuple(lengths))) == "ring"
+  # There and back, in both passes, of each stack with another order.
+  causal = [find_family(model.family).causal] if not model.encoder_decoder else [False, True]
+  B = round(rows) * st.batch_shards
+  moved = [T for T, own in zip(lengths, causal, strict=False) if stream_order(c, st, B, T, 0, own) == ZIGZAG]
+  total = 4 * rows * sum(moved) / n * c.embed_dim * item
+  for layers, T, S in kinds:
+    keys_values = 2 * rows * S / n * c.kv_heads / by_heads * c.head_features
+    queries = 2 * rows * T / n * c.num_heads / by_heads * c.head_features  # and the output
+    if ring:
+      total += layers * keys_values * (passes * (n - 1) * item + (n - 1) * 4 + item)
+    else:
+      total += layers * passes * (queries + keys_values) * item * (n - 1) / n
   return total
 
 

@@ -6,16 +6,17 @@ from jax import Array
 
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.heads.head import Arrays, Batch, Head, Outputs, Seen
-from tfm_jax.models.heads.parts import Classifier, OutputLayer, pick, pooled
+from tfm_jax.models.heads.parts import Classifier, OutputLayer, pooled
 from tfm_jax.models.heads.terms import class_terms
 from tfm_jax.ops.losses import LossConfig, LossTerms
+from tfm_jax.sharding.order import pick
 from tfm_jax.sharding.placement import Placement
 
 
 def apply_lm(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Outputs:
   """Tokens at all positions or the picked ones."""
   if seen.picked_BP is not None:
-    h_BTD = pick(h_BTD, seen.picked_BP)
+    h_BTD = pick(st, h_BTD, seen.picked_BP)
   return {"logits": OutputLayer(c, st, seen.vocab_size, name="head")(h_BTD, seen.table_VE)}
 
 

@@ -9,6 +9,7 @@ from tfm_jax.models.config import ModelConfig, pad_vocab
 from tfm_jax.models.heads.head import Output, Seen
 from tfm_jax.models.layers import Dense, Layer, Norm
 from tfm_jax.ops.losses import Unembedding
+from tfm_jax.sharding.order import context_size, pick
 from tfm_jax.sharding.placement import Placement
 
 
@@ -58,11 +59,11 @@ class Classifier(Layer):
 def pooled(c: ModelConfig, st: Placement, h_BTD: Array, seen: Seen) -> Array:
   """One vector per row, [B, D]: the first or last token's, or the mean of all, then the pooler if there is one."""
   if c.head.pooling == "first":
-    h_BD = h_BTD[:, 0]
+    h_BD = pick(st, h_BTD, jnp.zeros((len(h_BTD), 1), jnp.int32))[:, 0] if context_size(st) > 1 else h_BTD[:, 0]
   elif c.head.pooling == "last":
     real_BT = jnp.ones(h_BTD.shape[:2], jnp.int32) if seen.segments_BT is None else (seen.segments_BT != 0)
     last_B = (real_BT * jnp.arange(h_BTD.shape[1], dtype=jnp.int32)[None]).argmax(1)
-    h_BD = jnp.take_along_axis(h_BTD, last_B[:, None, None], axis=1)[:, 0]
+    h_BD = pick(st, h_BTD, last_B[:, None])[:, 0]
   else:
     weights = jnp.ones(h_BTD.shape[:2]) if seen.segments_BT is None else (seen.segments_BT != 0).astype(jnp.float32)
     total = (h_BTD.astype(jnp.float32) * weights[:, :, None]).sum(1)
@@ -77,8 +78,3 @@ def classify(c: ModelConfig, st: Placement, h: Array, classes: int, name: str = 
   if c.head.classifier_transform:
     h = Transform(c, st, name="head")(h)
   return Classifier(c, st, classes, name=name)(h)
-
-
-def pick(h_BTD: Array, positions_BP: Array) -> Array:
-  """h at the given positions of each row: [B, P, D]."""
-  return jnp.take_along_axis(h_BTD, positions_BP[:, :, None], axis=1, mode="promise_in_bounds")

@@ -8,6 +8,7 @@ from tfm_jax.models.heads.head import Output
 from tfm_jax.ops import losses
 from tfm_jax.ops.cross_entropy import cross_entropy
 from tfm_jax.ops.losses import LossConfig, LossTerms, one_term
+from tfm_jax.sharding.order import context_size
 from tfm_jax.sharding.placement import Placement
 
 DIVERGENCE = "divergence"  # metric of losses with soft targets
@@ -44,6 +45,7 @@ def class_terms(
     z_loss=extras.z_loss,
     form="chunks" if st.lone_cpu and soft is None else "tiles",
     tiles=tiles_of(st, output.classes * (1 if soft is None else 2), *targets.shape),
+    parts=parts_of(st, targets.shape[1]),
     platform=st.platform,
     soft=soft,
   )
@@ -76,7 +78,14 @@ def result(st: Placement, output: Output) -> Array:
   return y[..., 0] if output.squeezed else y
 
 
+def parts_of(st: Placement, length: int) -> int:
+  """Number of parts of positions that lie on different devices."""
+  context = context_size(st)
+  return 1 if length % context else context
+
+
 def tiles_of(st: Placement, width: int, batch: int, length: int) -> int:
-  """The smallest divisor of the length for which one tile fits `_TILE_BYTES` on a device."""
+  """The smallest divisor of a device's part of the length for which one tile fits `_TILE_BYTES` on a device."""
+  length //= parts_of(st, length)
   total = 4 * batch * length * width // (st.batch_shards * st.mesh.shape["model"])
   return next(n for n in range(1, length + 1) if length % n == 0 and (total <= n * _TILE_BYTES or n == length))

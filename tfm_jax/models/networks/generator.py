@@ -11,7 +11,7 @@ from jax import Array
 from tfm_jax.models.blocks import Sublayers
 from tfm_jax.models.config import ModelConfig, replaced
 from tfm_jax.models.heads.head import Batch, Output
-from tfm_jax.models.heads.parts import OutputLayer, pick
+from tfm_jax.models.heads.parts import OutputLayer
 from tfm_jax.models.heads.terms import tiles_of
 from tfm_jax.models.layers import STREAM, Dense, Layer
 from tfm_jax.models.tower import tower
@@ -19,6 +19,7 @@ from tfm_jax.ops import hashing
 from tfm_jax.ops.dropout import Noise, row_keys
 from tfm_jax.ops.losses import logits
 from tfm_jax.ops.recurrent import Cell
+from tfm_jax.sharding.order import pick
 from tfm_jax.sharding.placement import Placement
 
 _SITE = 100  # of the random numbers, as sites of dropout in `models.layers`
@@ -64,7 +65,7 @@ class Generator(Layer):
     kind: Any = {"causal": False, "depth": c.num_layers, "first": first, "sublayers": Sublayers(cell=self.cell)}
     h_BTD = tower(c, st, x_BTE, segments, positions_BT, noise, **kind)[0]
     if "mlm_positions" in batch:
-      h_BTD = pick(h_BTD, batch["mlm_positions"])
+      h_BTD = pick(st, h_BTD, batch["mlm_positions"])
     return OutputLayer(c, st, self.vocab_size, name="head")(h_BTD, table_VE)
 
 

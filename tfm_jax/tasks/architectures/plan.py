@@ -10,7 +10,7 @@ from tfm_jax.sharding.strategy import ShardingConfig
 from tfm_jax.tasks.labelled.task import LabelledTask
 from tfm_jax.tasks.scores import MAIN
 from tfm_jax.tasks.table import find_task
-from tfm_jax.training.compiled.program import build_model
+from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import Config, flat, load, resolve, to_dict
 
 PARAMETERS, FLOPS = "parameters", "flops"

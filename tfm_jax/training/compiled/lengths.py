@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfm_jax.errors import UserError
+from tfm_jax.models.families.table import find_family
+from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Fields
+from tfm_jax.sharding.order import context_size
+from tfm_jax.training.config import Config
 
 
 def at_length(fields: Fields, length: int, declared: int) -> Fields:
@@ -26,6 +30,32 @@ def at_length(fields: Fields, length: int, declared: int) -> Fields:
     shape = shorter[name].shape
     shorter[name] = shorter[name]._replace(shape=(*shape[:place], length, *shape[place + 1 :]))
   return shorter
+
+
+def check_context(config: Config, model: Model, fields: Fields) -> None:
+  """Raises UserError unless the devices along `context` can share every sequence evenly."""
+  context = context_size(model.placement)
+  for name, field in fields.items() if context > 1 else ():
+    if field.kind == "pixels":
+      T = config.model.patches + 1
+      if T % context:
+        raise UserError(
+          f"sharding.context={context} does not divide the {T} tokens of an image, its patches and the class vector: "
+          f"choose another sharding.strategy, or sharding.context=1"
+        )
+    elif field.kind == "ids":
+      family = find_family(model.family)
+      decoder = name.startswith("decoder_")
+      causal = decoder if family.encoder_decoder else family.causal
+      parts, T = context * (2 if causal else 1), field.shape[-1]
+      if T % parts:
+        key = "target_len" if decoder else "seq_len"
+        choices = [n for n in (T // parts * parts, -(-T // parts) * parts) if n]
+        halves = ", two for each device where attention is causal" if causal else ""
+        raise UserError(
+          f"data.{key}={T} does not divide into the {parts} parts of sharding.context={context}{halves}: choose "
+          f"{' or '.join(map(str, choices))}"
+        )
 
 
 def batch_length(batch: Mapping[str, Any], fields: Fields, lengths: Sequence[int], culprit: str) -> int:

@@ -18,22 +18,18 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from tfm_jax.errors import UserError
-from tfm_jax.models.config import ModelConfig, attention_need
-from tfm_jax.models.families.table import find_family
 from tfm_jax.models.heads.head import of_head
 from tfm_jax.models.heads.table import HEADS
-from tfm_jax.models.model import Model, admits
+from tfm_jax.models.model import Model
 from tfm_jax.objectives.objective import Fields
-from tfm_jax.ops.attention import find_kernel
 from tfm_jax.runtime.allocator import Heap, keep_freed_memory
-from tfm_jax.runtime.devices import all_devices
 from tfm_jax.runtime.trees import flat, join, nested, partition
-from tfm_jax.sharding.pipeline import Schedule, check_pipeline, schedule
-from tfm_jax.sharding.placement import Placement, make_mesh, slice_count
-from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
+from tfm_jax.sharding.pipeline import Schedule, schedule
+from tfm_jax.sharding.placement import Placement
 from tfm_jax.training.compiled.flops import Flops, count, sequence_lengths
-from tfm_jax.training.compiled.lengths import at_length
+from tfm_jax.training.compiled.lengths import at_length, check_context
 from tfm_jax.training.compiled.memory import HOST_MEMORY, device_limit, peak_bytes
+from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.compiled.step import TrainState, make_eval_step, make_prediction_step, make_train_step
 from tfm_jax.training.config import Config
 from tfm_jax.training.loss import LossFunction, make_loss
@@ -48,47 +44,6 @@ log = logging.getLogger(__name__)
 # Freed memory is kept if this many times the peak of a step is free: for a while the heap may hold several blocks for
 # the temporaries of one step. Up to 2.3 times the peak were seen.
 _KEPT = 3
-
-
-def build_model(
-  config: Config,
-  vocab_size: int,
-  devices: Sequence[jax.Device] | None = None,
-  other: tuple[str, ModelConfig, int] | None = None,
-) -> Model:
-  """The model of a resolved configuration, on a mesh of devices.
-
-  Args:
-    config: the resolved configuration; `config.sharding` shapes the mesh.
-    vocab_size: number of ids of the tokenizer. `model.vocab_size` replaces it if it is set, and may be larger.
-    devices: the devices of the mesh; None: all devices of all processes.
-    other: family, configuration and number of ids of another model that the mesh has to fit as well, such as a teacher.
-
-  Raises:
-    UserError: the strategy's mesh does not fit the devices or the models, the attention kernel cannot serve the model,
-      or the tokenizer has more ids than `model.vocab_size`.
-  """
-  model_vocab_size = config.model.vocab_size
-  if model_vocab_size and model_vocab_size < vocab_size:
-    raise UserError(f"the tokenizer has {vocab_size} ids, more than model.vocab_size={model_vocab_size}")
-  vocab_size = model_vocab_size or vocab_size
-  devices = all_devices() if devices is None else devices
-  lengths = admits(config.family, config.model, vocab_size)
-  if other is not None:
-    lengths = {axis: own + admits(*other)[axis] for axis, own in lengths.items()}
-  sizes = mesh_sizes(config.sharding, len(devices), lengths, slice_count(devices))
-  placement = Placement(find_strategy(config.sharding.strategy), make_mesh(sizes, devices), config.sharding.pipeline)
-  if placement.stages > 1 and find_family(config.family).cell:
-    raise UserError(
-      f"sharding.strategy={config.sharding.strategy}: the layers of family={config.family} are recurrent and form no "
-      f"pipeline: choose a strategy without stages, such as fsdp"
-    )
-  check_pipeline(config.sharding, placement, config.train.batch_size)
-  cut = placement.parts(("batch", "seq"))[1] > 1  # sequences are cut into parts on different devices
-  find_kernel(config.model.attention, attention_need(config.model)._replace(platform=placement.platform, cut=cut))
-  mesh = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"
-  log.info("mesh: %d x %s, strategy %s: %s", len(devices), devices[0].device_kind, config.sharding.strategy, mesh)
-  return Model(config.family, config.model, placement, vocab_size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -383,8 +338,8 @@ def build_program(
     loss: model -> its loss; None: the loss of its head.
 
   Raises:
-    UserError: see `build_model`; or the batch does not divide by the number of its shards, or `distill.teacher` cannot
-      teach this model.
+    UserError: see `build_model`; or the batch does not divide by the number of its shards, or sequences by the number
+      of parts into which they are cut, or `distill.teacher` cannot teach this model.
   """
   described = read_teacher(config) if config.distill.teacher else None
   model = build_model(config, vocab_size, devices, described)
@@ -394,6 +349,7 @@ def build_program(
       f"train.batch_size={config.train.batch_size} does not divide into the {shards} parts of "
       f"{' x '.join(model.placement.batch_axes)}: choose a multiple of {shards}"
     )
+  check_context(config, model, fields)
   teacher = make_teacher(*described, config.distill, model, fields) if described else None
   of_model = loss(model) if loss else make_loss(model, config.loss)
   return Program(config, model, fields, merged_loss(config.adapter, of_model, model.placement), teacher)

@@ -35,6 +35,7 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
   "optimizer.name": lambda: OPTIMIZERS,
   "optimizer.schedule": lambda: SCHEDULES,
   "sharding.strategy": lambda: STRATEGIES,
+  "sharding.attention": lambda: ("auto", "ring", "ulysses"),
 }
 
 # Keys whose values can be made of several names: what raises UserError if a value is not.
