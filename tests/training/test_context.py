@@ -11,18 +11,12 @@ from tfm_jax.compare.program import build_program
 from tfm_jax.errors import UserError
 from tfm_jax.sharding import tiles
 from tfm_jax.sharding.placement import Placement, make_mesh, single_device
-from tfm_jax.sharding.strategy import AXES, STRATEGIES, Strategy
+from tfm_jax.sharding.strategy import AXES, find_strategy
 from tfm_jax.training.config import load, resolve
 from tfm_jax.training.loss import LossConfig
 
 STEPS = 10
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
-SHARED = STRATEGIES["cp"].rules[1:]
-PRODUCTS = {
-  "cp": STRATEGIES["cp"],
-  "fsdp+cp": Strategy(STRATEGIES["fsdp"].rules + SHARED),
-  "tp+cp": Strategy(STRATEGIES["tp"].rules + SHARED),
-}
 
 
 def placed(strategy="cp", attention="auto", **sizes):
@@ -30,7 +24,7 @@ def placed(strategy="cp", attention="auto", **sizes):
     dict.fromkeys(AXES, 1) | sizes,
     jax.devices()[: int(np.prod(list(sizes.values())))],
   )
-  return Placement(PRODUCTS[strategy], mesh, attention)
+  return Placement(find_strategy(strategy), mesh, attention=attention)
 
 
 @functools.cache
@@ -60,7 +54,8 @@ RUNS = [
   ("experts", "cp", "auto", FOUR),
   ("gpt", "fsdp+cp", "auto", FOUR),
   ("t5", "tp+cp", "auto", THREE),
-  ("gpt", "cp", "ulysses", FOUR),
+  ("bert", "cp+tp_sp", "auto", THREE),
+  ("gpt", "zero2+cp", "ulysses", FOUR),
   ("t5", "tp+cp", "ulysses", THREE),
 ]
 

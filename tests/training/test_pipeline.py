@@ -12,32 +12,29 @@ from tests.training.test_step import alone, train
 from tfm_jax.errors import UserError
 from tfm_jax.sharding.pipeline import Schedule, pipelined, schedule
 from tfm_jax.sharding.placement import Placement, make_mesh
-from tfm_jax.sharding.strategy import AXES, STRATEGIES, ShardingConfig, Strategy
+from tfm_jax.sharding.strategy import AXES, ShardingConfig, find_strategy
 from tfm_jax.training.checkpoint import Checkpoints
 from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import load, resolve
 
-PP = dict(STRATEGIES["pp"].rules)
 
-
-def staged(stage, model=1, fsdp=False, pipeline=0):
-  """A pipeline on eight devices; the rest of them splits the batch, and with `fsdp` the parameters too."""
-  rules = PP | ({"embed": ("data", "stage")} if fsdp else {}) | (dict(STRATEGIES["tp"].rules[1:]) if model > 1 else {})
+def staged(stage, model=1, pipeline=0, strategy="pp"):
+  """A pipeline on eight devices; the rest of them splits the batch."""
   sizes = dict.fromkeys(AXES, 1) | {"stage": stage, "model": model, "data": 8 // stage // model}
-  return Placement(Strategy(tuple(rules.items())), make_mesh(sizes), pipeline)
+  return Placement(find_strategy(strategy), make_mesh(sizes), pipeline)
 
 
 CASES = [
   ("gpt", {}, {"stage": 4}),
-  ("t5", {"num_layers": 2}, {"stage": 2, "model": 2, "fsdp": True}),
-  ("bert", {}, {"stage": 2, "model": 2}),
+  ("t5", {"num_layers": 2}, {"stage": 2, "model": 2, "strategy": "fsdp+tp+pp"}),
+  ("bert", {}, {"stage": 2, "model": 2, "strategy": "tp_sp+pp"}),
   ("gpt", {"remat": "full"}, {"stage": 4, "pipeline": 4}),
-  ("transformer", {}, {"stage": 4, "model": 2}),
-  ("modernbert", {"window.size": 3, "window.global_every": 2}, {"stage": 2, "fsdp": True}),
-  ("experts", {}, {"stage": 4, "fsdp": True}),
+  ("transformer", {}, {"stage": 4, "model": 2, "strategy": "tp+pp"}),
+  ("modernbert", {"window.size": 3, "window.global_every": 2}, {"stage": 2, "strategy": "zero2+pp"}),
+  ("experts", {}, {"stage": 4, "strategy": "fsdp+pp"}),
   ("deepnorm", {"scan": False, "remat": "dots"}, {"stage": 2}),
 ]
-NAMES = [f"{variant}-{'-'.join(f'{axis}={size}' for axis, size in sizes.items())}" for variant, _, sizes in CASES]
+NAMES = [f"{variant}-{'-'.join(map(str, sizes.values()))}" for variant, _, sizes in CASES]
 
 
 @pytest.mark.slow_but(*NAMES[:2])
