@@ -5,7 +5,7 @@ Memory on one device is the sum of
 - float32 gradients of the trained parameters; twice with microbatches, whose sum is kept beside the current ones;
 - activations stored for the backward pass, per token and block, in the compute dtype:
     remat=full  D          the input of the block (Chen et al. 2016)
-    remat=dots  D + L      and the outputs of all its linears
+    remat=dots  D + L      and the outputs of its linears but the last
     remat=none  4 D + M    the stream and its norm before each sub-layer; queries, keys, values and what attention makes
                            of them; the inputs and the outputs of the activation. Plain attention also keeps its weights
 - temporaries: the weights of two blocks, gathered; and the larger of what one block computes, and what the loss does:
@@ -17,7 +17,7 @@ Time on one device is the sum of
   products of queries and keys (two forward, seven backward), and two more with remat;
 - memory traffic at `HBM_EFFICIENCY`: passes over activations (`PASSES`), stored activations, logits, the optimizer;
 - collectives: `compiled.minimum` at the speed of the links, and the latency of each hop. Those of weights that are
-  gathered and scattered overlap with up to `OVERLAP` of the time of products; all others are exposed;
+  gathered and scattered overlap with products, up to `OVERLAP` of their time; all others are exposed;
 - the bubble of a pipeline, (stages - 1) / microbatches of all of it (Huang et al. 2019).
 
 No constant is fitted to a run. `tests/compare/test_plan_estimates.py` holds the result against compiled programs.
@@ -46,7 +46,7 @@ from tfm_jax.training.optimization.lora import axes_of
 # Passes over the residual stream in the forward pass of a sub-layer: a norm (two reads, a write) and a residual (a
 # read). The backward pass has twice as many.
 PASSES = 4
-# The share of the time of matrix products behind which the compiler hides gathers and scatters of weights.
+# The share of gathers and scatters of weights that the compiler hides behind products: seen in compiled programs.
 OVERLAP = 0.8
 SPLASH_TILE = 512  # queries and keys of a tile of splash attention
 LOSS_TILE_BYTES = 256 * 2**20  # float32 logits that the loss has at a time
@@ -310,7 +310,7 @@ class Step:
     gathered = {axis for name, axes in strategy.rules for axis in axes if name in ("embed", "mlp", "heads", "experts")}
     gathered &= set(BATCH_AXES)
     exposed: dict[str, float] = {}
-    hidden, hideable = 0.0, OVERLAP * compute
+    hidden, hideable = 0.0, compute
     for key, size in sent.items():
       axes = key.split(",")
       wires = [along[axis] for axis in axes if axis in along]
@@ -327,7 +327,7 @@ class Step:
       times = 3 if overlaps else 0 if set(axes) <= set(BATCH_AXES) else 2
       seconds += hops * HOP_SECONDS * max(times * sum(map(self.layers, self.linears)) * self.microbatches, 1)
       if overlaps:
-        covered = min(seconds, hideable)
+        covered = min(OVERLAP * seconds, hideable)
         hideable, hidden, seconds = hideable - covered, hidden + covered, seconds - covered
       exposed[key] = seconds
     return exposed, hidden
@@ -349,7 +349,7 @@ class Step:
       outputs, makes = self.made(linear)
       ends = self.stream if linear.closes else 0.0
       block = ends if "mlp" in linear.path else 0.0  # one linear per block
-      numbers = {"full": block, "dots": block + outputs, "none": 2 * ends + makes + (0 if ends else outputs)}[remat]
+      numbers = {"full": block, "dots": block or outputs, "none": 2 * ends + makes + (0 if ends else outputs)}[remat]
       total += self.item * linear.tokens * numbers * self.layers(linear)
     if remat == "none" and not self.splash:
       total += sum(self.item * heads * queries * keys for heads, _, queries, keys, _ in self.attentions())

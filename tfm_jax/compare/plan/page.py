@@ -12,7 +12,8 @@ from tfm_jax.runtime.reporting.units import human_bytes, human_count
 TERMINAL_ROWS = 10
 _STYLE = """<style>
 code { font-size: 0.78rem; overflow-wrap: anywhere; } td.n, td { vertical-align: top; }
-td:has(code) { min-width: 24rem; } .curve .label { fill: var(--ink); font-weight: 600; }
+td:has(code) { min-width: 24rem; } code span { white-space: nowrap; }
+.curve .label { fill: var(--ink); font-weight: 600; }
 </style>
 """
 
@@ -180,11 +181,16 @@ def _wide(values: Sequence[float]) -> bool:
 
 def _commands(plan: Plan) -> str:
   rows = [
-    [str(number), _layout(row), page.Html(f"<code>{page.html_of(row.command)}</code>")]
+    [str(number), _layout(row), page.Html(f"<code>{_unbroken(row.command)}</code>")]
     for number, row in enumerate(plan.rows, 1)
     if row.fits
   ]
   return page.table(["", "layout", "command"], rows, text_columns=3)
+
+
+def _unbroken(command: str) -> str:
+  """A command as HTML, broken into lines at blanks alone, not at the hyphens of flags."""
+  return " ".join(f"<span>{page.html_of(word)}</span>" for word in command.split(" "))
 
 
 def _estimates(plan: Plan) -> str:

@@ -29,7 +29,7 @@ from tfm_jax.training.config import Config, to_dict
 
 log = logging.getLogger(__name__)
 
-NOT_COMPILED = 12  # candidates without a forecast that plan.json and the page name, per topology
+NOT_COMPILED = 6  # candidates without a forecast that plan.json and the page name, per topology
 INTERRUPTED = ("SIGINT", "KeyboardInterrupt", "SIGTERM")
 
 

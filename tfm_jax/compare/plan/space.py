@@ -108,6 +108,8 @@ def meshes(
         f"{topology}: choose a multiple of {shards}"
       )
       continue
+    if "replica" in free and mesh["data"] == 1:
+      continue  # whole copies alone: that is dp
     found.append(tuple(mesh[axis] for axis in AXES))
   return list(dict.fromkeys(found)), reason
 
