@@ -120,7 +120,7 @@ def test_topologies_take_turns_and_each_has_a_few():
 
 def test_what_only_has_more_microbatches_than_one_that_fits_is_not_compiled():
   one, more = candidate(microbatches=1), candidate(microbatches=2)
-  estimates = {one: estimated(1.0), more: estimated(1.05)}
+  estimates = {one: estimated(1.0), more: estimated(1.05, 0.3 * LIMIT)}
   assert next_candidate(estimates, {one: compiled(one)}) is None
   assert next_candidate(estimates, {one: compiled(one, memory=1.5 * LIMIT)}) == more
   assert next_candidate(estimates, {more: compiled(more)}) == one  # fewer may fit too
