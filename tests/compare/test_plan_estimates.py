@@ -8,15 +8,17 @@ import pytest
 
 from tests.support.launching import ROOT, tiny
 from tfm_jax.compare.compiled.minimum import minimum_bytes
+from tfm_jax.compare.plan.estimate import Step
 from tfm_jax.compare.plan.paper import Paper
 from tfm_jax.compare.plan.space import Candidate
+from tfm_jax.compare.plan.torus import chip_of
 from tfm_jax.compare.program import build_program
 from tfm_jax.compare.worker import FORECAST_ENV, run_worker
 from tfm_jax.sharding.strategy import AXES
 from tfm_jax.training.compiled.memory import bytes_per_device
 from tfm_jax.training.config import load, to_dict
 
-MEMORY_ERROR, TIME_ERROR = 0.25, 0.35  # relative to the compiled program
+MEMORY_ERROR, TIME_ERROR = 0.2, 0.25  # relative to the compiled program
 CLEAR = 1.15  # ratio of two forecasts from which on the estimates must rank them alike
 MODEL = {"num_layers": 8, "embed_dim": 2048, "num_heads": 16, "mlp_dim": 5632, "max_positions": 2048}
 TOPOLOGY, ROWS, TOKENS = "v5e:4x4", 64, 2048
@@ -79,7 +81,7 @@ def test_time_is_near_that_of_the_forecast_and_ranks_alike(programs):
 # --- without a compiler
 
 
-@pytest.mark.parametrize("strategy", ["dp", "fsdp", "fsdp_tp"])
+@pytest.mark.parametrize("strategy", ["dp", "fsdp_tp"])
 def test_state_and_bytes_sent_are_those_of_the_program_itself(experiment, strategy):
   """On eight devices that exist: the mesh of the estimate has none."""
   config = tiny(experiment, sharding__strategy=strategy)
@@ -91,18 +93,14 @@ def test_state_and_bytes_sent_are_those_of_the_program_itself(experiment, strate
     assert small._minimum(strategy, sizes, remat, count) == pytest.approx(minimum_bytes(model, count))
 
 
-@pytest.mark.parametrize("family", ["bert", "t5", "transformer"])
-def test_products_are_those_of_the_program(experiment, family):
-  """Without exposed traffic and at the peak, linears, attention and the rest take the FLOPs of the gradient."""
+@pytest.mark.parametrize("family", ["gpt", "transformer"])
+def test_what_is_left_of_the_products_is_the_output_layer(experiment, family):
+  """The linears of all blocks and attention, counted from shapes, are all other FLOPs of the gradient."""
   small = Paper(tiny(experiment, family))
-  estimate = small.estimate("v5e:2x2", "dp", dict.fromkeys(AXES, 1) | {"data": 4}, "none", 1)
-  assert estimate.compute > small.program.flops.full / 4 / 197e12
-  inside = sum(
-    6 * 8 * linear.tokens * linear.outputs * linear.layers * linear.shape[0] * linear.shape[1]
-    for linear in small.linears
-    if linear.path.endswith("wi")
-  )
-  assert 0 < inside < small.program.flops.full
+  sizes, chip = tuple((dict.fromkeys(AXES, 1) | {"data": 4}).values()), chip_of("v5e:2x2")
+  step = Step(small._placed("dp", sizes), small.linears, small.lengths[0], False, chip, "none", 1, True)
+  flops = 4 * step.rest() * chip.peak * chip.matrix
+  assert flops == pytest.approx(6 * 8 * small.lengths[-1] * 384 * 32, rel=0.02)  # rows, tokens, ids, width
 
 
 def test_remat_trades_memory_for_time():
