@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.launching import tiny
 from tfm_jax.compare.plan import __main__ as door
+from tfm_jax.compare.plan import plan as planning
 from tfm_jax.compare.plan import search as searching
 from tfm_jax.compare.plan.estimate import Estimate
 from tfm_jax.compare.plan.goal import Goal, parse_count, parse_topologies, read_prices
@@ -418,6 +419,27 @@ def test_mistakes_are_one_line(experiment, run, changes, named, tmp_path):
   status, message = run(*(f"--{name}={value}" for name, value in flags.items() if value is not None))
   assert status == 2 and message.startswith("error: ") and message.count("\n") == 1 and named in message, message
   assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_its_folder_and_a_second_one_compiles_nothing(experiment, run, monkeypatch, tmp_path):
+  asked = []
+  monkeypatch.setattr(planning.importlib.util, "find_spec", lambda name: name)
+  monkeypatch.setattr(planning, "compiler", lambda config: lambda one, _: asked.append(one) or compiled(one))
+  monkeypatch.setattr("tfm_jax.runtime.reporting.picture.BROWSERS", ())
+  arguments = [f"--config={experiment}:gpt", "--topologies=v5e:2x2", "--strategies=fsdp", f"--out={tmp_path / 'out'}"]
+  assert run(*arguments) == (0, "")
+  names = {path.name for path in (tmp_path / "out").iterdir()}
+  assert names == {"plan.json", "plan.html", "compiled.jsonl", "forecasts.jsonl"}
+  count = len(asked)
+  assert run(*arguments) == (0, "") and len(asked) == count > 0
+
+
+def test_an_interrupted_command_says_how_to_go_on(experiment, run, monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(planning, "plan", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+  printed = []
+  monkeypatch.setattr("builtins.print", lambda *texts, **_: printed.append(" ".join(map(str, texts))))
+  status, _ = run(f"--config={experiment}:gpt", "--topologies=v5e:2x2", f"--out={tmp_path / 'out'}")
+  assert status == 130 and "goes on from there" in printed[0] and "python -m tfm_jax.compare.plan" in printed[0]
 
 
 def test_topologies_are_a_list_without_repetition():

@@ -7,7 +7,7 @@
                              two slices
 --steps=10                   number of timed steps
 --parameter=PATH             the parameter that the report draws by device; default: the largest of the blocks
---out=DIR                    the folder for report.html, comparison.json and comparison.csv
+--out=DIR                    the folder for report.html, comparison.json and comparison.csv; of forecasts the ledger too
 --config.KEY=VALUE           replaces a key of the config
 """
 
