@@ -1,5 +1,6 @@
 """`plan`: from a configuration and topologies to ranked rows, in a folder that a second call goes on from."""
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -17,7 +18,7 @@ from tfm_jax.compare.plan.goal import Goal
 from tfm_jax.compare.plan.paper import Paper
 from tfm_jax.compare.plan.rows import Row, make_rows, pareto
 from tfm_jax.compare.plan.scaling import ScalingPoint, limit_of, scaling
-from tfm_jax.compare.plan.search import FEW, PROMISING, Compile, Corrections, Survey, nearest, search, survey
+from tfm_jax.compare.plan.search import FEW, PROMISING, Compile, Corrections, Survey, family_of, nearest, search, survey
 from tfm_jax.compare.plan.space import Candidate, strategies_for
 from tfm_jax.compare.plan.store import Store
 from tfm_jax.compare.plan.torus import chip_of
@@ -29,7 +30,7 @@ from tfm_jax.training.config import Config, to_dict
 
 log = logging.getLogger(__name__)
 
-NOT_COMPILED = 6  # candidates without a forecast that plan.json and the page name, per topology
+SHOWN = 6  # candidates without a forecast that plan.json and the page name, per topology
 INTERRUPTED = ("SIGINT", "KeyboardInterrupt", "SIGTERM")
 
 
@@ -203,43 +204,41 @@ def _waiting(
   few: int,
   promising: float,
 ) -> list[Waiting]:
-  """The best candidates of each topology that were not compiled: one per strategy, mesh, remat and loop."""
-  chosen: dict[tuple, Waiting] = {}
-  counts: dict[str, int] = {}
+  """The best candidates of each topology that differ from all compiled ones in more than microbatches, and why."""
+  compiled = {family_of(one) for one in results}
+  tried = collections.Counter(one.topology for one in results)
   best: dict[str, float] = {}
-  tried: dict[str, int] = {}
-  families = {(one.topology, one.strategy, one.mesh, one.remat, one.scan) for one in results}
   for one, result in results.items():
-    tried[one.topology] = tried.get(one.topology, 0) + 1
     if result.forecast_step_seconds and result.fits:
       best[one.topology] = min(best.get(one.topology, math.inf), result.forecast_step_seconds.total)
-  corrected = lambda one: estimates[one].seconds * corrections.seconds(one)
-  for one in sorted(estimates, key=corrected):
-    family = (one.topology, one.strategy, one.mesh, one.remat, one.scan)
-    if family in families or family in chosen or counts.get(one.topology, 0) >= NOT_COMPILED:
+  families: dict[tuple, Waiting] = {}
+  for one, estimate in estimates.items():
+    if family_of(one) in compiled:
       continue
-    seconds, memory = corrected(one), estimates[one].memory * corrections.memory(one)
+    seconds, memory = estimate.seconds * corrections.seconds(one), estimate.memory * corrections.memory(one)
     limit = chip_of(one.topology).memory
-    more = any(estimates[other].memory < estimates[one].memory for other in _siblings(one, estimates))
-    if memory > limit and more:
-      continue  # another number of microbatches stands for the family
-    reason = f"{tried.get(one.topology, 0)} others of this topology were compiled"
+    reason = f"{tried[one.topology]} others of its topology were compiled"
     if memory > limit:
       reason = f"by estimate it needs {memory / 2**30:.1f} of {limit / 2**30:.1f} GiB"
     elif seconds > promising * best.get(one.topology, math.inf):
-      reason = f"by estimate it is {seconds / best[one.topology]:.2f} times as slow as the best of its topology"
-    elif tried.get(one.topology, 0) < few:
+      reason = f"by estimate it takes {seconds / best[one.topology]:.2f} times as long as the best of its topology"
+    elif not one.scan and family_of(one, scan=True) not in compiled:
+      reason = "unrolled blocks are compiled only where their loop was"
+    elif tried[one.topology] < few:
       reason = "the time was up"
-    chosen[family] = Waiting(one.text, one.topology, seconds, memory, limit, reason)
-    counts[one.topology] = counts.get(one.topology, 0) + 1
-  return list(chosen.values())
+    waiting = Waiting(one.text, one.topology, seconds, memory, limit, reason)
+    families[family_of(one)] = min(waiting, families.get(family_of(one), waiting), key=_preference)
+  chosen: list[Waiting] = []
+  for waiting in sorted(families.values(), key=lambda waiting: waiting.seconds):
+    if sum(other.topology == waiting.topology for other in chosen) < SHOWN:
+      chosen.append(waiting)
+  return chosen
 
 
-def _siblings(one: Candidate, estimates: Mapping[Candidate, Estimate]) -> list[Candidate]:
-  """The candidates with more microbatches and all else equal."""
-  rows = range(one.microbatches + 1, 4 * one.microbatches + 1)
-  others = (dataclasses.replace(one, microbatches=count) for count in rows)
-  return [other for other in others if other in estimates]
+def _preference(waiting: Waiting) -> tuple[bool, float]:
+  """Of candidates that differ only in microbatches the fastest that fits stands for all, or the one that needs least."""
+  fits = waiting.memory_bytes <= waiting.memory_limit
+  return not fits, waiting.seconds if fits else waiting.memory_bytes
 
 
 def _notes(found: Survey, results: Mapping[Candidate, StrategyResult]) -> list[str]:

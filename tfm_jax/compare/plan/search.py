@@ -130,17 +130,17 @@ def next_candidate(
   for one, result in results.items():
     if result.forecast_step_seconds and result.fits:
       best[one.topology] = min(best.get(one.topology, math.inf), result.forecast_step_seconds.total)
-      fits[_family(one)] = min(fits.get(_family(one), one.microbatches), one.microbatches)
+      fits[family_of(one)] = min(fits.get(family_of(one), one.microbatches), one.microbatches)
     elif result.status == OUT_OF_MEMORY:
-      fails[_family(one)] = max(fails.get(_family(one), 0), one.microbatches)
+      fails[family_of(one)] = max(fails.get(family_of(one), 0), one.microbatches)
   choices: list[tuple[int, float, Candidate]] = []
   for one, estimate in estimates.items():
-    family = _family(one)
+    family = family_of(one)
     if one in tried or started[one.topology] >= few:
       continue
     if one.microbatches > fits.get(family, math.inf) or one.microbatches <= fails.get(family, 0):
       continue
-    if not one.scan and dataclasses.replace(one, scan=True) in estimates and _family(one, scan=True) not in fits:
+    if not one.scan and dataclasses.replace(one, scan=True) in estimates and family_of(one, scan=True) not in fits:
       continue
     memory = estimate.memory * corrections.memory(one)
     margin = CORRECTED_MARGIN if corrections.knows_memory(one) else MARGIN
@@ -154,7 +154,7 @@ def next_candidate(
   return min(choices, key=lambda choice: choice[:2])[2] if choices else None
 
 
-def _family(one: Candidate, scan: bool | None = None) -> tuple:
+def family_of(one: Candidate, scan: bool | None = None) -> tuple:
   """What all candidates share that differ in nothing but microbatches."""
   return one.topology, one.strategy, one.mesh, one.remat, one.scan if scan is None else scan
 
