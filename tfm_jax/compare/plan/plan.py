@@ -236,7 +236,7 @@ def _waiting(
 
 
 def _preference(waiting: Waiting) -> tuple[bool, float]:
-  """Of candidates that differ only in microbatches the fastest that fits stands for all, or the one that needs least."""
+  """Of candidates that differ only in microbatches the fastest that fits stands for all, or the one of least memory."""
   fits = waiting.memory_bytes <= waiting.memory_limit
   return not fits, waiting.seconds if fits else waiting.memory_bytes
 
