@@ -8,13 +8,14 @@ import pytest
 
 from tests.support.launching import ROOT, tiny
 from tfm_jax.compare.compiled.minimum import minimum_bytes
+from tfm_jax.compare.forecast import calibration
 from tfm_jax.compare.plan.estimate import Step
 from tfm_jax.compare.plan.paper import Paper
 from tfm_jax.compare.plan.space import Candidate
-from tfm_jax.compare.plan.torus import chip_of
+from tfm_jax.compare.plan.torus import chip_of, device_count, slices_of
 from tfm_jax.compare.program import build_program
 from tfm_jax.compare.worker import FORECAST_ENV, run_worker
-from tfm_jax.sharding.strategy import AXES
+from tfm_jax.sharding.strategy import AXES, mesh_sizes
 from tfm_jax.training.compiled.memory import bytes_per_device
 from tfm_jax.training.config import load, to_dict
 
@@ -79,6 +80,18 @@ def test_time_is_near_that_of_the_forecast_and_ranks_alike(programs):
 
 
 # --- without a compiler
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [run for run in calibration.read() if run["forecast"]], ids=lambda run: run["run"])
+def test_published_runs_are_estimated_as_they_were_forecast(run):
+  """Slices of up to 1,024 chips, models of up to 512 billion parameters: beyond what a test can compile."""
+  config = load(str(ROOT / f"configs/decoder.py:{run['run']}"))
+  large, topology = Paper(config), run["topology"]
+  mesh = mesh_sizes(config.sharding, device_count(topology), large.admits, slices_of(topology))
+  expected = large.estimate(topology, config.sharding.strategy, mesh, config.model.remat, 1)
+  assert expected.seconds == pytest.approx(float(run["forecast"]), rel=TIME_ERROR)
+  assert expected.memory < chip_of(topology).memory  # they ran
 
 
 @pytest.mark.parametrize("strategy", ["dp", "fsdp_tp"])

@@ -86,6 +86,7 @@ def test_a_measured_step_is_logged_once_beside_the_forecast(monkeypatch, caplog)
   assert caplog.messages == [f"step {SETTLED} took 2 s; the forecast was 1.8 s (-10.0%)"]
 
 
+@pytest.mark.slow
 def test_training_shows_the_forecast(cache, experiment, tmp_path, caplog):
   config = tiny(experiment, **SHORT_RUN, train__steps=SETTLED + 1, sharding__strategy="dp")
   size = build_program(config, None).placement.mesh.size

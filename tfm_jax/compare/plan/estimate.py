@@ -255,7 +255,7 @@ class Step:
       total += count * max(units + exposed, traffic) * self.layers(linear) * self.microbatches
     return total
 
-  def attentions(self) -> list[tuple[float, float, int, int, bool]]:
+  def attentions(self) -> list[tuple[float, int, int, int, bool]]:
     """(blocks and heads of this device, features of a head, queries, keys, causal) of each kind of attention layer."""
     found, causal = [], find_family(self.placed.program.model.family).causal
     for linear in self.linears:

@@ -127,7 +127,7 @@ class Paper:
       base = self.program.model
       placement = Placement(find_strategy(strategy), mesh)  # type: ignore[arg-type]
       model = _OnPaper(base.family, base.config, placement, base.vocab_size, base.shapes())
-      sharding = dataclasses.replace(ShardingConfig(strategy), **dict(zip(AXES, sizes, strict=True)))
+      sharding = dataclasses.replace(ShardingConfig(strategy), **dict(zip(AXES, sizes, strict=True)))  # type: ignore[arg-type]
       config = dataclasses.replace(self.config, sharding=sharding)
       program = dataclasses.replace(self.program, config=config, model=model)
       known = {name: getattr(self.program, name) for name in ("shapes", "frozen", "tx", "flops")}

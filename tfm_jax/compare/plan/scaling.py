@@ -70,7 +70,7 @@ def _point(
 ) -> ScalingPoint | None:
   """One estimate, with the fewest microbatches that fit; None if the slice does not serve."""
   kept = {axis: n for axis, n in one.split.items() if axis != "data"}
-  sharding = dataclasses.replace(paper.config.sharding, strategy=one.strategy, **kept)  # type: ignore[arg-type]
+  sharding = dataclasses.replace(paper.config.sharding, strategy=one.strategy, **kept)
   try:
     mesh = mesh_sizes(sharding, device_count(topology), paper.admits)
   except UserError:

@@ -7,7 +7,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import tfm_jax
 from tfm_jax.compare.forecast.ledger import versions
 from tfm_jax.compare.plan.space import Candidate
 from tfm_jax.compare.results import StrategyResult, result_from_json, to_json
@@ -66,7 +65,7 @@ class Store:
 @functools.cache
 def _code() -> str:
   """A hash of the code that decides programs and forecasts."""
-  digest, root = hashlib.sha256(), Path(str(tfm_jax.__file__)).parent
+  digest, root = hashlib.sha256(), Path(__file__).parents[2]
   for folder in _SOURCES:
     for file in sorted((root / folder).rglob("*.py")):
       digest.update(file.read_bytes())

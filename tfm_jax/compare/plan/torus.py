@@ -49,7 +49,7 @@ def wires(topology: str, sizes: Mapping[str, int]) -> dict[str, Wires]:
   free = list(whole)
   across = next((axis for axis, size in sizes.items() if size % slices == 0), "") if slices > 1 else ""
   found = {}
-  for axis, size in reversed(sizes.items()):
+  for axis, size in reversed(list(sizes.items())):
     if size == 1:
       continue
     within = size // slices if axis == across else size

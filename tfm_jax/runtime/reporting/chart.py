@@ -158,15 +158,15 @@ def _round_step(rough: float) -> float:
 def _drawable(line: Line, x_log: bool, y_log: bool) -> Line:
   """The line with only those points that have a place on the axes."""
   inside = [math.isfinite(y) and (x > 0 or not x_log) and (y > 0 or not y_log) for x, y in line.points]
-  points, ranges, labels = (
-    list(itertools.compress(values, inside)) for values in (line.points, line.ranges, line.labels)
-  )
+  points, ranges = (list(itertools.compress(values, inside)) for values in (line.points, line.ranges))
+  labels = list(itertools.compress(line.labels, inside))
   return dataclasses.replace(line, points=points, ranges=ranges, labels=labels)
 
 
 def _labels(lines: Sequence[Line], x_axis: _Axis, y_axis: _Axis, width: int) -> list[str]:
   """The labels of points, each beside its point, or where there is room above or below the labels so far."""
-  drawn, taken = [], []
+  drawn: list[str] = []
+  taken: list[tuple[float, float, float]] = []  # left, right and bottom of each label
   for line in lines:
     for (x, y), label in zip(line.points, line.labels, strict=False):
       size = LETTER * len(label)
