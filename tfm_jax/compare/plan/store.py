@@ -15,7 +15,8 @@ from tfm_jax.training.config import Config, to_dict
 
 NAME = "compiled.jsonl"
 _OTHERS = ("eval", "checkpoint", "seed", "init_from", "branch_from", "branch_at")  # not in the program
-_SOURCES = ("compare/compiled", "compare/forecast", "models", "objectives", "ops", "runtime", "sharding", "training")
+_SOURCES = ("compare/compiled", "compare/forecast", "models", "objectives", "ops", "sharding", "training")
+_FILES = ("compare/program.py", "runtime/chips.py")
 
 
 class Store:
@@ -66,7 +67,7 @@ class Store:
 def _code() -> str:
   """A hash of the code that decides programs and forecasts."""
   digest, root = hashlib.sha256(), Path(__file__).parents[2]
-  for folder in _SOURCES:
-    for file in sorted((root / folder).rglob("*.py")):
-      digest.update(file.read_bytes())
+  files = [file for folder in _SOURCES for file in sorted((root / folder).rglob("*.py"))]
+  for file in [*files, *(root / name for name in _FILES)]:
+    digest.update(file.read_bytes())
   return digest.hexdigest()[:16]
