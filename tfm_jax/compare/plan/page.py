@@ -76,12 +76,9 @@ def _answer(plan: Plan) -> str:
 
 def _ranking(plan: Plan) -> str:
   """How the rows are ordered."""
-  if plan.goal.days is None:
-    order = "The fastest comes first."
-  else:
-    order = (
-      f"The cheapest by {_price_name(plan)} that ends within {plan.goal.days:g} days comes first; then the others."
-    )
+  order = "The fastest comes first."
+  if plan.goal.days is not None:
+    order = f"Of the rows that end within {plan.goal.days:g} days, the cheapest by {_price_name(plan)} comes first."
   return f"{order} Left: memory of a device that the step leaves free."
 
 
