@@ -131,8 +131,8 @@ def plan(
   found = survey(config, paper, topologies, strategies)
   fitting = sum(e.memory <= chip_of(one.topology).memory for one, e in found.estimates.items())
   log.info("%d candidates, of which %d fit by estimate", len(found.estimates), fitting)
+  recorded: Compile = _recorded(compile or compiler(config, topologies), config, name, folder)
   store = Store(folder, config)
-  recorded: Compile = _recorded(compile or compiler(config), config, name, folder)
   results = search(found.estimates, recorded, store, minutes, jobs, few, promising)
   rows = make_rows(results, found.estimates, goal, config, name, overrides or {})
   if not rows or not rows[0].fits:
@@ -161,8 +161,15 @@ def plan(
   )
 
 
-def compiler(config: Config) -> Compile:
-  """Compiles candidates of a configuration in processes of their own."""
+def compiler(config: Config, topologies: Sequence[str]) -> Compile:
+  """Compiles candidates of a configuration in processes of their own.
+
+  Raises:
+    UserError: the TPU compiler knows no such slice.
+  """
+  for topology in topologies:
+    request = {"task": "describe", "topology": topology, "parameter": "", "config": to_dict(config)}
+    run_worker(request, FORECAST_ENV)
 
   def compile(one: Candidate, seconds: float) -> StrategyResult | None:
     request = {"task": "forecast", "strategy": one.name, "topology": one.topology, "parameter": "", "steps": 1}
