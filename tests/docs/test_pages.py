@@ -16,6 +16,7 @@ from tests.support.image_data import write_quarters
 from tests.support.launching import ROOT, WithoutSamples, tiny, write_experiment, write_untrained_run
 from tfm_jax.compare import __main__ as compare_command
 from tfm_jax.compare import scaling
+from tfm_jax.compare.plan import __main__ as plan_command
 from tfm_jax.data import __main__ as data_command
 from tfm_jax.data.prepare import SOURCES
 from tfm_jax.decode import __main__ as decode_command
@@ -45,6 +46,7 @@ PAGES = pytest.mark.parametrize("page", EVERY.values(), ids=EVERY)
 COMMANDS = {
   "train.py": FLAGS,
   "-m tfm_jax.compare": ("config", "strategies", "devices", "topology", "steps", "parameter", "out"),
+  "-m tfm_jax.compare.plan": plan_command.FLAGS,
   "-m tfm_jax.compare.scaling": ("config", "strategies", "topologies", "rows", "to", "out"),
   "-m tfm_jax.data": data_command.FLAGS,
   "-m tfm_jax.decode": decode_command.FLAGS,
@@ -240,6 +242,7 @@ def test_flags_of_commands_are_those_of_the_commands():
   """`COMMANDS` above names what the commands themselves document."""
   for name, module in {
     "-m tfm_jax.compare": compare_command,
+    "-m tfm_jax.compare.plan": plan_command,
     "-m tfm_jax.data": data_command,
     "-m tfm_jax.compare.scaling": scaling,
     "-m tfm_jax.tasks.sweep": sweep_command,

@@ -8,7 +8,7 @@
                              two slices
 --steps=10                   number of timed steps
 --parameter=PATH             the parameter that the report draws by device; default: the largest of the blocks
---out=DIR                    the folder for report.html, comparison.json and comparison.csv
+--out=DIR                    the folder for report.html, comparison.json and comparison.csv; of forecasts the ledger too
 --config.KEY=VALUE           replaces a key of the config
 """
 
@@ -23,8 +23,10 @@ from tfm_jax.training.keys.help import config_keys
 def main(flags: Flags) -> None:
   """Compares the strategies, prints the result and writes the report."""
   from tfm_jax.compare.compare import compare
+  from tfm_jax.compare.forecast.ledger import entry
   from tfm_jax.compare.report.write import terminal_table, write_report
   from tfm_jax.errors import UserError
+  from tfm_jax.runtime import ledger
   from tfm_jax.training.config import load
 
   path, out = flags.require("config"), Path(flags.require("out"))
@@ -37,8 +39,9 @@ def main(flags: Flags) -> None:
     raise UserError("--devices and --topology exclude each other: measure here, or forecast elsewhere")
   if out.exists() and not out.is_dir():
     raise UserError(f"--out={out} is a file, not a folder")
+  config = load(path, flags.overrides)
   comparison = compare(
-    load(path, flags.overrides),
+    config,
     strategies,
     devices=int(flags.values.get("devices", "0")),
     topology=topology,
@@ -49,6 +52,8 @@ def main(flags: Flags) -> None:
     command=shlex.join(["python", "-m", "tfm_jax.compare", *sys.argv[1:]]),
   )
   write_report(comparison, out)
+  if topology:
+    ledger.append([entry(config, path, topology, result) for result in comparison.strategies if result.mesh], out)
   print(terminal_table(comparison))
   print(f"\nReport: {out / 'report.html'} (figures: comparison.json, comparison.csv)")
 

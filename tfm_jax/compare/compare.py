@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tfm_jax.compare.forecast import calibration
+from tfm_jax.compare.forecast.ledger import versions
 from tfm_jax.compare.forecast.topology import chip_count, parse_topology
 from tfm_jax.compare.results import COMPILER_CRASH, Comparison, StrategyResult, result_from_json
 from tfm_jax.compare.worker import FORECAST_ENV, WorkerCrash, run_worker
@@ -110,7 +111,7 @@ def compare(
     remat=config.model.remat,
     notes=tuple(notes),
     strategies=tuple(results),
-    versions=_versions(),
+    versions=versions(),
     overrides=dict(overrides or {}),
     command=command,
   )
@@ -207,13 +208,3 @@ def _overlap_notes(results: Sequence[StrategyResult]) -> list[str]:
         f"memory may be faster, or the same one with LIBTPU_INIT_ARGS={WHOLE_MEMORY_FLAG}."
       )
   return notes
-
-
-def _versions() -> dict[str, str]:
-  versions = {}
-  for package in ("tfm_jax", "jax", "jaxlib", "libtpu"):
-    try:
-      versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return versions

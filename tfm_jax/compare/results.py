@@ -115,6 +115,7 @@ class StrategyResult:
     minimum_bytes: mesh axes -> the analytic minimum of bytes that one device has to send.
     calibration_error: a sentence with the mean and the largest error of such forecasts against published runs.
     shard_map: where the chosen parameter lies; comparison.json calls it `layout`.
+    program_hash: of the compiled program's text.
   """
 
   strategy: str
@@ -143,6 +144,7 @@ class StrategyResult:
   minimum_bytes: dict[str, float] | None = None
   calibration_error: str | None = None
   shard_map: ShardMap | None = None
+  program_hash: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,12 +35,18 @@ class WorkerCrash(RuntimeError):
     super().__init__(f"a worker of compare failed with {self.reason}\n" + "\n".join(lines[-40:]))
 
 
-def run_worker(request: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
+def run_worker(request: dict[str, Any], env: dict[str, str], seconds: float | None = None) -> dict[str, Any]:
   """The result of a request, computed by a new worker with `env` added to its environment.
+
+  Args:
+    request: see `handle`.
+    env: variables.
+    seconds: after which the worker is killed; None: it takes as long as it takes.
 
   Raises:
     UserError: the worker reports a mistake in the request.
     WorkerCrash: the worker ended without a result.
+    TimeoutError: it was killed.
   """
   with tempfile.TemporaryDirectory(prefix="tfm_jax-compare-") as folder:
     request_file, result_file, log_file = (Path(folder) / name for name in ("request.json", "result.json", "log.txt"))
@@ -50,7 +56,10 @@ def run_worker(request: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     env = os.environ | {"PYTHONPATH": path} | env
     with log_file.open("w") as log:  # the TPU library writes to the process's own stderr
-      process = subprocess.run(command, env=env, stdout=log, stderr=log, check=False)
+      try:
+        process = subprocess.run(command, env=env, stdout=log, stderr=log, check=False, timeout=seconds)
+      except subprocess.TimeoutExpired:
+        raise TimeoutError(f"a worker of compare took longer than {seconds:.0f} s") from None
     if not result_file.exists():
       raise WorkerCrash(process.returncode, log_file.read_text(errors="replace"))
     result: dict[str, Any] = json.loads(result_file.read_text())

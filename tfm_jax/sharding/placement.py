@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tfm_jax.runtime.devices import all_devices, first_device
 from tfm_jax.sharding.strategy import AXES, STAYING, STRATEGIES, Strategy
@@ -62,8 +62,11 @@ class Placement:
 
   @property
   def platform(self) -> str:
-    """The platform of the mesh's devices (real or described for compilation ahead of time): "cpu", "gpu" or "tpu"."""
-    return self.mesh.devices.flat[0].platform
+    """The platform of the mesh's devices (real or described for compilation ahead of time): "cpu", "gpu" or "tpu".
+
+    Empty for a mesh without devices.
+    """
+    return "" if isinstance(self.mesh, AbstractMesh) else self.mesh.devices.flat[0].platform
 
   @property
   def lone_cpu(self) -> bool:

@@ -38,6 +38,7 @@ from tfm_jax.training.compiled.step import TrainState
 from tfm_jax.training.compiled.steps import TrainSteps
 from tfm_jax.training.config import Config, resolve, to_dict
 from tfm_jax.training.evaluation import evaluate_stream
+from tfm_jax.training.forecasts import forecast_seconds
 from tfm_jax.training.load import base_of, initial_params, load_params, teacher_entry
 from tfm_jax.training.pretraining import Pretraining
 from tfm_jax.training.reference import reference_lines
@@ -275,8 +276,8 @@ class _Start:
     log.info("teacher: %s, step %d, %s parameters", self.teacher["path"], step, f"{model.parameter_count():,}")
     return load_params(RunDirectory(self.config.distill.teacher), model, step)[1]
 
-  def _meter(self, tracker: Tracker) -> Meter:
-    """The meter of this run; logs what its FLOP counts mean."""
+  def _meter(self, tracker: Tracker, microbatches: int) -> Meter:
+    """The meter of this run; logs what its FLOP counts mean, and the forecast of its steps if there is one."""
     config, placement = self.config, self.model.placement
     peak = peak_flops(placement.mesh.devices.flat[0])
     peak = peak and peak * placement.mesh.size
@@ -285,12 +286,15 @@ class _Start:
     line += "" if full == causal else f"; {_spaced(causal)}FLOP if only what causal attention sees is counted"
     line += f"; mfu = {_spaced(full)}FLOP / seconds / {_spaced(human_count(peak))}FLOP/s" if peak else ""
     log.info("%s", line)
-    return Meter(tracker, config.train.log_every, peak, progress_at(*self.restored) if self.restored else (0.0, 0.0))
+    done = progress_at(*self.restored) if self.restored else (0.0, 0.0)
+    uniform = not self.task.lengths and config.train.ramp.first == config.train.batch_size
+    forecast = forecast_seconds(self.program, microbatches) if uniform else None
+    return Meter(tracker, config.train.log_every, peak, done, forecast)
 
   def _train(self, state: TrainState, train_steps: TrainSteps, tracker: Tracker) -> TrainState:
     """The training loop. Each step is dispatched before the metrics of the step before it are fetched."""
     config = self.config
-    meter = self._meter(tracker)
+    meter = self._meter(tracker, train_steps.microbatches)
     profiler = Profiler(self.run.path / "profile", config.train.profile_at if self.run.writes else 0)
     step = int(state.step)
     stages = config.train.ramp.stages(step, config.train.steps)

@@ -1,5 +1,6 @@
 """The result of a strategy, as far as its compiled program tells it."""
 
+import hashlib
 from typing import Any
 
 from tfm_jax.compare.compiled import hlo
@@ -34,8 +35,8 @@ def result_of(
     parameter: the parameter whose shard map is recorded; empty: the largest of the blocks.
   """
   mesh = program.model.placement.mesh
-  module = hlo.parse(compiled.as_text())
-  pipeline = program.schedule(microbatches)
+  text = compiled.as_text()
+  module, pipeline = hlo.parse(text), program.schedule(microbatches)
   return StrategyResult(
     strategy,
     dict(mesh.shape),
@@ -48,6 +49,7 @@ def result_of(
     model_flops=program.flops.full / mesh.size,
     collectives=collectives(module, mesh),
     shard_map=shard_map_of(program, parameter),
+    program_hash=hashlib.sha256(text.encode()).hexdigest()[:16],
   )
 
 

@@ -30,6 +30,7 @@ class Line:
     ranges: (low, high) of each point, drawn as a vertical line; none if empty.
     depth: of lines in an order, such as layers: from 0, the first, to 1, the last, which have a gradient of colours in
       place of `colour`; of many, some are in the legend.
+    labels: short texts beside the points; none if empty.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Line:
   marks: str = "none"
   ranges: Sequence[Point] = ()
   depth: float | None = None
+  labels: Sequence[str] = ()
 
   @property
   def stroke(self) -> str:
@@ -100,6 +102,7 @@ def line_chart(
   view = f'x="0" y="{TOP - 6}" width="{width}" height="{height - BOTTOM - TOP + 12}"'
   box = f'viewBox="0 {TOP - 6} {width} {height - BOTTOM - TOP + 12}"'
   drawn.append(f'<svg class="lines" {view} {box}>{pieces}</svg>')
+  drawn += _labels(lines, x_axis, y_axis, width)
   picture = f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
   return f"{_legend(lines)}{picture}{''.join(drawn)}</svg>"
 
@@ -156,7 +159,23 @@ def _drawable(line: Line, x_log: bool, y_log: bool) -> Line:
   """The line with only those points that have a place on the axes."""
   inside = [math.isfinite(y) and (x > 0 or not x_log) and (y > 0 or not y_log) for x, y in line.points]
   points, ranges = (list(itertools.compress(values, inside)) for values in (line.points, line.ranges))
-  return dataclasses.replace(line, points=points, ranges=ranges)
+  labels = list(itertools.compress(line.labels, inside))
+  return dataclasses.replace(line, points=points, ranges=ranges, labels=labels)
+
+
+def _labels(lines: Sequence[Line], x_axis: _Axis, y_axis: _Axis, width: int) -> list[str]:
+  """The labels of points, each beside its point, or where there is room above or below the labels so far."""
+  drawn: list[str] = []
+  taken: list[tuple[float, float, float]] = []  # left, right and bottom of each label
+  for line in lines:
+    for (x, y), label in zip(line.points, line.labels, strict=False):
+      size = LETTER * len(label)
+      left = x_axis(x) + 8 if x_axis(x) + 8 + size < width else x_axis(x) - 8 - size
+      free = (y_axis(y) + 4 + shift for n in range(len(taken) + 1) for shift in (13 * n, -13 * n))
+      top = next(top for top in free if all(abs(top - t) >= 12 or left + size < b or e < left for b, e, t in taken))
+      taken.append((left, left + size, top))
+      drawn.append(f'<text class="label" x="{left:.1f}" y="{top:.1f}">{escape(label)}</text>')
+  return drawn
 
 
 def _drawn(line: Line, x_axis: _Axis, y_axis: _Axis, x_name: str, text: Callable[[float], str]) -> str:

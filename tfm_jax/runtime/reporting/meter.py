@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 MAX_SKIPPED = 10  # consecutive steps whose update is not finite, after which a run ends
 PROFILED_STEPS = 3  # in one trace
+SETTLED = 5  # steps of a start before one is compared with its forecast
 
 
 class Work(NamedTuple):
@@ -42,12 +43,19 @@ class Meter:
     log_every: steps between records; step 1 has one as well.
     peak: peak FLOP/s of all devices together; None if unknown, then records have no `mfu`.
     done: (tokens, FLOP) of the steps before, which records count as well.
+    forecast: seconds per step that were forecast, to be logged once beside a measured step; None: there is none.
   """
 
   def __init__(
-    self, tracker: Tracker, log_every: int, peak: float | None, done: tuple[float, float] = (0.0, 0.0)
+    self,
+    tracker: Tracker,
+    log_every: int,
+    peak: float | None,
+    done: tuple[float, float] = (0.0, 0.0),
+    forecast: float | None = None,
   ) -> None:
     self._tracker, self._log_every, self._peak = tracker, log_every, peak
+    self._forecast, self._steps = forecast, 0
     self._tokens, self._flops = done
     self._pending: tuple[int, Mapping[str, Array], float, Work] | None = None
     self._since = time.perf_counter()
@@ -81,6 +89,7 @@ class Meter:
     skipped = int(metrics["skipped"])  # waits for the step
     now = time.perf_counter()
     seconds, self._since = now - self._since, now
+    self._steps += 1
     self._tokens, self._flops = self._tokens + work.tokens, self._flops + work.flops
     if skipped >= MAX_SKIPPED:
       raise UserError(
@@ -103,6 +112,10 @@ class Meter:
       record["useful_tokens_per_second"] = work.useful / seconds
     if self._peak is not None:
       record["mfu"] = work.flops / seconds / self._peak
+    if self._forecast is not None and self._steps >= SETTLED:
+      error = self._forecast / seconds - 1
+      log.info("step %d took %.4g s; the forecast was %.4g s (%+.1f%%)", step, seconds, self._forecast, 100 * error)
+      self._forecast = None
     self._tracker.log("train", step, record)
 
 

@@ -38,7 +38,7 @@ class TrainSteps:
   """
 
   def __init__(self, program: Program, microbatches: int, step: Any, lengths: Sequence[int], culprit: str) -> None:
-    self._microbatches, self._lengths, self._culprit = microbatches, tuple(lengths), culprit
+    self.microbatches, self._lengths, self._culprit = microbatches, tuple(lengths), culprit
     self._declared = Form(program.config.train.batch_size, lengths[-1] if lengths else 0)
     self._programs: dict[Form, tuple[Program, Any]] = {self._declared: (program, step)}
 
@@ -72,7 +72,7 @@ class TrainSteps:
 
   def _parts(self, rows: int) -> int:
     """Into how many microbatches the `rows` of a shard are cut: each is no larger than those of the full batch."""
-    most = self._declared.rows // self._programs[self._declared][0].placement.batch_shards // self._microbatches
+    most = self._declared.rows // self._programs[self._declared][0].placement.batch_shards // self.microbatches
     return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows // parts <= most)
 
   def work(self, form: Form, batch: Mapping[str, np.ndarray] | None) -> Work:
