@@ -66,7 +66,8 @@ class Placement:
 
     Empty for a mesh without devices.
     """
-    return "" if isinstance(self.mesh, AbstractMesh) else self.mesh.devices.flat[0].platform
+    mesh: Any = self.mesh
+    return "" if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
   @property
   def lone_cpu(self) -> bool:

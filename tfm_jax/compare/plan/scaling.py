@@ -1,6 +1,7 @@
 """How far a layout scales, by estimate alone: the same batch, or the same rows per chip, on other slices."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from tfm_jax.compare.forecast.topology import chip_count, parse_topology
@@ -9,7 +10,7 @@ from tfm_jax.compare.plan.search import Corrections
 from tfm_jax.compare.plan.space import Candidate
 from tfm_jax.compare.plan.torus import chip_of, device_count
 from tfm_jax.errors import UserError
-from tfm_jax.sharding.strategy import mesh_sizes
+from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.config import Config
 
 # Shapes of slices by number of dimensions, from small to large.
@@ -70,12 +71,12 @@ def _point(
 ) -> ScalingPoint | None:
   """One estimate, with the fewest microbatches that fit; None if the slice does not serve."""
   kept = {axis: n for axis, n in one.split.items() if axis != "data"}
-  sharding = dataclasses.replace(paper.config.sharding, strategy=one.strategy, **kept)
+  sharding = dataclasses.replace(paper.config.sharding, strategy=one.strategy, **kept)  # type: ignore[arg-type]
   try:
     mesh = mesh_sizes(sharding, device_count(topology), paper.admits)
   except UserError:
     return None
-  shards = mesh["replica"] * mesh["data"]
+  shards = math.prod(mesh[axis] for axis in find_strategy(one.strategy).mesh_axes("batch"))
   if not batch or batch % shards:
     return None
   rows = batch // shards
