@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, and one cache of compiled programs for all of them and their subprocesses."""
 
 import gc
+import logging
 import os
 import tempfile
 from collections import Counter
@@ -58,6 +59,17 @@ def _few_programs():
   if maps.exists() and len(maps.read_bytes().splitlines()) > _MAPS:
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_logging():
+  """Undoes what a module does to logging: commands set it up for their process, and lm-eval when it starts."""
+  loggers = [logging.getLogger(name) for name in (None, "tfm_jax")]
+  before = [(list(logger.handlers), logger.level) for logger in loggers]
+  yield
+  for logger, (handlers, level) in zip(loggers, before, strict=True):
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not select
