@@ -127,7 +127,7 @@ def _context_bytes(program: Program, rows: float) -> float:
   kinds = [(depth, T, T) for depth, T in zip((c.num_layers, c.decoder_depth), lengths, strict=False)]
   if model.encoder_decoder:
     kinds.append((c.decoder_depth, lengths[1], lengths[0]))
-  passes = 3 if c.remat == "full" else 2
+  passes = 2 if c.remat == "none" else 3  # attention is computed again where its output is not kept
   ring = context_attention(st, attention_need(c)._replace(platform=st.platform, lengths=tuple(lengths))) == "ring"
   # There and back, in both passes, of each stack with another order.
   causal = [find_family(model.family).causal] if not model.encoder_decoder else [False, True]
