@@ -86,7 +86,7 @@ def test_a_batch_that_divides_nowhere_says_which_does(experiment):
 def test_variants_are_every_remat_and_every_divisor_of_the_rows(experiment):
   config = tiny(experiment, train__batch_size=24)
   found = list(variants(config, "v5e:2x2", "fsdp", (1, 4, 1, 1, 1)))
-  assert len(found) == len(set(found)) == 4 * 4 * 2  # 6 rows: 1, 2, 3, 6; with and without a loop
+  assert len(found) == len(set(found)) == 3 * 4 * 2  # 6 rows: 1, 2, 3, 6; with and without a loop
   one = next(c for c in found if c.remat == "dots" and c.microbatches == 3 and not c.scan)
   ran = one.of(config)
   assert (ran.model.remat, ran.train.microbatches, ran.model.scan) == ("dots", 3, False)
@@ -346,7 +346,7 @@ def test_the_terminal_shows_the_answer_and_its_command(planned):
 
 
 def test_a_plan_of_which_nothing_fits_is_refused(experiment, tmp_path):
-  with pytest.raises(UserError, match=r"nothing fits: the nearest is .* GiB per device \(by estimate, \d+% too much"):
+  with pytest.raises(UserError, match=r"nothing fits: the nearest is .* GiB per device \(.*, \d+% too much"):
     too_large = lambda one, _: compiled(one, memory=1.5 * chip_of(one.topology).memory)
     plan(tiny(experiment), ["v5e:2x2"], tmp_path, compile=too_large, strategies=["fsdp"])
 

@@ -7,7 +7,6 @@ Memory on one device is the sum of
 - activations stored for the backward pass, per token and block, in the compute dtype:
     remat=full  D          the input of the block (Chen et al. 2016)
     remat=dots  D + L      and the outputs of its linears but the last
-    remat=offload  0       (the input and the projections of attention are on the host, whose link carries them twice)
     remat=none  4 D + M    the stream and its norm before each sub-layer; queries, keys, values and what attention makes
                            of them; the inputs and the outputs of the activation. Plain attention also keeps its weights
 - temporaries: the weights of two blocks, gathered; and the larger of what one block computes, and what the loss does:
@@ -20,7 +19,6 @@ Time on one device is the sum of
 - memory traffic at `HBM_EFFICIENCY`: passes over activations (`PASSES`), stored activations, logits, the optimizer;
 - collectives: `compiled.minimum` at the speed of the links, and the latency of each hop. Those of weights that are
   gathered and scattered overlap with products, up to `OVERLAP` of their time; all others are exposed;
-- copies to and from the host, beside products, up to the time that these take;
 - the bubble of a pipeline: `sharding.pipeline.Schedule`.
 
 `OVERLAP` and what is stored were set after the first compiled programs were seen.
@@ -123,9 +121,6 @@ class Step:
     exposed, hidden = self.communication(sent, along, compute)
     pipeline = p.program.schedule(count)
     bubble = pipeline.iterations / pipeline.microbatches if pipeline else 1.0
-    carried = self.item * self.rows * count * self.on_host() / self.chip.host
-    exposed["host"] = max(carried - compute, 0.0)
-    hidden += min(carried, compute)
     parts = {"compute": compute * bubble, "hbm": hbm * bubble}
     parts |= {f"communication over {axes}": seconds * bubble for axes, seconds in exposed.items()}
     return Estimate(
@@ -207,8 +202,7 @@ class Step:
       tokens = self.rows * linear.tokens * linear.reach * (experts / linear.shape[0] if linear.experts else 1)
       tokens *= self.parts("experts") if linear.experts else 1  # tokens of other devices come to these experts
       last = linear.closes and "attn" not in linear.path and "cross" not in linear.path
-      again = self.remat == "full" or (self.remat == "offload" and not linear.of_attention)
-      count = 3 + (again and not last)
+      count = 3 + (self.remat == "full" and not last)
       traffic = self.item * (tokens * inputs + tokens * outputs + experts * inputs * outputs) / self.bandwidth
       units = 2 * tokens * inputs * outputs / (self.chip.peak * self.chip.matrix)
       exposed = min(traffic, EXPOSED_BYTES / self.bandwidth)
@@ -310,18 +304,11 @@ class Step:
       ends = self.stream if linear.closes else 0.0
       block = ends if "mlp" in linear.path else 0.0  # one linear per block
       whole = 2 * ends + makes + (0 if ends else outputs)
-      numbers = {"full": block, "dots": block or outputs, "offload": 0.0, "none": whole}[remat]
+      numbers = {"full": block, "dots": block or outputs, "none": whole}[remat]
       total += self.item * linear.tokens * numbers * self.layers(linear)
     if remat == "none" and not self.splash:
       total += sum(self.item * heads * queries * keys for heads, _, queries, keys, _ in self.attentions())
     return total
-
-  def on_host(self) -> float:
-    """Numbers per row that remat=offload keeps on the host: inputs of blocks, and projections of attention."""
-    if self.remat != "offload":
-      return 0.0
-    outputs = lambda linear: self.made(linear)[0] + (self.stream if linear.attends else 0.0)
-    return sum(linear.tokens * outputs(linear) * self.layers(linear) for linear in self.linears if linear.of_attention)
 
   def stored(self) -> float:
     """Bytes of activations that are stored for the backward pass of one microbatch."""

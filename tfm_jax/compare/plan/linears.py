@@ -34,11 +34,6 @@ class Linear:
     return self.path.endswith("wo")
 
   @property
-  def of_attention(self) -> bool:
-    """Whether it is a projection of attention."""
-    return "attn/" in self.path or "cross/" in self.path
-
-  @property
   def attends(self) -> bool:
     """Whether it makes queries."""
     return self.path.endswith("wq")

@@ -80,7 +80,7 @@ class Paper:
       topology: as "v5e:4x4".
       strategy: its name.
       mesh: sizes of all mesh axes.
-      remat: none, dots, full or offload.
+      remat: none, dots or full.
       microbatches: number of parts of the batch, which must divide the rows of a shard.
       scan: whether the blocks are one loop; otherwise they are unrolled.
     """

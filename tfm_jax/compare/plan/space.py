@@ -14,7 +14,7 @@ from tfm_jax.training.config import Config
 # The strategies that a plan considers unless --strategies names others. `data` takes what the other axes leave.
 SEARCHED = ("dp", "zero2", "fsdp", "hsdp", "tp", "fsdp_tp", "fsdp+tp_sp", "fsdp_tp_stream", "fsdp+cp", "pp", "tp+pp")
 WITH_EXPERTS = ("fsdp_ep",)  # also considered if the model has experts
-REMATS = ("none", "dots", "full", "offload")
+REMATS = ("none", "dots", "full")  # not offload: what stays on the device then is beyond an estimate
 # Up to this depth blocks are also considered without a loop: deeper ones take too long to compile.
 UNROLLED = 16
 
