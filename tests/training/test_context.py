@@ -49,14 +49,12 @@ RUNS = [
   ("gpt", "cp", "auto", FOUR),
   ("t5", "cp", "auto", FOUR),
   ("bert", "cp", "auto", FOUR),
-  ("transformer", "cp", "auto", FOUR),
   ("modernbert", "cp", "auto", FOUR),
   ("experts", "cp", "auto", FOUR),
   ("gpt", "fsdp+cp", "auto", FOUR),
   ("t5", "tp+cp", "auto", THREE),
   ("bert", "cp+tp_sp", "auto", THREE),
   ("gpt", "zero2+cp", "ulysses", FOUR),
-  ("t5", "tp+cp", "ulysses", THREE),
 ]
 
 
