@@ -12,8 +12,8 @@ from tfm_jax.errors import UserError
 from tfm_jax.ops.attention import find_kernel
 from tfm_jax.ops.kernel import Kernel, Need
 from tfm_jax.ops.masks import Mask
-from tfm_jax.sharding.order import ZIGZAG, context_size, names
-from tfm_jax.sharding.placement import Placement
+from tfm_jax.sharding.order import ZIGZAG, context_size
+from tfm_jax.sharding.placement import Placement, names
 from tfm_jax.sharding.ring import RingKernel
 
 

@@ -1,7 +1,6 @@
 """The order of the parts of a sequence that is cut over devices, and what reads or moves single places of it."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,6 @@ NATURAL = "natural"  # device i of c has the i-th of c parts
 # Device i has the i-th of 2c parts and the i-th from the end: each then has as many queries and keys that a causal mask
 # leaves (Zhu's zigzag ring attention, Llama 3's context parallelism).
 ZIGZAG = "zigzag"
-
-
-def names(part: Any) -> tuple[str, ...]:
-  """The mesh axes in one entry of a PartitionSpec."""
-  return (part,) if isinstance(part, str) else tuple(part or ())
 
 
 def context_size(st: Placement) -> int:

@@ -37,6 +37,11 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
   return Mesh(create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True), AXES, axis_types=auto)
 
 
+def names(part: Any) -> tuple[str, ...]:
+  """The mesh axes in one element of a PartitionSpec."""
+  return (part,) if isinstance(part, str) else tuple(part or ())
+
+
 def slice_count(devices: Sequence[jax.Device]) -> int:
   """Number of groups of devices connected only by a network: TPU slices, or hosts of GPUs."""
   return len({getattr(device, "slice_index", None) or 0 for device in devices})
@@ -157,8 +162,7 @@ class Placement:
 
   def parts(self, axes: Axes) -> tuple[int, ...]:
     """Number of parts into which each axis of an array with these logical axes is split."""
-    of = lambda part: (part,) if isinstance(part, str) else part or ()
-    return tuple(math.prod(self.mesh.shape[axis] for axis in of(part)) for part in self.spec(axes))
+    return tuple(math.prod(self.mesh.shape[axis] for axis in names(part)) for part in self.spec(axes))
 
   def local(self, f: Callable[..., Array], in_axes: tuple[Any, ...], out_axes: Axes) -> Callable[..., Array]:
     """f, applied on each device to its part of the arguments: for kernels that XLA cannot partition.
@@ -188,8 +192,7 @@ class Placement:
 
   def _without_batch(self, part: Any) -> Any:
     """An element of a PartitionSpec without the mesh axes that split the batch."""
-    axes = (part,) if isinstance(part, str) else part or ()
-    kept = tuple(axis for axis in axes if axis not in self.batch_axes)
+    kept = tuple(axis for axis in names(part) if axis not in self.batch_axes)
     return kept[0] if len(kept) == 1 else kept or None
 
 

@@ -23,9 +23,8 @@ from jax import Array
 
 from tfm_jax.ops.dropout import Noise, row_keys
 from tfm_jax.ops.masks import Mask
-from tfm_jax.sharding.order import names
-from tfm_jax.sharding.placement import Placement
-from tfm_jax.sharding.plan import Given, Ring
+from tfm_jax.sharding.placement import Placement, names
+from tfm_jax.sharding.ring_inputs import Given, Ring
 from tfm_jax.sharding.splash_tiles import SplashTiles, splash_serves
 from tfm_jax.sharding.tiles import Tiles
 

@@ -16,7 +16,7 @@ from tfm_jax.ops.attention import MASKED
 from tfm_jax.ops.experts import share_scope
 from tfm_jax.ops.splash import LANES, heads_gradients, heads_with_statistics
 from tfm_jax.sharding.order import NATURAL, ZIGZAG, places
-from tfm_jax.sharding.plan import Given, Ring, planned
+from tfm_jax.sharding.ring_inputs import Given, Ring, added, planned
 
 
 def splash_serves(ring: Ring, given: Given, queries: int, keys: int) -> bool:
@@ -158,15 +158,9 @@ class SplashTiles:
           causal=causal,
           platform=self.ring.st.platform,
         )
-        dq, dkv = _added(dq, own, t, 2), _added(dkv, jnp.stack([dk, dv]), s, 3)
+        dq, dkv = added(dq, own, t, 2), added(dkv, jnp.stack([dk, dv]), s, 3)
 
       self.each(kv, step, add)
       return dq, dkv, None
 
     return gradients
-
-
-def _added(x: Array, part: Array, start: Any, axis: int) -> Array:
-  """x, with a part added from `start` on."""
-  old = jax.lax.dynamic_slice_in_dim(x, start, part.shape[axis], axis)
-  return jax.lax.dynamic_update_slice_in_dim(x, old + part.astype(x.dtype), start, axis)

@@ -23,8 +23,9 @@ from tfm_jax.ops.experts import share_scope
 from tfm_jax.ops.linear import matmul
 from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.positions import by_distance
-from tfm_jax.sharding.order import ZIGZAG, names, places
-from tfm_jax.sharding.plan import Given, Ring, planned
+from tfm_jax.sharding.order import ZIGZAG, places
+from tfm_jax.sharding.placement import names
+from tfm_jax.sharding.ring_inputs import Given, Ring, added, planned
 
 # Queries and keys of a tile: the smallest divisor of a part that is at least this long.
 TILE = 512
@@ -246,10 +247,10 @@ class Tiles:
       if dbias is not None:
         shape = jax.ShapeDtypeStruct((G * R, n + m), jnp.float32)
         (part,) = jax.linear_transpose(lambda x: by_distance(x, n, m), shape)(dlogits.sum(0).reshape(G * R, n, m))
-        dbias = _added(dbias, part, self.first_distance(place), 1)
+        dbias = added(dbias, part, self.first_distance(place), 1)
       return (
-        _added(dq, dq_part, at[0], 3),
-        _added(dkv, jnp.stack([dk, dv]), at[1], 3),
+        added(dq, dq_part, at[0], 3),
+        added(dkv, jnp.stack([dk, dv]), at[1], 3),
         dbias,
       )
 
@@ -267,9 +268,3 @@ class Tiles:
   def as_queries(self, dq: Array) -> Array:
     """The gradient of the queries after the last step, [B, T, H, K]."""
     return self.ungrouped(dq.astype(self.q_BGRTK.dtype))
-
-
-def _added(x: Array, part: Array, start: Array, axis: int) -> Array:
-  """x, with a part added from `start` on."""
-  old = jax.lax.dynamic_slice_in_dim(x, start, part.shape[axis], axis)
-  return jax.lax.dynamic_update_slice_in_dim(x, old + part, start, axis)

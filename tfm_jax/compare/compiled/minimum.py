@@ -1,7 +1,6 @@
 """The analytic minimum: the fewest bytes that one device has to send per step under a strategy."""
 
 import math
-from typing import Any
 
 import jax
 
@@ -11,6 +10,7 @@ from tfm_jax.models.sight import stream_order
 from tfm_jax.ops.experts import places_per_expert
 from tfm_jax.sharding.context import context_attention
 from tfm_jax.sharding.order import ZIGZAG, context_size
+from tfm_jax.sharding.placement import names
 from tfm_jax.sharding.strategy import STAYING
 from tfm_jax.training.compiled.flops import sequence_lengths
 from tfm_jax.training.compiled.program import Program
@@ -63,7 +63,7 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
 
   def add_weight(path: tuple, leaf: jax.ShapeDtypeStruct) -> None:
     axes = model.axes(path)
-    spec = [(axis, _names(part)) for axis, part in zip(axes.names, model.placement.spec(axes.names), strict=True)]
+    spec = [(axis, names(part)) for axis, part in zip(axes.names, model.placement.spec(axes.names), strict=True)]
     used = {name for _, part in spec for name in part}
     size = math.prod(leaf.shape) * item / math.prod(shape[name] for name in used if name not in batch)
     scattered = tuple(name for name in batch if name in used and shape[name] > 1)
@@ -74,7 +74,7 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
     times = microbatches * (iterations if axes.layers else 1)
     add(gathered, 2 if once else 3 * times, size / math.prod(shape[name] for name in staying))
     size /= math.prod(shape[name] for name in scattered)
-    of_state = {name for part in model.placement.of_state.spec(axes.names) for name in _names(part)}
+    of_state = {name for part in model.placement.of_state.spec(axes.names) for name in names(part)}
     by_state = tuple(name for name in batch if name in of_state - used and shape[name] > 1)
     add(by_state, leaf.dtype.itemsize / item, size)
     if model.placement.strategy.gradients:
@@ -149,8 +149,3 @@ def _places(c: ModelConfig, tokens: int) -> int:
   group = min(c.experts.group or tokens, tokens)
   count = c.experts.count
   return math.ceil(tokens / group) * count * places_per_expert(c.experts.capacity, group, count, c.experts.top_k)
-
-
-def _names(part: Any) -> tuple[str, ...]:
-  """The mesh axes in one entry of a PartitionSpec."""
-  return (part,) if isinstance(part, str) else part or ()

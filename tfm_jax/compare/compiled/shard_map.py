@@ -8,6 +8,7 @@ import numpy as np
 from tfm_jax.compare.results import Piece, ShardMap
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model
+from tfm_jax.sharding.placement import names
 from tfm_jax.training.compiled.program import Program
 
 
@@ -37,5 +38,5 @@ def shard_map_of(program: Program, parameter: str) -> ShardMap:
     coordinates = {axis: int(n) for axis, n in zip(mesh.axis_names, place, strict=True)}
     bounds = [part.indices(n) for part, n in zip(index, leaf.shape, strict=True)]
     pieces.append(Piece(number[device], coordinates, tuple(b[0] for b in bounds), tuple(b[1] for b in bounds)))
-  spec = tuple(",".join((p,) if isinstance(p, str) else p or ()) for p in model.placement.spec(axes))
+  spec = tuple(",".join(names(part)) for part in model.placement.spec(axes))
   return ShardMap(name, leaf.shape, axes, spec, tuple(sorted(pieces, key=lambda p: p.device)))

@@ -78,3 +78,9 @@ def planned(ring: Ring, given: Given) -> bool:
   queries sees both.
   """
   return ring.causal and ring.queries == ring.keys == ZIGZAG and given.prefix_BS is None
+
+
+def added(x: Array, part: Array, start: Array | int, axis: int) -> Array:
+  """x, with a part added from `start` on, in its own dtype."""
+  old = jax.lax.dynamic_slice_in_dim(x, start, part.shape[axis], axis)
+  return jax.lax.dynamic_update_slice_in_dim(x, old + part.astype(x.dtype), start, axis)
