@@ -196,6 +196,7 @@ def test_lengths_are_divided_by_all_axes_that_split_them(monkeypatch):
     ("tp_sp+tp", "tp_sp splits all that tp splits: leave tp out"),
     ("tp_sp+fsdp_tp_stream", "both split the residual stream over model"),
     ("fsdp+hsdp", "hsdp splits all that fsdp splits: leave fsdp out"),
+    ("cp+pp", "pp and cp do not go together: the stages of a pipeline cannot pass keys and values around"),
     ("tp+fsdp_tp", "fsdp_tp splits all that tp splits: leave tp out"),
     ("fsdp+pt", "sharding.strategy='fsdp+pt': 'pt' is not one of dp, fsdp, tp,"),
     ("fsdp,tp", "or several joined by +, as fsdp+tp"),
