@@ -65,10 +65,10 @@ def _few_programs():
 def _own_logging():
   """Undoes what a module does to logging: commands set it up for their process, and lm-eval when it starts."""
   loggers = [logging.getLogger(name) for name in (None, "tfm_jax")]
-  before = [(list(logger.handlers), logger.level) for logger in loggers]
+  before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
   yield
-  for logger, (handlers, level) in zip(loggers, before, strict=True):
-    logger.handlers[:] = handlers
+  for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+    logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)
 
 
