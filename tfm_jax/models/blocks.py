@@ -104,7 +104,7 @@ class Block(Layer):
         y, routed = sublayer(y, layer, ctx)
       else:
         y, new[name], shown[name] = sublayer(y, layer, ctx, (kept or {}).get(name))
-      y = dropout(st.constrain(y, STREAM), c.dropout, ctx.noise, layer, site)
+      y = dropout(st.scatter(y, READ, STREAM), c.dropout, ctx.noise, layer, site)
       y = y if gain is None else (gain * y).astype(y.dtype)
       x = x + y if factor is None else (factor * x + y).astype(x.dtype)
       return norm(x) if order.after else x

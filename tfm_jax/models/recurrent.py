@@ -107,7 +107,7 @@ class Block(Layer):
     if not self.causal:
       back = Recurrent(c, st, self.cell, F, backward=True, name="reverse")
       y_BTD = jnp.concatenate([y_BTD, back(x_BTD, shared.backward, fresh)[0]], axis=-1)
-    y_BTD = dropout(st.constrain(y_BTD, STREAM), c.dropout, shared.noise, layer, AFTER_MLP)
+    y_BTD = dropout(st.scatter(y_BTD, READ, STREAM), c.dropout, shared.noise, layer, AFTER_MLP)
     return y_BTD, Emitted(None if kept is None else state, y_BTD if self.emit == HIDDEN else None)
 
 

@@ -160,6 +160,15 @@ class Placement:
     whole, cut = self.sharding(used), self.sharding(stored)
     return _gather(x, cut, whole, cut, x.dtype, False)
 
+  def scatter(self, x: Array, used: Axes, stored: Axes) -> Array:
+    """The reverse of `gather`: x, a sum over devices with the axes `used`, scattered to the sharding of `stored`.
+
+    Its gradient is gathered; with `constrain`, linears would read it in parts, and XLA would exchange them.
+    """
+    if self.mesh.size == 1 or self.spec(stored) == self.spec(used):
+      return self.constrain(x, stored)
+    return _spread(x, self.sharding(stored), self.sharding(used))
+
   def parts(self, axes: Axes) -> tuple[int, ...]:
     """Number of parts into which each axis of an array with these logical axes is split."""
     return tuple(math.prod(self.mesh.shape[axis] for axis in names(part)) for part in self.spec(axes))
@@ -220,6 +229,19 @@ def _scatter(
   return (jax.lax.with_sharding_constraint(dx, scattered).astype(like.dtype),)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _spread(x: Array, stored: NamedSharding, used: NamedSharding) -> Array:
+  """x, scattered. Its gradient is gathered to the sharding `used`."""
+  return jax.lax.with_sharding_constraint(x, stored)
+
+
+def _collect(stored: NamedSharding, used: NamedSharding, _: None, dx: Array) -> tuple[Array]:
+  """The gradient of what was scattered."""
+  dx = jax.lax.with_sharding_constraint(dx, stored)
+  return (jax.lax.with_sharding_constraint(dx, used),)
+
+
+_spread.defvjp(lambda x, *static: (_spread(x, *static), None), _collect)
 _gather.defvjp(lambda w, *static: (_gather(w, *static), jnp.zeros((), w.dtype)), _scatter)
 
 
