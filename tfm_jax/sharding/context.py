@@ -1,6 +1,7 @@
 """Attention over sequences that are cut over devices: a ring, or an exchange of sequences for heads."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,7 +65,8 @@ def _local(need: Need) -> Kernel:
 class Ulysses:
   """DeepSpeed-Ulysses (Jacobs et al. 2023) as the `attend` of a `Kernel`: four all-to-alls around any other kernel.
 
-  Each device gets all tokens of some heads. A constraint says so, and XLA moves queries, keys, values and the output.
+  Each device gets all tokens of some heads. They are written out: for a mere constraint XLA also moves what queries and
+  keys were before their rotation, half as much again.
   """
 
   st: Placement
@@ -72,13 +74,20 @@ class Ulysses:
 
   def __call__(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, *, mask: Any, bias_HTS: Any, **others: Any) -> Array:
     st = self.st
-    batch, context, heads, _ = st.spec(("batch", "seq", "act_heads", None))
-    spec = PartitionSpec(batch, None, (*names(heads), *names(context)), None)
-    moved = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(st.mesh, spec))
-    q_BTHK, k_BSGK, v_BSGK = map(moved, (q_BTHK, k_BSGK, v_BSGK))
+    cut = st.spec(("batch", "seq", "act_heads", None))
+    batch, context, heads, _ = cut
+    whole = PartitionSpec(batch, None, (*names(heads), *names(context)), None)
+    exchange = partial(jax.lax.all_to_all, axis_name=names(context), tiled=True)
+    to_heads = jax.shard_map(
+      partial(exchange, split_axis=2, concat_axis=1), mesh=st.mesh, in_specs=cut, out_specs=whole, check_vma=False
+    )
+    to_tokens = jax.shard_map(
+      partial(exchange, split_axis=1, concat_axis=2), mesh=st.mesh, in_specs=whole, out_specs=cut, check_vma=False
+    )
     attend = lambda q, k, v, mask: self.inner.attend(q, k, v, mask=mask, bias_HTS=bias_HTS, **others)
     if self.inner.local:
       masks = jax.tree.map(lambda x: PartitionSpec(batch) if jnp.ndim(x) else PartitionSpec(), mask)
-      inputs = (spec, spec, spec, masks)
-      attend = jax.shard_map(attend, mesh=st.mesh, in_specs=inputs, out_specs=spec, check_vma=False)
-    return moved(attend(q_BTHK, k_BSGK, v_BSGK, mask))
+      inputs = (whole, whole, whole, masks)
+      attend = jax.shard_map(attend, mesh=st.mesh, in_specs=inputs, out_specs=whole, check_vma=False)
+    y_BTHK = attend(*map(to_heads, (q_BTHK, k_BSGK, v_BSGK)), mask)
+    return to_tokens(jax.lax.with_sharding_constraint(y_BTHK, NamedSharding(st.mesh, whole)))
