@@ -72,6 +72,12 @@ def _own_logging():
     logger.setLevel(level)
 
 
+def pytest_collection_finish():
+  """What was imported stays: garbage collection, a twentieth of the time of a trace, need not look at it again."""
+  gc.collect()
+  gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not select
 def pytest_collection_modifyitems(items):
   """`slow_but("a", "b")`: of a parametrized test, the cases with these ids run by default, and the others are slow.

@@ -26,7 +26,6 @@ TOPOLOGY, ROWS, TOKENS = "v5e:4x4", 64, 2048
 # strategy, data, model, remat, microbatches
 PROGRAMS = (
   ("fsdp", 16, 1, "none", 2),
-  ("fsdp", 16, 1, "full", 1),
   ("fsdp_tp", 4, 4, "dots", 4),
 )
 

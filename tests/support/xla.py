@@ -3,7 +3,12 @@
 import os
 
 # LLVM's optimizations are half of the time that tiny programs take to compile, and gain them nothing. XLA's own stay.
-CHEAP = {"--xla_backend_optimization_level": "0", "--xla_llvm_disable_expensive_passes": "true"}
+# So is one module of LLVM instead of many, which only pay where threads are free to compile them side by side.
+CHEAP = {
+  "--xla_backend_optimization_level": "0",
+  "--xla_llvm_disable_expensive_passes": "true",
+  "--xla_cpu_parallel_codegen_split_count": "1",
+}
 
 
 def xla_flags(devices: int) -> str:

@@ -51,10 +51,9 @@ RUNS = [
   ("bert", "cp", "auto", FOUR),
   ("modernbert", "cp", "auto", FOUR),
   ("experts", "cp", "auto", FOUR),
-  ("gpt", "fsdp+cp", "auto", FOUR),
   ("t5", "tp+cp", "auto", THREE),
   ("bert", "cp+tp_sp", "auto", THREE),
-  ("gpt", "zero2+cp", "ulysses", FOUR),
+  ("gpt", "fsdp+cp", "ulysses", FOUR),
 ]
 
 

@@ -42,12 +42,12 @@ def alone(variant, name="adamw", **changes):
   return train(variant, name=name, **changes)
 
 
-# Every fourth family trains under a strategy, from the first, second, third or fourth on in turn: two or three families
-# meet it, and three or more strategies a family. Experts are trained where they are split, too.
+# Each strategy trains one family, the next one in turn, beside those of the default suite. Experts are trained where
+# they are split, too.
 # Pipelines and sequences in parts have tests of their own: test_pipeline.py, test_context.py.
 ROTATED = [name for name in STRATEGIES if name not in ("ep", "fsdp_ep", "pp", "cp")]
 ROTATED += ["fsdp+tp_sp", "zero1+tp", "zero2+tp_sp", "hsdp+tp"]
-PAIRS = [(variant, strategy) for n, strategy in enumerate(ROTATED) for variant in list(TRAINED)[n % 4 :: 4]]
+PAIRS = [(list(TRAINED)[n % len(TRAINED)], strategy) for n, strategy in enumerate(ROTATED)]
 PAIRS += [("experts", strategy) for strategy in ("ep", "fsdp_ep", "tp+ep", "zero1+ep")]
 # In the default suite.
 QUICK = [("bert", strategy) for strategy in ("dp", "fsdp", "tp", "fsdp_tp", "tp_sp")]
@@ -76,10 +76,8 @@ def test_every_strategy_trains_like_one_device(variant, strategy):
 @pytest.mark.slow_but("gpt-muon-fsdp_tp")
 @pytest.mark.parametrize(
   ("variant", "name", "strategy"),
-  [("t5", "adafactor", strategy) for strategy in ("fsdp", "fsdp_tp", "zero2")]
-  + [("gpt", "lion", strategy) for strategy in ("fsdp_tp", "zero1")]
-  + [("gpt", "muon", strategy) for strategy in ("fsdp", "fsdp_tp", "fsdp_tp_stream", "zero1", "zero2", "tp_sp")]
-  + [("experts", "muon", "fsdp_ep")],
+  [("t5", "adafactor", "fsdp_tp"), ("gpt", "lion", "zero1"), ("experts", "muon", "fsdp_ep")]
+  + [("gpt", "muon", strategy) for strategy in ("fsdp_tp", "zero2", "tp_sp")],
 )
 def test_other_optimizers_train_alike_with_sharded_state(variant, name, strategy):
   """Those that see matrices too, whose rows, columns and heads lie on different devices."""
@@ -147,7 +145,7 @@ def test_remat_saves_memory_in_the_order_of_its_names():
 
 # Of each kind of attention, of feed-forward network and of recurrence one.
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["bert", "t5", "modernbert", "experts", "lstm", "gru_encoder_decoder", "qwen3"])
+@pytest.mark.parametrize("variant", ["t5", "modernbert", "experts", "gru_encoder_decoder"])
 def test_bfloat16_steps_run_on_cpu(variant):
   """XLA:CPU lacks some bfloat16 dots; every one that is used must exist."""
   _, losses, norms, _ = train(variant, dtype="bfloat16")

@@ -17,8 +17,8 @@ from tfm_jax.training.loss import LossConfig, make_loss
 PRETRAINING = "bert pretraining"
 # (microbatches, strategy, devices)
 CUTS = ((2, "dp", 1), (4, "dp", 1), (1, "fsdp_tp", 8))
-# Two terms under every cut, and each head under one of them in turn.
-PAIRS = [*((PRETRAINING, cut) for cut in CUTS), *zip(CASES, CUTS * len(CASES), strict=False)]
+# Two terms under every cut, and every second head under one of them in turn.
+PAIRS = [*((PRETRAINING, cut) for cut in CUTS), *zip(list(CASES)[::2], CUTS * len(CASES), strict=False)]
 EXTRAS = LossConfig(label_smoothing=0.1, z_loss=1e-2)
 
 
