@@ -101,13 +101,11 @@ def test_pre_training_has_nothing_for_heads_that_learn_from_labels(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert_question", "vit"])
-def test_compare_takes_an_import(name, tmp_path):
-  import_checkpoint(GOLDEN / name, tmp_path / "run")
+def test_compare_takes_an_import(tmp_path):
+  import_checkpoint(GOLDEN / "bert_question", tmp_path / "run")
   config = load(str(tmp_path / "run"), {"train.batch_size": 8})
-  made = compare(config, ["dp", "fsdp"], devices=2, steps=1, progress=False)
-  assert [row.status for row in made.strategies] == ["ok", "ok"]
-  assert all(row.loss_difference < 1e-1 for row in made.strategies)  # bfloat16 against float32
+  (row,) = compare(config, ["fsdp"], devices=2, steps=1, progress=False).strategies
+  assert row.status == "ok" and row.loss_difference < 1e-1  # bfloat16 against float32
 
 
 def test_a_step_of_a_run_can_be_chosen_and_narrowed(tmp_path, bert):
