@@ -135,12 +135,12 @@ BY_DEFAULT = ("quickstart", "sst2")
 
 @functools.cache
 def of_each_kind() -> list[str]:
-  """A file of each family and head: what others of the kind differ in is tested by its own tests."""
-  kinds: dict[tuple[str, str], str] = {}
+  """A file of each family, and one that fine-tunes: what others of the kind differ in is tested by its own tests."""
+  kinds: dict[str, str] = {}
   for file in (*BY_DEFAULT, *FILES):
     for config in list(programs()[file].values())[:1]:
-      kinds.setdefault((config.family, config.model.head.name), file)
-  return list(kinds.values())
+      kinds.setdefault(config.family, file)
+  return list(dict.fromkeys((*BY_DEFAULT, *kinds.values())))
 
 
 @pytest.mark.slow_but(*BY_DEFAULT)
