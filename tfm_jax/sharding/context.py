@@ -89,5 +89,5 @@ class Ulysses:
       masks = jax.tree.map(lambda x: PartitionSpec(batch) if jnp.ndim(x) else PartitionSpec(), mask)
       inputs = (whole, whole, whole, masks)
       attend = jax.shard_map(attend, mesh=st.mesh, in_specs=inputs, out_specs=whole, check_vma=False)
-    y_BTHK = attend(*map(to_heads, (q_BTHK, k_BSGK, v_BSGK)), mask)
+    y_BTHK = attend(to_heads(q_BTHK), to_heads(k_BSGK), to_heads(v_BSGK), mask)
     return to_tokens(jax.lax.with_sharding_constraint(y_BTHK, NamedSharding(st.mesh, whole)))
