@@ -66,6 +66,9 @@ class Gpu(Chip):
     cache: bytes of the L2 cache.
     shared: bytes of shared memory per core; a block may use 1,024 less.
     fpus: float32 units per core.
+    matrix: the fraction of the peak that the best matrix product reaches, as measured with Bekman's
+      "Maximum Achievable Matmul FLOPS" finder: 267.9 TFLOP/s on an A100, 794.5 on an H100 or H200, 1,745 on a B200; the
+      GB200 is assumed to be like the B200.
     sharp: whether the switches add up what the GPUs of a node send (NVLink SHARP).
   """
 
@@ -76,6 +79,7 @@ class Gpu(Chip):
   cache: int = 50 * 2**20
   shared: int = 233_472
   fpus: int = 128
+  matrix: float = 0.803
   sharp: bool = True
 
 
@@ -149,6 +153,7 @@ GPUS = {
     cache=40 * 2**20,
     shared=167_936,
     fpus=64,
+    matrix=0.859,
     sharp=False,
   ),
   "h100": Gpu(("NVIDIA H100 80GB HBM3",), 989e12, 3.35e12, 84_942_979_072, link=450e9, network=50e9, host=64e9),
@@ -163,6 +168,7 @@ GPUS = {
     host=64e9,
     capability=(10, 0),
     cores=148,
+    matrix=0.776,
     clock=1.965e9,
     cache=132_644_864,
   ),
@@ -177,6 +183,7 @@ GPUS = {
     node=72,
     capability=(10, 0),
     cores=152,
+    matrix=0.776,
     clock=2.062e9,
     cache=135_528_448,
   ),

@@ -13,7 +13,7 @@ Memory on one device is the sum of
   its table, gathered, with its gradient, logits in the compute dtype, and one tile of them in float32.
 
 Time on one device is the sum of
-- matrix products at the efficiency of `runtime.chips`, with the exposed traffic of `forecast.schedule`: three per
+- matrix products at the efficiency of `runtime.chips`, with the exposed traffic of `forecast.tpu`: three per
   linear and microbatch, and a fourth where remat computes it again; splash attention at `SPLASH_EFFICIENCY`: nine
   products of queries and keys (two forward, seven backward), and two more with remat;
 - memory traffic at `HBM_EFFICIENCY`: passes over activations (`PASSES`), stored activations, logits, the optimizer;
@@ -30,7 +30,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 
-from tfm_jax.compare.forecast.schedule import (
+from tfm_jax.compare.forecast.tpu import (
   EXPOSED_BYTES,
   HBM_EFFICIENCY,
   HOP_SECONDS,
