@@ -8,13 +8,13 @@ import pytest
 from tests.support.launching import tiny
 from tests.support.plans import LIMIT, candidate, compiled, estimated
 from tfm_jax.compare.forecast import topology
+from tfm_jax.compare.forecast.topology import chip_of
 from tfm_jax.compare.plan import __main__ as door
 from tfm_jax.compare.plan import plan as planning
 from tfm_jax.compare.plan import search as searching
 from tfm_jax.compare.plan.goal import parse_count, parse_topologies, read_prices
 from tfm_jax.compare.plan.page import plan_page, terminal_table
 from tfm_jax.compare.plan.plan import plan, write_json
-from tfm_jax.compare.plan.torus import chip_of
 from tfm_jax.errors import UserError
 from tfm_jax.runtime import command as commands
 from tfm_jax.runtime import ledger

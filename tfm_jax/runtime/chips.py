@@ -194,7 +194,7 @@ OTHERS = (
   Chip(("NVIDIA H100 PCIe",), 756e12),
   Chip(("NVIDIA H100 NVL", "NVIDIA H200 NVL"), 835e12),
 )
-CHIPS: dict[str, Chip] = {**TPUS, **GPUS}
+CHIPS: dict[str, Tpu | Gpu] = {**TPUS, **GPUS}
 
 
 def peak_flops(device: jax.Device) -> float | None:

@@ -15,7 +15,7 @@ from tfm_jax.compare.forecast.topology import compiler_options, topology_devices
 from tfm_jax.compare.forecast.tpu import TpuForecast
 from tfm_jax.compare.program import build_program, with_strategy
 from tfm_jax.compare.results import OUT_OF_MEMORY, Seconds, StrategyResult
-from tfm_jax.runtime.chips import Chip, Gpu, Tpu
+from tfm_jax.runtime.chips import Gpu, Tpu
 from tfm_jax.training.compiled.memory import DoesNotFit
 from tfm_jax.training.config import Config
 
@@ -67,9 +67,8 @@ def forecast(config: Config, strategy: str, topology: str, parameter: str = "") 
   )
 
 
-def simulate(module: hlo.Module, mesh: Mesh, chip: Chip) -> tuple[Seconds, str]:
+def simulate(module: hlo.Module, mesh: Mesh, chip: Tpu | Gpu) -> tuple[Seconds, str]:
   """(the forecast of a compiled program, what binds it), see `Forecast.seconds`."""
   if isinstance(chip, Gpu):
     return GpuForecast(module, mesh, chip).seconds()
-  assert isinstance(chip, Tpu)
   return TpuForecast(module, mesh, chip).seconds()

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from tfm_jax.errors import UserError
-from tfm_jax.runtime.chips import CHIPS, GPUS, TPUS, Chip, Gpu
+from tfm_jax.runtime.chips import CHIPS, GPUS, TPUS, Gpu, Tpu
 
 # The options that programs for GPUs are compiled with: collectives overlap as the scheduler finds best, products are
 # calls of cuBLAS, and nothing is tuned by trials, since there is no device to try on.
@@ -21,8 +21,6 @@ GPU_OPTIONS = {
 }
 # JAX's allocator takes this share of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 ALLOCATED, ALLOCATED_VARIABLE = 0.75, "XLA_PYTHON_CLIENT_MEM_FRACTION"
-# The compilers: package that must be there, and what it compiles for.
-_COMPILERS = {"libtpu": "TPU", "jax_cuda13_plugin": "GPU"}
 
 
 def parse_topology(topology: str) -> tuple[str, str, int]:
@@ -55,35 +53,49 @@ def chip_count(topology: str) -> int:
   return slices * math.prod(int(extent) for extent in shape.split("x"))
 
 
-def chip_of(topology: str) -> Chip:
+def chip_of(topology: str) -> Tpu | Gpu:
   """The constants of a topology's devices; of a GPU's memory the share that JAX's allocator takes. Raises UserError."""
   chip = CHIPS[parse_topology(topology)[0]]
   if not isinstance(chip, Gpu):
     return chip
+  return dataclasses.replace(chip, memory=int(chip.memory * allocated()))
+
+
+def allocated() -> float:
+  """The share of a GPU's memory that JAX's allocator takes. Raises UserError."""
   share = os.environ.get(ALLOCATED_VARIABLE) or str(ALLOCATED)
   try:
-    return dataclasses.replace(chip, memory=int(chip.memory * min(max(float(share), 0.0), 1.0)))
+    return min(max(float(share), 0.0), 1.0)
   except ValueError:
     raise UserError(f"{ALLOCATED_VARIABLE}={share} is not a number: write 0.75 for three quarters") from None
 
 
+def is_gpu(topology: str) -> bool:
+  """Whether a topology has GPUs. Raises UserError."""
+  return parse_topology(topology)[0] in GPUS
+
+
+def place_of(topology: str) -> str:
+  """The number and kind of its devices in words: "256 x TPU v5e", "32 x GPU h100". Raises UserError."""
+  return f"{chip_count(topology)} x {'GPU' if is_gpu(topology) else 'TPU'} {parse_topology(topology)[0]}"
+
+
 def compiler_options(topology: str) -> dict[str, Any]:
   """The options to compile with for these devices. Raises UserError."""
-  return dict(GPU_OPTIONS) if isinstance(chip_of(topology), Gpu) else {}
+  return dict(GPU_OPTIONS) if is_gpu(topology) else {}
 
 
 def needs_compiler(topology: str) -> None:
   """Raises UserError if the compiler for a topology is not installed."""
-  package = "jax_cuda13_plugin" if isinstance(chip_of(topology), Gpu) else "libtpu"
+  package, kind = ("jax_cuda13_plugin", "GPU") if is_gpu(topology) else ("libtpu", "TPU")
   if importlib.util.find_spec(package) is None:
-    kind = _COMPILERS[package]
     raise UserError(
       f"--topology={topology} needs the {kind} compiler ({package}): pip install -e '.[forecast]' installs it; no "
       f"{kind} is needed"
     )
 
 
-def topology_devices(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
+def topology_devices(topology: str) -> tuple[Tpu | Gpu, Sequence[jax.Device]]:
   """The chip's constants, and device descriptions to compile for; the devices need not exist. Raises UserError."""
   name, shape, slices = parse_topology(topology)
   chip = chip_of(topology)

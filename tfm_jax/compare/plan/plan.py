@@ -12,7 +12,7 @@ from typing import Any
 
 from tfm_jax.compare.forecast import calibration
 from tfm_jax.compare.forecast.ledger import entry, versions
-from tfm_jax.compare.forecast.topology import chip_of, needs_compiler
+from tfm_jax.compare.forecast.topology import chip_of, is_gpu, needs_compiler
 from tfm_jax.compare.plan.estimate import Estimate
 from tfm_jax.compare.plan.goal import Goal
 from tfm_jax.compare.plan.paper import Paper
@@ -250,7 +250,8 @@ def _preference(waiting: Waiting) -> tuple[bool, float]:
 
 def _notes(found: Survey, results: Mapping[Candidate, StrategyResult]) -> list[str]:
   """What to know about the figures."""
-  notes = [calibration.sentence()]
+  kinds = {is_gpu(one.topology): one.topology for one in found.estimates}
+  notes = [calibration.sentence(topology) for topology in kinds.values()]
   ratios = [
     result.forecast_step_seconds.total / found.estimates[one].seconds
     for one, result in results.items()
