@@ -46,8 +46,8 @@ ASSUMPTIONS = (
 )
 GPU_ASSUMPTIONS = (
   "Assumed efficiencies: the best matrix products reach 80% of the peak of an H100 or H200 (A100 86%, B200 78%), "
-  "others less by tiles and waves; streaming operations 85% of the memory bandwidth, and each kernel takes 2.5 us more; large "
-  "collectives 82% of NVLink and 90% of the network. JAX's allocator takes {:.0%} of the memory."
+  "others less by tiles and waves; streaming operations 85% of the memory bandwidth, and each kernel takes 2.5 us "
+  "more; large collectives 82% of NVLink and 90% of the network. JAX's allocator takes {:.0%} of the memory."
 )
 
 # From this share of a device's memory on, XLA:TPU is seen to overlap no communication unless this flag is set.

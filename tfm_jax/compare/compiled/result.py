@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 from tfm_jax.compare.compiled import hlo
@@ -16,7 +15,7 @@ from tfm_jax.training.compiled.program import Program
 
 
 def compile_step(
-  program: Program, limit: float | None = None, options: Mapping[str, Any] | None = None
+  program: Program, limit: float | None = None, options: dict[str, Any] | None = None
 ) -> tuple[int, Any]:
   """(number of microbatches, compiled train step), chosen as for training.
 

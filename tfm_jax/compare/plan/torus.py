@@ -1,4 +1,4 @@
-"""Where the axes of a mesh lie on the torus of a slice or on hosts of GPUs, without the devices: their links and hops."""
+"""Where the axes of a mesh lie on a slice's torus or on hosts of GPUs, without the devices: their links and hops."""
 
 import itertools
 import math

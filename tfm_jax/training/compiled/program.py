@@ -268,7 +268,7 @@ class Program:
     on_device = jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind("device"), self.state.opt_state)
     return lambda state, batch: step(state._replace(opt_state=jax.device_put(state.opt_state, on_device)), batch)
 
-  def compile(self, microbatches: int, options: Mapping[str, Any] | None = None) -> Any:
+  def compile(self, microbatches: int, options: dict[str, Any] | None = None) -> Any:
     """The train step, compiled ahead of time. The state is donated and keeps its shardings; metrics are replicated.
 
     Args:
