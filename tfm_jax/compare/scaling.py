@@ -2,7 +2,8 @@
 
 --config=FILE.py[:VARIANT]   the experiment
 --strategies=fsdp,hsdp       names, as for compare
---topologies=v5p:2x2x4,...   slices of one TPU generation, from small to large; each is compiled for
+--topologies=v5p:2x2x4,...   slices of one TPU generation, or hosts of one GPU, from small to large; each is compiled
+                             for
 --rows=4                     rows of the batch per chip, the same for every slice
 --to=4096                    extrapolate beyond the largest slice, up to this number of chips
 --out=DIR                    where scaling.json and scaling.html are written

@@ -39,7 +39,7 @@ def weak_scaling(
   """Forecasts with the same rows per chip on each topology, and beyond the largest up to `to` chips.
 
   The extrapolated step time is a + b n^(1/d) for n chips on a torus of d dimensions, fitted to at least three compiled
-  ones: only the way around the rings grows; what a chip computes and sends does not.
+  ones: only the way around the rings grows; what a chip computes and sends does not. Hosts of GPUs are a ring (d = 1).
 
   Args:
     config: the experiment; its batch size is replaced.
@@ -49,7 +49,7 @@ def weak_scaling(
     to: most chips.
 
   Raises:
-    UserError: topologies of several TPU generations, or none.
+    UserError: topologies of several kinds of chip, or none.
   """
   generations = {parse_topology(topology)[0] for topology in topologies}
   if len(generations) != 1:

@@ -165,7 +165,7 @@ def compiler(config: Config, topologies: Sequence[str]) -> Compile:
   """Compiles candidates of a configuration in processes of their own.
 
   Raises:
-    UserError: the TPU compiler knows no such slice.
+    UserError: the compiler knows no such devices.
   """
   for topology in topologies:
     request = {"task": "describe", "topology": topology, "parameter": "", "config": to_dict(config)}
