@@ -189,18 +189,16 @@ def test_described_gpus_have_hosts_and_the_name_of_real_ones():
 @COMPILER
 @pytest.mark.slow
 def test_the_command_forecasts_for_hosts_of_gpus(experiment, tmp_path):
-  command = [sys.executable, "-m", "tfm_jax.compare", f"--config={experiment}:gpt", "--strategies=hsdp,tp"]
+  command = [sys.executable, "-m", "tfm_jax.compare", f"--config={experiment}:gpt", "--strategies=hsdp"]
   command += ["--topology=2*h100:2", f"--out={tmp_path / 'out'}", "--config.train.batch_size=8"]
   done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
-  results = json.loads((tmp_path / "out" / "comparison.json").read_text())["strategies"]
-  for result in results:
-    assert result["status"] == "ok", result["reason"]
-    total, parts = result["forecast_step_seconds"]["total"], result["forecast_step_seconds"]
-    assert total == pytest.approx(parts["compute"] + parts["hbm"] + parts["communication"]) and total > 0
-    assert result["fits"] and result["flops"] >= result["model_flops"] > 0 and 0 < result["mfu"] < 1
-    assert {c["axes"] for c in result["collectives"]} <= {"replica", "data", "model", "replica,data", "data,model"}
-  assert results[0]["mesh"]["replica"] == 2
-  assert "published runs" in results[0]["calibration_error"]
+  (result,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["strategies"]
+  assert result["status"] == "ok" and result["fits"], result["reason"]
+  total, parts = result["forecast_step_seconds"]["total"], result["forecast_step_seconds"]
+  assert total == pytest.approx(parts["compute"] + parts["hbm"] + parts["communication"]) and total > 0
+  assert result["flops"] >= result["model_flops"] > 0 and 0 < result["mfu"] < 1
+  assert result["mesh"]["replica"] == 2 and {"replica", "data"} <= {c["axes"] for c in result["collectives"]}
+  assert "published runs of 2023" in result["calibration_error"]
   entry = json.loads((tmp_path / "out" / "forecasts.jsonl").read_text().splitlines()[0])
   assert entry["device_kinds"] == ["NVIDIA H100 80GB HBM3"] and "jax-cuda13-plugin" in entry["versions"]

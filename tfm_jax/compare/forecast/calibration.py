@@ -24,6 +24,8 @@ def sentence(topology: str) -> str:
   """The note on accuracy that accompanies every forecast for such devices. Raises UserError."""
   gpus = is_gpu(topology)
   sizes = [abs(error) for error in errors(gpus).values()]
+  if not sizes:
+    return "Accuracy: no forecast for such devices has been held against a published run."
   years = sorted({run["year"] for run in read() if run["run"] in errors(gpus)})
   age = f" of {years[0]}" + (f" to {years[-1]}" if years[1:] else "") if gpus else ""
   return (
