@@ -5,8 +5,8 @@ r"""Published training runs on GPUs, to hold forecasts against; see docs/gpus.md
     --out=runs/7b
 
 From NVIDIA/JAX-Toolbox, docs/frameworks/maxtext and rosetta/rosetta/projects/{pax,t5x,vit}/README.md, and for remat and
-the sizes of the GPTs google/paxml, contrib/gpu/scripts_gpu/configs.py. For ViT and T5 1.1 remat is not told: none. Blocks
-are a loop here; those of the GPT of 126M and of the Llama were unrolled.
+sizes of the GPTs google/paxml, contrib/gpu/scripts_gpu/configs.py. For ViT and T5 1.1 remat is not told: none. Blocks are
+a loop here; those of the GPT of 126M and of the Llama were unrolled.
 Measured: forecast only.
 """
 
