@@ -4,9 +4,9 @@ r"""Published training runs on GPUs, to hold forecasts against; see docs/gpus.md
   python -m tfm_jax.compare --config=configs/published_gpu.py:llama2_7b --strategies=fsdp --topology=h100:8 \
     --out=runs/7b
 
-From NVIDIA/JAX-Toolbox, docs/frameworks/maxtext and rosetta/rosetta/projects/{pax,t5x,vit}/README.md, and for remat and
-sizes of the GPTs google/paxml, contrib/gpu/scripts_gpu/configs.py. For ViT and T5 1.1 remat is not told: none. Blocks are
-a loop here; those of the GPT of 126M and of the Llama were unrolled.
+From NVIDIA/JAX-Toolbox, docs/frameworks/maxtext and rosetta/rosetta/projects/{pax,t5x,vit}/README.md; sizes and remat
+of the GPTs from google/paxml, contrib/gpu/scripts_gpu/configs.py. For ViT and T5 1.1 remat is not told: none. Blocks
+are a loop here; those of the GPT of 126M and of the Llama were unrolled.
 Measured: forecast only.
 """
 
