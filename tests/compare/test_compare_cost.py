@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 
 from tests.support.programs import ALL_REDUCE, CONSTANT, SUM, between_slices, fake_mesh, loop, program
 from tfm_jax.compare.compiled import hlo
-from tfm_jax.compare.forecast.schedule import Forecast
+from tfm_jax.compare.forecast.tpu import TpuForecast as Forecast
 from tfm_jax.runtime.chips import TPUS
 
 CHIP = TPUS["v5e"]

@@ -77,8 +77,8 @@ def test_the_bubble_is_a_column_where_there_is_a_pipeline(comparison):
 
 def test_the_accuracy_of_forecasts_is_printed_once():
   """It is a note, though every strategy carries it in comparison.json."""
-  comparison = dataclasses.replace(forecast(), notes=(calibration.sentence(),))
-  comparison = with_first(comparison, calibration_error=calibration.sentence())
+  comparison = dataclasses.replace(forecast(), notes=(calibration.sentence("v5e:4x4"),))
+  comparison = with_first(comparison, calibration_error=calibration.sentence("v5e:4x4"))
   text = " ".join(terminal_table(comparison).split())
   assert text.count("published runs") == text.count("at most (tfm_jax/compare/forecast/calibration.csv)") == 1
   assert html_page(comparison).count("published runs") == 1

@@ -9,10 +9,11 @@ import pytest
 from tests.support.launching import ROOT, tiny
 from tfm_jax.compare.compiled.minimum import minimum_bytes
 from tfm_jax.compare.forecast import calibration
+from tfm_jax.compare.forecast.topology import chip_of
 from tfm_jax.compare.plan.estimate import Step
 from tfm_jax.compare.plan.paper import Paper
 from tfm_jax.compare.plan.space import Candidate
-from tfm_jax.compare.plan.torus import chip_of, device_count, slices_of
+from tfm_jax.compare.plan.torus import device_count, slices_of
 from tfm_jax.compare.program import build_program
 from tfm_jax.compare.worker import FORECAST_ENV, run_worker
 from tfm_jax.sharding.strategy import AXES, mesh_sizes

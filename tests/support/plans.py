@@ -1,8 +1,8 @@
 """Candidates of a plan, with estimates and results that are made up."""
 
+from tfm_jax.compare.forecast.topology import chip_of
 from tfm_jax.compare.plan.estimate import Estimate
 from tfm_jax.compare.plan.space import Candidate
-from tfm_jax.compare.plan.torus import chip_of
 from tfm_jax.compare.results import OK, OUT_OF_MEMORY, Memory, Seconds, StrategyResult
 
 LIMIT = chip_of("v5e:2x2").memory

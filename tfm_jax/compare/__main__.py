@@ -4,8 +4,8 @@
 --strategies=dp,fsdp,tp      names, or several joined by + (fsdp+ep); NAME:AXIS=SIZE:... for another mesh than the
                              preset, as fsdp+tp:model=8
 --devices=N                  measure on N devices: real ones, or emulated on the CPU if there are fewer; default: all
---topology=v5e:16x16         instead, forecast for TPUs that are not here: v4, v5e, v5p, v6e or tpu7x; 2*v5e:16x16 for
-                             two slices
+--topology=v5e:16x16         instead, forecast for devices that are not here: v4, v5e, v5p, v6e or tpu7x; 2*v5e:16x16
+                             for two slices; a100, h100, h200, b200 or gb200 as h100:8, 4*h100:8 for four hosts of eight
 --steps=10                   number of timed steps
 --parameter=PATH             the parameter that the report draws by device; default: the largest of the blocks
 --out=DIR                    the folder for report.html, comparison.json and comparison.csv; of forecasts the ledger too

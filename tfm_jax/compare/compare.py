@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import logging
 import math
 import os
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from tfm_jax.compare.forecast import calibration
 from tfm_jax.compare.forecast.ledger import versions
-from tfm_jax.compare.forecast.topology import chip_count, parse_topology
+from tfm_jax.compare.forecast.topology import allocated, is_gpu, needs_compiler, place_of
 from tfm_jax.compare.results import COMPILER_CRASH, Comparison, StrategyResult, result_from_json
 from tfm_jax.compare.worker import FORECAST_ENV, WorkerCrash, run_worker
 from tfm_jax.errors import UserError
@@ -45,6 +44,11 @@ ASSUMPTIONS = (
   "Assumed efficiencies: large matrix products reach 92% of the chip's peak (83% on tpu7x), narrow ones less; splash "
   "attention, of which the compiler reports no cost, 50%; streaming operations 85% of the memory bandwidth."
 )
+GPU_ASSUMPTIONS = (
+  "Assumed efficiencies: the best matrix products reach 80% of the peak of an H100 or H200 (A100 86%, B200 78%), "
+  "others less by tiles and waves; streaming operations 85% of the memory bandwidth, and each kernel takes 2.5 us "
+  "more; large collectives 82% of NVLink and 90% of the network. JAX's allocator takes {:.0%} of the memory."
+)
 
 # From this share of a device's memory on, XLA:TPU is seen to overlap no communication unless this flag is set.
 NEARLY_FULL = 0.9
@@ -63,13 +67,14 @@ def compare(
   overrides: Mapping[str, str] | None = None,
   command: str = "",
 ) -> Comparison:
-  """Compares strategies: measures them on devices, or forecasts them for a TPU topology.
+  """Compares strategies: measures them on devices, or forecasts them for TPUs or GPUs that are not here.
 
   Args:
     config: the run to compare. Its batch is the global batch; no corpus is read.
     strategies: names or compositions (fsdp+tp), or `NAME:AXIS=SIZE:...` for another mesh than the preset.
     devices: number of devices to measure on; 0: all that exist. If fewer exist, CPU devices are emulated.
-    topology: TPUs to forecast for instead, as "v5e:16x16" or "2*v5e:16x16" (two slices).
+    topology: devices to forecast for instead, as "v5e:16x16", "2*v5e:16x16" (two slices), "h100:8" or "4*h100:8" (four
+      hosts of eight).
     steps: number of timed steps.
     parameter: path of the parameter whose shard map is drawn; empty: the largest of the blocks.
     name: of the config, for the report.
@@ -90,14 +95,13 @@ def compare(
     raise UserError(f"--steps={steps} must be positive")
   request = {"config": to_dict(config), "parameter": parameter, "steps": steps}
   if topology:
-    parse_topology(topology)
-    if importlib.util.find_spec("libtpu") is None:
-      raise UserError("--topology needs the TPU compiler: pip install -e '.[tpu]' installs libtpu; no TPU is needed")
+    needs_compiler(topology)
   model = run_worker(request | {"task": "describe", "topology": topology}, FORECAST_ENV)
   if topology:
     results = _forecast(request, strategies, topology, progress)
-    place = f"{chip_count(topology)} x TPU {parse_topology(topology)[0]}"
-    notes = [calibration.sentence(), ASSUMPTIONS, *_overlap_notes(results)]
+    place = place_of(topology)
+    notes = [calibration.sentence(topology)]
+    notes += [GPU_ASSUMPTIONS.format(allocated())] if is_gpu(topology) else [ASSUMPTIONS, *_overlap_notes(results)]
   else:
     results, place, notes = _measure(request, strategies, devices, config.model.dtype, progress)
   return Comparison(
@@ -162,7 +166,7 @@ def _forecast(
       result = result_from_json(values["result"])
     except WorkerCrash as crash:
       result = _crashed(strategy, crash)
-    results.append(dataclasses.replace(result, calibration_error=calibration.sentence()))
+    results.append(dataclasses.replace(result, calibration_error=calibration.sentence(topology)))
   return results
 
 

@@ -2,7 +2,8 @@
 
 --config=FILE.py[:VARIANT]   the experiment
 --strategies=fsdp,hsdp       names, as for compare
---topologies=v5p:2x2x4,...   slices of one TPU generation, from small to large; each is compiled for
+--topologies=v5p:2x2x4,...   slices of one TPU generation, or hosts of one GPU, from small to large; each is compiled
+                             for
 --rows=4                     rows of the batch per chip, the same for every slice
 --to=4096                    extrapolate beyond the largest slice, up to this number of chips
 --out=DIR                    where scaling.json and scaling.html are written
@@ -48,14 +49,14 @@ def main(flags: Flags) -> None:
     "command": shlex.join(["python", "-m", "tfm_jax.compare.scaling", *sys.argv[1:]]),
     "topologies": topologies,
     "rows_per_chip": int(rows),
-    "calibration": calibration.sentence(),
+    "calibration": calibration.sentence(topologies[0]),
   }
   text = json.dumps(record | {"points": [dataclasses.asdict(point) for point in points]}, indent=1)
   (out / "scaling.json").write_text(text + "\n")
   (out / "scaling.html").write_text(curve_page(f"Weak scaling of {path}", _facts(record), points))
   for point in sorted(points, key=lambda point: (point.strategy, point.chips)):
     print(f"{point.strategy:16} {point.chips:6} chips  {_line(point)}")
-  print(f"{calibration.sentence()}\nwritten: {out / 'scaling.html'}, scaling.json")
+  print(f"{calibration.sentence(topologies[0])}\nwritten: {out / 'scaling.html'}, scaling.json")
 
 
 def _facts(record: dict[str, Any]) -> dict[str, str]:

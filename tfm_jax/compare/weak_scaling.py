@@ -8,7 +8,7 @@ import numpy as np
 from tfm_jax.compare.compare import compare
 from tfm_jax.compare.forecast.topology import chip_count, parse_topology
 from tfm_jax.errors import UserError
-from tfm_jax.runtime.chips import TPUS
+from tfm_jax.runtime.chips import CHIPS
 from tfm_jax.training.config import Config
 
 
@@ -39,7 +39,7 @@ def weak_scaling(
   """Forecasts with the same rows per chip on each topology, and beyond the largest up to `to` chips.
 
   The extrapolated step time is a + b n^(1/d) for n chips on a torus of d dimensions, fitted to at least three compiled
-  ones: only the way around the rings grows; what a chip computes and sends does not.
+  ones: only the way around the rings grows; what a chip computes and sends does not. Hosts of GPUs are a ring (d = 1).
 
   Args:
     config: the experiment; its batch size is replaced.
@@ -49,7 +49,7 @@ def weak_scaling(
     to: most chips.
 
   Raises:
-    UserError: topologies of several TPU generations, or none.
+    UserError: topologies of several kinds of chip, or none.
   """
   generations = {parse_topology(topology)[0] for topology in topologies}
   if len(generations) != 1:
@@ -63,7 +63,7 @@ def weak_scaling(
     for result in comparison.strategies:
       seconds = result.forecast_step_seconds.total if result.forecast_step_seconds else None
       per_device = result.tokens_per_second_per_device
-      tokens = None if per_device is None else per_device * TPUS[generation].per_chip
+      tokens = None if per_device is None else per_device * CHIPS[generation].per_chip
       points.append(Point(result.strategy, chips, seconds, tokens, False, result.reason))
   dimensions = len(parse_topology(topologies[-1])[1].split("x"))
   for strategy in strategies:

@@ -2,10 +2,11 @@
 
 import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 
-from tfm_jax.compare.compiled.hlo import Computation, Instruction, Module
+from tfm_jax.compare.compiled.hlo import Computation, Instruction, Module, shape_bytes
 
 # Kernels of splash attention -> number of [queries, keys] x head products that they compute.
 _SPLASH_PRODUCTS = (("dkv", 4), ("dq", 3), ("fwd", 2))
@@ -20,9 +21,17 @@ def executed_flops(module: Module, computation: str | None = None, unit: int = 1
 
 
 def flops(i: Instruction, where: Computation, unit: int = 1) -> float:
-  """FLOPs of one dot, convolution (as XLA:TPU writes dots) or splash attention kernel; 0 for other instructions."""
-  if i.op == "custom-call" and "tpu_custom_call" in i.rest:
-    return splash_flops(i, where)
+  """FLOPs of one dot, convolution (as XLA:TPU writes dots), attention kernel or cuBLAS call; 0 for others."""
+  if i.op == "custom-call":
+    if "tpu_custom_call" in i.rest:
+      return splash_flops(i, where)
+    if attention := fused_attention(i, where):
+      return attention.flops
+    if gemm := gemm_of(i, where):
+      return gemm.flops
+    if "__cudnn$conv" in i.rest:
+      return _cudnn_convolution_flops(i, where)
+    return 0.0
   if i.op not in ("dot", "convolution") or not i.shapes:
     return 0.0
   dims = [where.by_name[name].shapes[0][1] for name in i.operands[:2] if name in where.by_name]
@@ -79,3 +88,88 @@ def splash_flops(i: Instruction, where: Computation) -> float:
   tiles = next((dims[-1] for dtype, dims, _ in shapes if dtype == "s8" and len(dims) == 3), 0)
   share = (tiles + 1) / (2 * tiles) if tiles else 1.0
   return 2.0 * products * math.prod(arrays[0]) * arrays[1][-2] * share
+
+
+class Gemm(NamedTuple):
+  """A matrix product of cuBLAS, [batch, m, k] x [batch, k, n]; `item`: bytes of a number that it reads."""
+
+  batch: int
+  m: int
+  n: int
+  k: int
+  item: int
+
+  @property
+  def flops(self) -> float:
+    """FLOPs."""
+    return 2.0 * self.batch * self.m * self.n * self.k
+
+
+def gemm_of(i: Instruction, where: Computation) -> Gemm | None:
+  """The matrix product of a call of cuBLAS; None for other instructions."""
+  if i.op != "custom-call" or "__cublas$" not in i.rest:
+    return None
+  shapes = [where.by_name[name].shapes[0] for name in i.operands[:2] if name in where.by_name]
+  if len(shapes) < 2:
+    return None
+  dims: dict[str, list[int]] = {}
+  for side in ("lhs", "rhs"):
+    for kind in ("contracting", "batch"):
+      found = re.search(rf'"{side}_{kind}_dimensions"\s*:\s*\[([^\]]*)\]', i.rest)
+      dims[f"{side} {kind}"] = [int(n) for n in re.findall(r"\d+", found[1])] if found else []
+  lengths = lambda side, kind: math.prod(shapes[side == "rhs"][1][n] for n in dims[f"{side} {kind}"])
+  batch, k = lengths("lhs", "batch"), lengths("lhs", "contracting")
+  m, n = (math.prod(shape[1]) // max(batch * k, 1) for shape in shapes)
+  return Gemm(batch, m, n, k, shape_bytes((shapes[0][0], (1,), 0)))
+
+
+class Attention(NamedTuple):
+  """A call of cuDNN's attention: `pairs` of queries and keys of all heads and rows, without what a mask leaves empty.
+
+  `width`: features of a head. `products`: matrix products of queries and keys: 2 forward, 5 backward.
+  """
+
+  pairs: float
+  width: int
+  products: int
+
+  @property
+  def flops(self) -> float:
+    """FLOPs."""
+    return 2.0 * self.products * self.pairs * self.width
+
+
+ATTENTION_TILE = 128  # queries, and keys, of a tile of cuDNN's attention
+
+
+def fused_attention(i: Instruction, where: Computation) -> Attention | None:
+  """The attention of a call of cuDNN; None for other instructions."""
+  if i.op != "custom-call" or "__cudnn$fmha" not in i.rest:
+    return None
+  found = re.search(r'"intermediate_tensor_shape"\s*:\s*\{.*?"dimensions"\s*:\s*\[([^\]]*)\]', i.rest)
+  query = where.by_name.get(i.operands[0])
+  if found is None or query is None:
+    return None
+  *outer, T, S = (int(n) for n in re.findall(r"\d+", found[1]))
+  share = 1.0
+  if re.search(r'"mask_type"\s*:\s*"[A-Z_]*CAUSAL', i.rest):
+    tiles = max(-(-S // ATTENTION_TILE), 1)
+    share = (tiles + 1) / (2 * tiles)
+  window = re.search(r'"sliding_window_length"\s*:\s*"?(\d+)', i.rest)
+  if window and 0 < int(window[1]) < S:
+    share = min(share, (int(window[1]) + ATTENTION_TILE) / S)
+  return Attention(math.prod(outer) * T * S * share, query.shapes[0][1][-1], 5 if "Backward" in i.rest else 2)
+
+
+def _cudnn_convolution_flops(i: Instruction, where: Computation) -> float:
+  """FLOPs of a convolution by cuDNN, forward or either backward: each pairs the same outputs and window positions."""
+  shapes = [where.by_name[name].shapes[0][1] for name in i.operands[:2] if name in where.by_name]
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
+  if len(shapes) < 2 or not labels:
+    return 0.0
+  data, kernel, out = shapes[0], shapes[1], i.shapes[0][1]
+  if "convBackwardFilter" in i.rest:
+    data, kernel, out = data, out, kernel
+  elif "convBackwardInput" in i.rest:
+    data, kernel, out = out, kernel, data
+  return 2.0 * math.prod(out) * math.prod(kernel) / kernel[labels[2].index("o")]

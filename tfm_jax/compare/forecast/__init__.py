@@ -1,1 +1,1 @@
-"""Forecasts step times of programs compiled for TPUs that are not here."""
+"""Forecasts step times of programs compiled for devices that are not here."""

@@ -4,6 +4,8 @@ import csv
 import statistics
 from pathlib import Path
 
+from tfm_jax.compare.forecast.topology import is_gpu
+
 TABLE = Path(__file__).with_name("calibration.csv")
 
 
@@ -13,15 +15,20 @@ def read() -> list[dict[str, str]]:
     return list(csv.DictReader(file))
 
 
-def errors() -> list[float]:
-  """Relative errors of the runs that compile."""
-  return [float(run["error"]) for run in read() if run["error"]]
+def errors(gpus: bool = False) -> dict[str, float]:
+  """Run -> relative error, of the runs that compile: those on TPUs, or on GPUs."""
+  return {run["run"]: float(run["error"]) for run in read() if run["error"] and is_gpu(run["topology"]) == gpus}
 
 
-def sentence() -> str:
-  """The note on accuracy that accompanies every forecast."""
-  sizes = [abs(error) for error in errors()]
+def sentence(topology: str) -> str:
+  """The note on accuracy that accompanies every forecast for such devices. Raises UserError."""
+  gpus = is_gpu(topology)
+  sizes = [abs(error) for error in errors(gpus).values()]
+  if not sizes:
+    return "Accuracy: no forecast for such devices has been held against a published run."
+  years = sorted({run["year"] for run in read() if run["run"] in errors(gpus)})
+  age = f" of {years[0]}" + (f" to {years[-1]}" if years[1:] else "") if gpus else ""
   return (
-    f"Accuracy: forecasts of {len(sizes)} published runs are off by {statistics.mean(sizes):.0%} on average and "
+    f"Accuracy: forecasts of {len(sizes)} published runs{age} are off by {statistics.mean(sizes):.0%} on average and "
     f"{max(sizes):.0%} at most (tfm_jax/compare/forecast/calibration.csv). Yours may be off by more."
   )

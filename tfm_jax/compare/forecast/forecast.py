@@ -1,28 +1,32 @@
-"""Compiles one strategy for TPUs that are not here and forecasts its step time."""
+"""Compiles one strategy for devices that are not here and forecasts its step time."""
 
 import dataclasses
 import math
 import time
 
+from jax.sharding import Mesh
+
 from tfm_jax.compare.compiled import hlo
 from tfm_jax.compare.compiled.minimum import minimum_bytes
 from tfm_jax.compare.compiled.result import compile_step, one_line, result_of
 from tfm_jax.compare.compiled.shard_map import shard_map_of
-from tfm_jax.compare.forecast.schedule import Forecast
-from tfm_jax.compare.forecast.topology import topology_devices
+from tfm_jax.compare.forecast.gpu import GpuForecast
+from tfm_jax.compare.forecast.topology import compiler_options, topology_devices
+from tfm_jax.compare.forecast.tpu import TpuForecast
 from tfm_jax.compare.program import build_program, with_strategy
-from tfm_jax.compare.results import OUT_OF_MEMORY, StrategyResult
+from tfm_jax.compare.results import OUT_OF_MEMORY, Seconds, StrategyResult
+from tfm_jax.runtime.chips import Gpu, Tpu
 from tfm_jax.training.compiled.memory import DoesNotFit
 from tfm_jax.training.config import Config
 
 
 def forecast(config: Config, strategy: str, topology: str, parameter: str = "") -> StrategyResult:
-  """Compiles one strategy for the TPUs of a topology and simulates its schedule.
+  """Compiles one strategy for the devices of a topology and simulates its schedule.
 
   Args:
     config: of the run.
     strategy: see `with_strategy`.
-    topology: as "v5e:16x16".
+    topology: as "v5e:16x16" or "h100:8".
     parameter: path of the parameter whose shard map is recorded; empty: the largest of the blocks.
 
   Raises:
@@ -33,7 +37,7 @@ def forecast(config: Config, strategy: str, topology: str, parameter: str = "") 
   mesh = program.model.placement.mesh
   begin = time.perf_counter()
   try:
-    microbatches, compiled = compile_step(program, chip.memory)
+    microbatches, compiled = compile_step(program, chip.memory, compiler_options(topology))
   except DoesNotFit as error:
     return StrategyResult(
       strategy,
@@ -48,7 +52,7 @@ def forecast(config: Config, strategy: str, topology: str, parameter: str = "") 
       shard_map=shard_map_of(program, parameter),
     )
   result = result_of(program, strategy, compiled, microbatches, time.perf_counter() - begin, parameter)
-  seconds, bound_by = Forecast(hlo.parse(compiled.as_text()), mesh, chip).seconds()
+  seconds, bound_by = simulate(hlo.parse(compiled.as_text()), mesh, chip)
   tokens = program.config.train.batch_size * program.row_tokens / mesh.size
   return dataclasses.replace(
     result,
@@ -61,3 +65,10 @@ def forecast(config: Config, strategy: str, topology: str, parameter: str = "") 
     tokens_per_second_per_device=tokens / seconds.total,
     minimum_bytes=minimum_bytes(program, microbatches),
   )
+
+
+def simulate(module: hlo.Module, mesh: Mesh, chip: Tpu | Gpu) -> tuple[Seconds, str]:
+  """(the forecast of a compiled program, what binds it), see `Forecast.seconds`."""
+  if isinstance(chip, Gpu):
+    return GpuForecast(module, mesh, chip).seconds()
+  return TpuForecast(module, mesh, chip).seconds()

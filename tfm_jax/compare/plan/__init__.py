@@ -1,1 +1,1 @@
-"""The plan: which TPUs to rent for a run, and how to lay it out on them."""
+"""The plan: which TPUs or GPUs to rent for a run, and how to lay it out on them."""

@@ -1,4 +1,4 @@
-"""Which TPUs to rent, and how to lay a run out: python -m tfm_jax.compare.plan --config=F.py --topologies=A --out=DIR.
+"""What to rent, and how to lay a run out: python -m tfm_jax.compare.plan --config=F.py --topologies=A --out=DIR.
 
 --config=FILE.py[:VARIANT]   the run to plan, as for train.py; no corpus is read
 --topologies=v5e:4x4,...     slices to choose from: v4, v5e, v5p, v6e or tpu7x; 2*v5e:16x16 for two slices

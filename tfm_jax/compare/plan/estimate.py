@@ -13,15 +13,16 @@ Memory on one device is the sum of
   its table, gathered, with its gradient, logits in the compute dtype, and one tile of them in float32.
 
 Time on one device is the sum of
-- matrix products at the efficiency of `runtime.chips`, with the exposed traffic of `forecast.schedule`: three per
-  linear and microbatch, and a fourth where remat computes it again; splash attention at `SPLASH_EFFICIENCY`: nine
-  products of queries and keys (two forward, seven backward), and two more with remat;
+- matrix products at the efficiency of `runtime.chips`, with the exposed traffic of `forecast.tpu`, or by the tiles of
+  `forecast.gpu`: three per linear and microbatch, and a fourth where remat computes it again; splash attention at
+  `SPLASH_EFFICIENCY`: nine products of queries and keys (two forward, seven backward), and two more with remat; cuDNN's
+  by its rule in `forecast.gpu`;
 - memory traffic at `HBM_EFFICIENCY`: passes over activations (`PASSES`), stored activations, logits, the optimizer;
 - collectives: `compiled.minimum` at the speed of the links, and the latency of each hop. Those of weights that are
   gathered and scattered overlap with products, up to `OVERLAP` of their time; all others are exposed;
 - the bubble of a pipeline: `sharding.pipeline.Schedule`.
 
-`OVERLAP` and what is stored were set after the first compiled programs were seen.
+`OVERLAP`, `UNFUSED` and what is stored were set after the first compiled programs were seen.
 `tests/compare/test_plan_estimates.py` holds the result against others.
 """
 
@@ -30,17 +31,12 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 
-from tfm_jax.compare.forecast.schedule import (
-  EXPOSED_BYTES,
-  HBM_EFFICIENCY,
-  HOP_SECONDS,
-  NETWORK_SECONDS,
-  SPLASH_EFFICIENCY,
-)
+from tfm_jax.compare.compiled.products import ATTENTION_TILE, Attention, Gemm
+from tfm_jax.compare.forecast import gpu, tpu
 from tfm_jax.compare.plan.linears import Linear, Placed
 from tfm_jax.compare.plan.torus import Wires
 from tfm_jax.models.families.table import find_family
-from tfm_jax.runtime.chips import Chip
+from tfm_jax.runtime.chips import Gpu, Tpu
 from tfm_jax.runtime.trees import flat
 from tfm_jax.sharding.strategy import STAYING
 from tfm_jax.training.optimization.lora import axes_of
@@ -48,6 +44,8 @@ from tfm_jax.training.optimization.lora import axes_of
 # Passes over the residual stream in the forward pass of a sub-layer: a norm (two reads, a write) and a residual (a
 # read). The backward pass has twice as many.
 PASSES = 4
+# XLA:GPU fuses less into a kernel than XLA:TPU: the traffic of what is not a product, as a multiple.
+UNFUSED = 1.6
 # The share of gathers and scatters of weights that the compiler hides behind products: seen in compiled programs.
 OVERLAP = 0.8
 SPLASH_TILE = 512  # queries and keys of a tile of splash attention
@@ -88,7 +86,7 @@ class Step:
     placed: the program on its mesh.
     linears: of all blocks.
     keys: number of tokens that cross-attention reads.
-    splash: whether attention is that kernel.
+    fused: whether attention is a kernel that keeps no weights of it: splash attention, or cuDNN's.
     chip: the constants of the device.
     remat, microbatches, scan: keys of the config.
   """
@@ -96,8 +94,8 @@ class Step:
   placed: Placed
   linears: Sequence[Linear]
   keys: int
-  splash: bool
-  chip: Chip
+  fused: bool
+  chip: Tpu | Gpu
   remat: str
   microbatches: int
   scan: bool
@@ -117,7 +115,7 @@ class Step:
     traffic += 3 * p.params * count  # float32 is read, bfloat16 written, forward and backward
     traffic += (4 if self.scan else 2) * self.stored() * count  # a loop copies what it stores once more
     traffic += self.streams() + weights_bytes + LOGITS_TRAFFIC * self.logits() * count
-    hbm = traffic / self.bandwidth
+    hbm = traffic / self.bandwidth * (UNFUSED if isinstance(self.chip, Gpu) else 1.0)
     exposed, hidden = self.communication(sent, along, compute)
     pipeline = p.program.schedule(count)
     bubble = pipeline.iterations / pipeline.microbatches if pipeline else 1.0
@@ -145,7 +143,7 @@ class Step:
   @functools.cached_property
   def bandwidth(self) -> float:
     """Bytes/s of streaming operations."""
-    return self.chip.hbm * HBM_EFFICIENCY
+    return self.chip.hbm * (gpu if isinstance(self.chip, Gpu) else tpu).HBM_EFFICIENCY
 
   @functools.cached_property
   def item(self) -> int:
@@ -204,10 +202,21 @@ class Step:
       last = linear.closes and "attn" not in linear.path and "cross" not in linear.path
       count = 3 + (self.remat == "full" and not last)
       traffic = self.item * (tokens * inputs + tokens * outputs + experts * inputs * outputs) / self.bandwidth
+      if isinstance(self.chip, Gpu):
+        forward, backward = self.gemm(tokens, outputs, inputs), self.gemm(tokens, inputs, outputs)
+        seconds = forward * (count - 2) + backward + self.gemm(inputs, outputs, tokens)
+        total += max(seconds, count * traffic) * self.layers(linear) * self.microbatches
+        continue
       units = 2 * tokens * inputs * outputs / (self.chip.peak * self.chip.matrix)
-      exposed = min(traffic, EXPOSED_BYTES / self.bandwidth)
+      exposed = min(traffic, tpu.EXPOSED_BYTES / self.bandwidth)
       total += count * max(units + exposed, traffic) * self.layers(linear) * self.microbatches
     return total
+
+  def gemm(self, m: float, n: float, k: float) -> float:
+    """Seconds of a product of [m, k] and [k, n] on a GPU."""
+    assert isinstance(self.chip, Gpu)
+    gemm = Gemm(1, max(round(m), 1), max(round(n), 1), max(round(k), 1), self.item)
+    return gpu.gemm_seconds(self.chip, gemm) + gpu.LAUNCH_SECONDS
 
   def attentions(self) -> list[tuple[float, int, int, int, bool]]:
     """(blocks and heads of this device, features of a head, queries, keys, causal) of each kind of attention layer."""
@@ -225,10 +234,15 @@ class Step:
     again, seconds, traffic = self.remat != "none", 0.0, 0.0
     for heads, width, queries, keys, causal in self.attentions():
       weights = self.rows * self.microbatches * heads * queries * keys
-      if self.splash:
-        tiles = max(keys / SPLASH_TILE, 1.0)
+      if self.fused:
+        tiles = max(keys / (ATTENTION_TILE if isinstance(self.chip, Gpu) else SPLASH_TILE), 1.0)
         share = (tiles + 1) / (2 * tiles) if causal else 1.0
-        seconds += (9 + 2 * again) * 2 * weights * width * share / (self.chip.peak * SPLASH_EFFICIENCY)
+        if isinstance(self.chip, Gpu):
+          forward, backward = (Attention(weights * share, width, products) for products in (2, 5))
+          seconds += (1 + again) * gpu.attention_seconds(self.chip, forward)
+          seconds += gpu.attention_seconds(self.chip, backward)
+        else:
+          seconds += (9 + 2 * again) * 2 * weights * width * share / (self.chip.peak * tpu.SPLASH_EFFICIENCY)
       else:
         seconds += (6 + 2 * again) * 2 * weights * width / (self.chip.peak * self.chip.matrix)
         # Logits in float32 and weights in the compute dtype are written and read, and their gradients.
@@ -273,18 +287,26 @@ class Step:
       links, hops, slices = sum(w.links for w in wires), sum(w.hops for w in wires), max(w.slices for w in wires)
       n = math.prod(self.shape[axis] for axis in axes)
       whole, within = size * n / (n - 1), n // slices
-      seconds = whole * (within - 1) / within / (links * self.chip.link)
+      link, network, hop, begin = self.wiring()
+      seconds = whole * (within - 1) / within / (links * link)
       if slices > 1:
-        seconds += whole * (slices - 1) / slices / within / self.chip.network + NETWORK_SECONDS
+        seconds += whole * (slices - 1) / slices / within / network + begin
       overlaps = set(axes) <= gathered
       # Weights: two gathers and a scatter each. Otherwise an exchange per linear, or one for all gradients.
       times = 3 if overlaps else 0 if set(axes) <= self.batch_axes else 2
-      seconds += hops * HOP_SECONDS * max(times * sum(map(self.layers, self.linears)) * self.microbatches, 1)
+      seconds += hops * hop * max(times * sum(map(self.layers, self.linears)) * self.microbatches, 1)
       if overlaps:
         covered = min(OVERLAP * seconds, hideable)
         hideable, hidden, seconds = hideable - covered, hidden + covered, seconds - covered
       exposed[key] = seconds
     return exposed, hidden
+
+  def wiring(self) -> tuple[float, float, float, float]:
+    """(bytes/s of a link, and of the network; seconds of a hop, and to begin on the network)."""
+    if isinstance(self.chip, Gpu):
+      _, near, far, _ = gpu.PROTOCOLS[-1]
+      return self.chip.link * gpu.LINK_EFFICIENCY, self.chip.network * gpu.NETWORK_EFFICIENCY, near, far
+    return self.chip.link, self.chip.network, tpu.HOP_SECONDS, tpu.NETWORK_SECONDS
 
   # --- memory
 
@@ -306,7 +328,7 @@ class Step:
       whole = 2 * ends + makes + (0 if ends else outputs)
       numbers = {"full": block, "dots": block or outputs, "none": whole}[remat]
       total += self.item * linear.tokens * numbers * self.layers(linear)
-    if remat == "none" and not self.splash:
+    if remat == "none" and not self.fused:
       total += sum(self.item * heads * queries * keys for heads, _, queries, keys, _ in self.attentions())
     return total
 

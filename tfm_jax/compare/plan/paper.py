@@ -8,9 +8,10 @@ from typing import Any
 from jax.sharding import AbstractMesh, AxisType
 
 from tfm_jax.compare.compiled.minimum import minimum_bytes
+from tfm_jax.compare.forecast.topology import chip_of, is_gpu
 from tfm_jax.compare.plan.estimate import Estimate, Step
 from tfm_jax.compare.plan.linears import Linear, Placed
-from tfm_jax.compare.plan.torus import chip_of, wires
+from tfm_jax.compare.plan.torus import wires
 from tfm_jax.compare.program import build_program
 from tfm_jax.models.config import attention_need
 from tfm_jax.models.model import Model, admits
@@ -49,10 +50,9 @@ class Paper:
     model = dataclasses.replace(config.model, attention="auto")  # the kernel of a TPU, which is not here
     self.config = dataclasses.replace(config, model=model, sharding=ShardingConfig("dp"))
     self.program = build_program(self.config, [first_device()])
+    self._attention = config.model.attention
     self.lengths = sequence_lengths(model, self.program.fields)
     self.admits = admits(config.family, model, self.program.model.vocab_size)
-    need = attention_need(model)._replace(platform="tpu", lengths=tuple(self.lengths))
-    self.splash = find_kernel(config.model.attention, need).local
     self.linears = self._linears()
     self._meshes: dict[tuple[str, tuple[int, ...]], Placed] = {}
     self._sent: dict[tuple, tuple[dict[str, float], dict[str, float]]] = {}
@@ -87,8 +87,15 @@ class Paper:
     sizes = tuple(mesh[axis] for axis in AXES)
     placed = self._placed(strategy, sizes)
     keys, chip = self.lengths[0] if self.lengths else 0, chip_of(topology)
-    step = Step(placed, self.linears, keys, self.splash, chip, remat, microbatches, scan)
+    step = Step(
+      placed, self.linears, keys, self._fused("gpu" if is_gpu(topology) else "tpu"), chip, remat, microbatches, scan
+    )
     return step.estimate(self._minimum(strategy, sizes, remat, microbatches), wires(topology, mesh))
+
+  def _fused(self, platform: str) -> bool:
+    """Whether the kernel of attention on a platform keeps no weights of it."""
+    need = attention_need(self.config.model)._replace(platform=platform, lengths=tuple(self.lengths))
+    return find_kernel(self._attention, need).local
 
   def _linears(self) -> tuple[Linear, ...]:
     """The linears of all blocks."""

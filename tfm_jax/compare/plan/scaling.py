@@ -4,17 +4,18 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from tfm_jax.compare.forecast.topology import chip_count, parse_topology
+from tfm_jax.compare.forecast.topology import chip_count, chip_of, is_gpu, parse_topology
 from tfm_jax.compare.plan.paper import Paper
 from tfm_jax.compare.plan.search import Corrections
 from tfm_jax.compare.plan.space import Candidate
-from tfm_jax.compare.plan.torus import chip_of, device_count
+from tfm_jax.compare.plan.torus import device_count, slices_of
 from tfm_jax.errors import UserError
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.config import Config
 
 # Shapes of slices by number of dimensions, from small to large.
 SLICES = {
+  1: ("1", "2", "4", "8", "16", "32", "64", "128"),  # hosts of GPUs
   2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
   3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16"),
 }
@@ -56,7 +57,7 @@ def scaling(config: Config, paper: Paper, one: Candidate, corrections: Correctio
   per_chip = config.train.batch_size / chip_count(one.topology)
   for kind in ("strong", "weak"):
     for slice_shape in SLICES[len(shape.split("x"))]:
-      topology = f"{generation}:{slice_shape}"
+      topology = f"{slice_shape}*{generation}:{shape}" if is_gpu(one.topology) else f"{generation}:{slice_shape}"
       chips = chip_count(topology)
       batch = config.train.batch_size if kind == "strong" else round(per_chip * chips)
       if kind == "weak" and batch != per_chip * chips:
@@ -73,7 +74,7 @@ def _point(
   kept = {axis: n for axis, n in one.split.items() if axis != "data"}
   sharding = dataclasses.replace(paper.config.sharding, strategy=one.strategy, **kept)  # type: ignore[arg-type]
   try:
-    mesh = mesh_sizes(sharding, device_count(topology), paper.admits)
+    mesh = mesh_sizes(sharding, device_count(topology), paper.admits, slices_of(topology))
   except UserError:
     return None
   shards = math.prod(mesh[axis] for axis in find_strategy(one.strategy).mesh_axes("batch"))

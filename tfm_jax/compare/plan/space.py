@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from tfm_jax.compare.forecast.topology import is_gpu
 from tfm_jax.compare.plan.torus import device_count, slices_of
 from tfm_jax.compare.program import with_strategy
 from tfm_jax.errors import UserError
@@ -101,6 +102,9 @@ def meshes(
       mesh = mesh_sizes(with_strategy(config, written).sharding, devices, admits, slices_of(topology))
     except UserError as error:
       reason = reason or str(error)
+      continue
+    if is_gpu(topology) and (devices // slices_of(topology)) % mesh["model"]:
+      reason = reason or f"model={mesh['model']} does not divide the GPUs of a host of {topology}"
       continue
     splitting = find_strategy(name).mesh_axes("batch")
     shards = math.prod(mesh[axis] for axis in splitting)

@@ -1,12 +1,12 @@
-"""Where the axes of a mesh lie on the torus of a slice, without the devices: how many links each has, and hops."""
+"""Where the axes of a mesh lie on a slice's torus or on hosts of GPUs, without the devices: their links and hops."""
 
 import itertools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tfm_jax.compare.forecast.topology import chip_count, parse_topology
-from tfm_jax.runtime.chips import TPUS, Chip
+from tfm_jax.compare.forecast.topology import chip_count, chip_of, parse_topology
+from tfm_jax.runtime.chips import Tpu
 
 
 class Wires(NamedTuple):
@@ -21,11 +21,6 @@ class Wires(NamedTuple):
   links: float
   hops: int
   slices: int
-
-
-def chip_of(topology: str) -> Chip:
-  """The constants of a topology's devices. Raises UserError."""
-  return TPUS[parse_topology(topology)[0]]
 
 
 def device_count(topology: str) -> int:
@@ -53,6 +48,9 @@ def wires(topology: str, sizes: Mapping[str, int]) -> dict[str, Wires]:
     if size == 1:
       continue
     within = size // slices if axis == across else size
+    if not isinstance(chip, Tpu):  # a switch joins all GPUs of a host
+      found[axis] = Wires(1.0, max(within - 1, 1), slices if axis == across else 1)
+      continue
     links, hops = 0.0, 0
     for place, extent in _taken(within, free):
       ring = extent == whole[place] and extent >= chip.ring and extent % chip.ring == 0

@@ -30,7 +30,7 @@ def curve_page(title: str, facts: Mapping[str, str], points: Sequence[Point]) ->
   extrapolated = any(point.extrapolated for point in points)
   explanation = "The batch grows with the number of chips, so a level line is perfect scaling."
   if extrapolated:
-    explanation += " Filled: compiled by the TPU compiler. Hollow and dashed: extrapolated."
+    explanation += " Filled: compiled. Hollow and dashed: extrapolated."
   chart = _chart(points) if any(p.tokens_per_second_per_chip for p in points) else "<p>No strategy fits.</p>"
   rows = [
     [
@@ -43,7 +43,7 @@ def curve_page(title: str, facts: Mapping[str, str], points: Sequence[Point]) ->
     for point in sorted(points, key=lambda point: (point.strategy, point.chips))
   ]
   columns = ["strategy", "how", "chips", "seconds per step", "tokens/s per chip"]
-  intro = "A forecast from programs compiled for TPU slices of different sizes."
+  intro = "A forecast from programs compiled for slices, or numbers of hosts, of different sizes."
   sections = [
     page.header(title, intro, facts),
     page.section("Tokens/s per chip", explanation, f'<div class="scroll"><div class="wide">{chart}</div></div>'),
