@@ -303,6 +303,9 @@ def attention_need(config: ModelConfig, training: bool = True) -> Need:
     scale_by_layer=config.scale_by_layer,
     groups=config.num_heads // config.kv_heads,
     heads=config.kv_heads,
+    dtype=config.dtype,
+    head_dim=config.head_features,
+    mixed=config.window.global_every > 0,
   )
 
 
