@@ -52,7 +52,11 @@ def cudnn_refuses(need: Need) -> str:
   return next((words for wrong, words in reasons if wrong), "")
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["mask_BTS", "segments"], meta_fields=["causal", "window"])
+@partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["mask_BTS", "segments_BT", "segments_BS"],
+  meta_fields=["causal", "window"],
+)
 @dataclasses.dataclass(frozen=True)
 class Fused:
   """A mask as cuDNN reads it.
@@ -60,20 +64,20 @@ class Fused:
   Attributes:
     mask_BTS: Boolean [B or 1, T, S], all of the mask but what `causal` and `window` say; None: nothing. Beside a bias
       it is not read.
-    segments: those of queries [B, T] and of keys [B, S], read beside a bias; None: a single segment.
+    segments_BT, segments_BS: of queries and keys, read beside a bias; None: a single segment.
     causal, window: see `Mask`.
   """
 
   mask_BTS: Array | None = None
-  segments: tuple[Array, Array] | None = None
+  segments_BT: Array | None = None
+  segments_BS: Array | None = None
   causal: bool = False
   window: int = 0
 
 
 def prepare_cudnn(mask: Mask, queries: int, keys: int) -> Fused:
   """The mask as cuDNN reads it, which has windows of causal masks alone."""
-  segments = mask.query_segments_BT, mask.key_segments_BS
-  fused = Fused(segments=None if segments[0] is None or segments[1] is None else (segments[0], segments[1]))
+  fused = Fused(segments_BT=mask.query_segments_BT, segments_BS=mask.key_segments_BS)
   if mask.causal and mask.prefix_BS is None and isinstance(mask.window, int):
     fused = dataclasses.replace(fused, causal=True, window=mask.window)
     mask = dataclasses.replace(mask, causal=False, window=0)
@@ -96,8 +100,8 @@ def attend_cudnn(
     mask_BHTS = None if mask.mask_BTS is None else mask.mask_BTS[:, None]
     return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask_BHTS, **options)
   bias_BHTS = by_distance(bias_HTS, T, S)[None].astype(q_BTHK.dtype)
-  if mask.segments is not None:
-    q_BTHK, k_BSGK, v_BSGK = with_segments(q_BTHK, k_BSGK, v_BSGK, *mask.segments, scale)
+  if mask.segments_BT is not None and mask.segments_BS is not None:
+    q_BTHK, k_BSGK, v_BSGK = with_segments(q_BTHK, k_BSGK, v_BSGK, mask.segments_BT, mask.segments_BS, scale)
   return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, bias_BHTS, **options)[..., :K]
 
 
