@@ -10,6 +10,7 @@ import pytest
 from tests.support.launching import ROOT, environment, tiny
 from tfm_jax.compare import __main__ as command
 from tfm_jax.compare import compare as comparing
+from tfm_jax.compare.forecast import topology
 from tfm_jax.compare.results import COMPILER_CRASH, REFUSED
 from tfm_jax.compare.worker import WorkerCrash, run_worker
 from tfm_jax.runtime import command as commands
@@ -104,6 +105,8 @@ def run(monkeypatch, capsys):
     ({"strategies": None}, "--strategies"),
     ({"topology": "v5e"}, "--topology=v5e is unknown"),
     ({"topology": "v9:4x4"}, "v5e, v5p"),
+    ({"topology": "h100:2x4"}, "--topology=h100:2x4 is unknown"),
+    ({"topology": "h100:16"}, "NVLink joins at most 8 h100 GPUs"),
     ({"topology": "0*v5e:4x4"}, "--topology=0*v5e:4x4"),
     ({"topology": "v5e:4x4", "devices": "8"}, "--devices and --topology exclude each other"),
     ({"steps": "x"}, "--steps=x"),
@@ -127,11 +130,12 @@ def test_mistakes_have_a_message_of_one_line(experiment, tmp_path, run, changes,
   assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_tpu_compiler_is_named(experiment, tmp_path, run, monkeypatch):
-  find = comparing.importlib.util.find_spec
-  monkeypatch.setattr(comparing.importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name))
-  status, message = run(f"--config={experiment}:gpt", "--strategies=dp", f"--out={tmp_path}", "--topology=v5e:4x4")
-  assert status == 2 and "pip install -e '.[tpu]'" in message and message.count("\n") == 1
+@pytest.mark.parametrize(("package", "devices"), [("libtpu", "v5e:4x4"), ("jax_cuda13_plugin", "h100:8")])
+def test_a_missing_compiler_is_named(experiment, tmp_path, run, monkeypatch, package, devices):
+  find = topology.importlib.util.find_spec
+  monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None if name == package else find(name))
+  status, message = run(f"--config={experiment}:gpt", "--strategies=dp", f"--out={tmp_path}", f"--topology={devices}")
+  assert status == 2 and package in message and "pip install -e '.[forecast]'" in message and message.count("\n") == 1
 
 
 # --- progress

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.launching import tiny
 from tests.support.plans import LIMIT, candidate, compiled, estimated
+from tfm_jax.compare.forecast import topology
 from tfm_jax.compare.plan import __main__ as door
 from tfm_jax.compare.plan import plan as planning
 from tfm_jax.compare.plan import search as searching
@@ -165,7 +166,7 @@ def test_mistakes_are_one_line(experiment, run, changes, named, tmp_path):
 
 def test_the_command_writes_its_folder_and_a_second_one_compiles_nothing(experiment, run, monkeypatch, tmp_path):
   asked = []
-  monkeypatch.setattr(planning.importlib.util, "find_spec", lambda name: name)
+  monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: name)
   monkeypatch.setattr(planning, "compiler", lambda *_: lambda one, _: asked.append(one) or compiled(one))
   monkeypatch.setattr("tfm_jax.runtime.reporting.picture.BROWSERS", ())
   arguments = [f"--config={experiment}:gpt", "--topologies=v5e:2x2", "--strategies=fsdp", f"--out={tmp_path / 'out'}"]

@@ -43,7 +43,7 @@ def calibrate(run: PublishedRun) -> dict[str, object]:
   """Forecasts one run. Returns its entry of calibration.csv."""
   from tfm_jax.compare.compare import compare
   from tfm_jax.compare.forecast.topology import parse_topology
-  from tfm_jax.runtime.chips import TPUS
+  from tfm_jax.runtime.chips import CHIPS
   from tfm_jax.training.config import load
 
   config = load(f"configs/decoder.py:{run.variant}", {})
@@ -59,7 +59,7 @@ def calibrate(run: PublishedRun) -> dict[str, object]:
   if forecast is None or result.model_flops is None or result.tokens_per_second_per_device is None:
     return entry | {"published": "", "forecast": "", "error": "", "note": result.reason}
   tokens = result.tokens_per_second_per_device * forecast.total
-  published = result.model_flops / (run.mfu * TPUS[generation].peak) if run.mfu else tokens / run.tokens
+  published = result.model_flops / (run.mfu * CHIPS[generation].peak) if run.mfu else tokens / run.tokens
   error = forecast.total / published - 1
   figures = {"published": f"{published:.3f}", "forecast": f"{forecast.total:.3f}", "error": f"{error:+.3f}"}
   return entry | figures | {"note": ""}

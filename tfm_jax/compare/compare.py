@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import logging
 import math
 import os
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from tfm_jax.compare.forecast import calibration
 from tfm_jax.compare.forecast.ledger import versions
-from tfm_jax.compare.forecast.topology import chip_count, parse_topology
+from tfm_jax.compare.forecast.topology import chip_count, needs_compiler, parse_topology
 from tfm_jax.compare.results import COMPILER_CRASH, Comparison, StrategyResult, result_from_json
 from tfm_jax.compare.worker import FORECAST_ENV, WorkerCrash, run_worker
 from tfm_jax.errors import UserError
@@ -90,9 +89,7 @@ def compare(
     raise UserError(f"--steps={steps} must be positive")
   request = {"config": to_dict(config), "parameter": parameter, "steps": steps}
   if topology:
-    parse_topology(topology)
-    if importlib.util.find_spec("libtpu") is None:
-      raise UserError("--topology needs the TPU compiler: pip install -e '.[tpu]' installs libtpu; no TPU is needed")
+    needs_compiler(topology)
   model = run_worker(request | {"task": "describe", "topology": topology}, FORECAST_ENV)
   if topology:
     results = _forecast(request, strategies, topology, progress)

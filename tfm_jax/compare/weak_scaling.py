@@ -8,7 +8,7 @@ import numpy as np
 from tfm_jax.compare.compare import compare
 from tfm_jax.compare.forecast.topology import chip_count, parse_topology
 from tfm_jax.errors import UserError
-from tfm_jax.runtime.chips import TPUS
+from tfm_jax.runtime.chips import CHIPS
 from tfm_jax.training.config import Config
 
 
@@ -63,7 +63,7 @@ def weak_scaling(
     for result in comparison.strategies:
       seconds = result.forecast_step_seconds.total if result.forecast_step_seconds else None
       per_device = result.tokens_per_second_per_device
-      tokens = None if per_device is None else per_device * TPUS[generation].per_chip
+      tokens = None if per_device is None else per_device * CHIPS[generation].per_chip
       points.append(Point(result.strategy, chips, seconds, tokens, False, result.reason))
   dimensions = len(parse_topology(topologies[-1])[1].split("x"))
   for strategy in strategies:

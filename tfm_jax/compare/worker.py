@@ -14,8 +14,10 @@ from typing import Any
 
 from tfm_jax.errors import UserError
 
-# For forecasts: the TPU compiler neither looks for a TPU nor queries the cloud's metadata server.
+# For forecasts: the TPU compiler neither looks for a TPU nor queries the cloud's metadata server, and the GPU compiler
+# needs none of CUDA's libraries.
 FORECAST_ENV = {
+  "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "JAX_PLATFORMS": "cpu",
   "TPU_SKIP_MDS_QUERY": "1",

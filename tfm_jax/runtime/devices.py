@@ -18,6 +18,7 @@ def prepare_backends() -> None:
   _tune_cpu_programs()
   _prepare_emulated_devices()
   _leave_the_tpu_library_alone()
+  _leave_the_gpu_compiler_alone()
 
 
 def use_compilation_cache() -> None:
@@ -87,6 +88,16 @@ def _leave_the_tpu_library_alone() -> None:
   """
   if not _has_tpu_chips() and "JAX_FORCE_TPU_INIT" not in os.environ:
     register_backend_factory("tpu", _no_chips, priority=300, fail_quietly=True)  # JAX's own priority
+
+
+def _leave_the_gpu_compiler_alone() -> None:
+  """Keeps JAX from looking for CUDA's libraries on a machine without GPUs.
+
+  The plugin is installed for its compiler, which forecasts use. Where JAX does not find the libraries, it writes a
+  traceback. The files are those by which JAX itself tells whether there is a GPU.
+  """
+  if not any(map(os.path.exists, ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"))):
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
 
 def _has_tpu_chips() -> bool:

@@ -34,7 +34,11 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
       return Mesh(create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES, axis_types=auto)
   across = tuple(slices if i == between else 1 for i in range(len(shape)))
   within = tuple(size // n for size, n in zip(shape, across, strict=True))
-  return Mesh(create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True), AXES, axis_types=auto)
+  by_process = len({getattr(device, "slice_index", None) for device in devices}) == 1  # described GPUs, see `slice_of`
+  mesh = create_hybrid_device_mesh(
+    within, across, devices, allow_split_physical_axes=True, process_is_granule=by_process
+  )
+  return Mesh(mesh, AXES, axis_types=auto)
 
 
 def names(part: Any) -> tuple[str, ...]:
@@ -44,7 +48,17 @@ def names(part: Any) -> tuple[str, ...]:
 
 def slice_count(devices: Sequence[jax.Device]) -> int:
   """Number of groups of devices connected only by a network: TPU slices, or hosts of GPUs."""
-  return len({getattr(device, "slice_index", None) or 0 for device in devices})
+  return len({slice_of(device) for device in devices})
+
+
+def slice_of(device: jax.Device) -> int:
+  """The TPU slice, or host of GPUs, that a device belongs to: a network connects it to others.
+
+  GPUs that are only described, to compile for them, have their host as `process_index`: their `slice_index` is 0.
+  """
+  if getattr(device, "platform", "") == "gpu" and type(device.client).__name__.startswith("CompileOnly"):
+    return device.process_index
+  return getattr(device, "slice_index", None) or 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from tfm_jax.compare.compiled.hlo import Computation, Instruction, Module, shape_bytes
 from tfm_jax.compare.results import Collective
+from tfm_jax.sharding.placement import slice_of
 
 
 def payload(i: Instruction) -> int:
@@ -105,7 +106,7 @@ def only_sliced(called: Computation, name: str) -> bool:
 
 def slice_axes(mesh: Mesh) -> tuple[str, int]:
   """(the mesh axes that cross slices, number of slices)."""
-  slices = np.vectorize(lambda device: getattr(device, "slice_index", None) or 0)(mesh.devices)
+  slices = np.vectorize(slice_of)(mesh.devices)
   names = [name for n, name in enumerate(mesh.axis_names) if (slices != slices.take([0], axis=n)).any()]
   return ",".join(names), len(np.unique(slices))
 

@@ -1,6 +1,8 @@
 """The result of a strategy, as far as its compiled program tells it."""
 
+import functools
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from tfm_jax.compare.compiled import hlo
@@ -13,11 +15,19 @@ from tfm_jax.training.compiled.memory import DoesNotFit, bytes_per_device, choos
 from tfm_jax.training.compiled.program import Program
 
 
-def compile_step(program: Program, limit: float | None = None) -> tuple[int, Any]:
-  """(number of microbatches, compiled train step), chosen as for training; `limit` as in `choose_microbatches`."""
-  train = program.config.train
+def compile_step(
+  program: Program, limit: float | None = None, options: Mapping[str, Any] | None = None
+) -> tuple[int, Any]:
+  """(number of microbatches, compiled train step), chosen as for training.
+
+  Args:
+    program: of the train step.
+    limit: as in `choose_microbatches`.
+    options: of the compiler.
+  """
+  train, compile_with = program.config.train, functools.partial(program.compile, options=options)
   return choose_microbatches(
-    program.model.placement, program.state, train.batch_size, train.microbatches, program.compile, limit
+    program.model.placement, program.state, train.batch_size, train.microbatches, compile_with, limit
   )
 
 

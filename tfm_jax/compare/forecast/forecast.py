@@ -9,7 +9,7 @@ from tfm_jax.compare.compiled.minimum import minimum_bytes
 from tfm_jax.compare.compiled.result import compile_step, one_line, result_of
 from tfm_jax.compare.compiled.shard_map import shard_map_of
 from tfm_jax.compare.forecast.schedule import Forecast
-from tfm_jax.compare.forecast.topology import topology_devices
+from tfm_jax.compare.forecast.topology import compiler_options, topology_devices
 from tfm_jax.compare.program import build_program, with_strategy
 from tfm_jax.compare.results import OUT_OF_MEMORY, StrategyResult
 from tfm_jax.training.compiled.memory import DoesNotFit
@@ -33,7 +33,7 @@ def forecast(config: Config, strategy: str, topology: str, parameter: str = "") 
   mesh = program.model.placement.mesh
   begin = time.perf_counter()
   try:
-    microbatches, compiled = compile_step(program, chip.memory)
+    microbatches, compiled = compile_step(program, chip.memory, compiler_options(topology))
   except DoesNotFit as error:
     return StrategyResult(
       strategy,

@@ -7,10 +7,9 @@ import importlib.metadata
 import time
 from typing import Any
 
-from tfm_jax.compare.forecast.topology import parse_topology
+from tfm_jax.compare.forecast.topology import chip_of
 from tfm_jax.compare.program import with_strategy
 from tfm_jax.compare.results import StrategyResult
-from tfm_jax.runtime.chips import TPUS
 from tfm_jax.training.config import Config, resolve
 from tfm_jax.training.forecasts import workload
 
@@ -21,7 +20,7 @@ _FIGURES = ("microbatches", "status", "reason", "fits", "mfu", "bound_by", "memo
 def versions() -> dict[str, str]:
   """Package -> version, of the packages that decide a forecast and are installed."""
   found = {}
-  for package in ("tfm_jax", "jax", "jaxlib", "libtpu"):
+  for package in ("tfm_jax", "jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cudnn-cu13"):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[package] = importlib.metadata.version(package)
   return found
@@ -36,7 +35,7 @@ def entry(config: Config, name: str, topology: str, result: StrategyResult) -> d
     topology: that it was compiled for.
     result: the forecast.
   """
-  chip = TPUS[parse_topology(topology)[0]]
+  chip = chip_of(topology)
   ran = resolve(with_strategy(config, result.strategy))
   return {
     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -22,7 +22,8 @@ from tfm_jax.compare.compiled.collectives import axes_of, groups_of, payload, se
 from tfm_jax.compare.compiled.hlo import HOST, Computation, Instruction, Module, shape_bytes
 from tfm_jax.compare.compiled.products import executed_flops, flops, splash_flops
 from tfm_jax.compare.results import Seconds
-from tfm_jax.runtime.chips import Chip
+from tfm_jax.runtime.chips import Tpu
+from tfm_jax.sharding.placement import slice_count
 
 # Bytes of a matrix product that it loads or stores while it cannot multiply: its first and last tiles, or everything if
 # it fills the on-chip memory only once. From Google's own figures for square products on a tpu7x device: 2,048 wide
@@ -84,7 +85,7 @@ class Forecast:
     chip: the constants of these devices.
   """
 
-  def __init__(self, module: Module, mesh: Mesh, chip: Chip) -> None:
+  def __init__(self, module: Module, mesh: Mesh, chip: Tpu) -> None:
     self.module, self.mesh, self.chip = module, mesh, chip
     self._links: dict[str, tuple[float, int, int]] = {}
     self._products: dict[str, float] = {}
@@ -215,7 +216,7 @@ class Forecast:
     if key not in self._links:
       devices = [self.mesh.devices.flat[n] for n in group]
       everyone = np.array([d.coords for d in self.mesh.devices.flat])
-      slices = len({getattr(d, "slice_index", None) or 0 for d in devices})
+      slices = slice_count(devices)
       coordinates = np.array([d.coords for d in devices])
       links, hops = 0.0, 0
       for axis in range(coordinates.shape[1]):

@@ -8,9 +8,10 @@ from typing import Any
 from jax.sharding import AbstractMesh, AxisType
 
 from tfm_jax.compare.compiled.minimum import minimum_bytes
+from tfm_jax.compare.forecast.topology import chip_of
 from tfm_jax.compare.plan.estimate import Estimate, Step
 from tfm_jax.compare.plan.linears import Linear, Placed
-from tfm_jax.compare.plan.torus import chip_of, wires
+from tfm_jax.compare.plan.torus import wires
 from tfm_jax.compare.program import build_program
 from tfm_jax.models.config import attention_need
 from tfm_jax.models.model import Model, admits

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
@@ -13,6 +12,7 @@ from typing import Any
 
 from tfm_jax.compare.forecast import calibration
 from tfm_jax.compare.forecast.ledger import entry, versions
+from tfm_jax.compare.forecast.topology import chip_of, needs_compiler
 from tfm_jax.compare.plan.estimate import Estimate
 from tfm_jax.compare.plan.goal import Goal
 from tfm_jax.compare.plan.paper import Paper
@@ -21,7 +21,6 @@ from tfm_jax.compare.plan.scaling import ScalingPoint, limit_of, scaling
 from tfm_jax.compare.plan.search import FEW, PROMISING, Compile, Corrections, Survey, family_of, nearest, search, survey
 from tfm_jax.compare.plan.space import Candidate, strategies_for
 from tfm_jax.compare.plan.store import Store
-from tfm_jax.compare.plan.torus import chip_of
 from tfm_jax.compare.results import COMPILER_CRASH, StrategyResult, result_from_json
 from tfm_jax.compare.worker import FORECAST_ENV, WorkerCrash, run_worker
 from tfm_jax.errors import UserError
@@ -115,14 +114,15 @@ def plan(
     strategies: to consider, as for `compare`; empty: see `space.SEARCHED`.
     minutes, jobs, few, promising: see `search`.
     name, overrides, command: of the config, for commands and pages.
-    compile: takes the place of the TPU compiler, for tests.
+    compile: takes the place of the compiler, for tests.
 
   Raises:
     UserError: a mistake in the config; nothing can be laid out, or fits; no program was compiled in time.
   """
   strategies = strategies_for(config, strategies)
-  if compile is None and importlib.util.find_spec("libtpu") is None:
-    raise UserError("a plan needs the TPU compiler: pip install -e '.[tpu]' installs libtpu; no TPU is needed")
+  if compile is None:
+    for topology in topologies:
+      needs_compiler(topology)
   if config.train.epochs and tokens is None:
     raise UserError(f"train.epochs={config.train.epochs:g} needs a corpus, which a plan does not read: give --tokens")
   paper = Paper(config)

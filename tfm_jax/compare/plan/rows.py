@@ -5,12 +5,11 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 
-from tfm_jax.compare.forecast.topology import chip_count
+from tfm_jax.compare.forecast.topology import chip_count, chip_of
 from tfm_jax.compare.plan.estimate import Estimate
 from tfm_jax.compare.plan.goal import Goal
 from tfm_jax.compare.plan.search import needed_bytes
 from tfm_jax.compare.plan.space import Candidate
-from tfm_jax.compare.plan.torus import chip_of
 from tfm_jax.compare.results import Seconds, StrategyResult
 from tfm_jax.training.config import Config
 

@@ -4,11 +4,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from tfm_jax.compare.forecast.topology import chip_count, parse_topology
+from tfm_jax.compare.forecast.topology import chip_count, chip_of, parse_topology
 from tfm_jax.compare.plan.paper import Paper
 from tfm_jax.compare.plan.search import Corrections
 from tfm_jax.compare.plan.space import Candidate
-from tfm_jax.compare.plan.torus import chip_of, device_count
+from tfm_jax.compare.plan.torus import device_count
 from tfm_jax.errors import UserError
 from tfm_jax.sharding.strategy import find_strategy, mesh_sizes
 from tfm_jax.training.config import Config

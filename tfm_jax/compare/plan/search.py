@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from tfm_jax.compare.forecast.topology import chip_of
 from tfm_jax.compare.plan.estimate import Estimate
 from tfm_jax.compare.plan.paper import Paper
 from tfm_jax.compare.plan.space import Candidate, meshes, variants
 from tfm_jax.compare.plan.store import Store
-from tfm_jax.compare.plan.torus import chip_of
 from tfm_jax.compare.results import OK, OUT_OF_MEMORY, StrategyResult
 from tfm_jax.errors import UserError
 from tfm_jax.training.config import Config

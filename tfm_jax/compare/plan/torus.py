@@ -5,8 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tfm_jax.compare.forecast.topology import chip_count, parse_topology
-from tfm_jax.runtime.chips import TPUS, Chip
+from tfm_jax.compare.forecast.topology import chip_count, chip_of, parse_topology
 
 
 class Wires(NamedTuple):
@@ -21,11 +20,6 @@ class Wires(NamedTuple):
   links: float
   hops: int
   slices: int
-
-
-def chip_of(topology: str) -> Chip:
-  """The constants of a topology's devices. Raises UserError."""
-  return TPUS[parse_topology(topology)[0]]
 
 
 def device_count(topology: str) -> int:

@@ -268,13 +268,18 @@ class Program:
     on_device = jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind("device"), self.state.opt_state)
     return lambda state, batch: step(state._replace(opt_state=jax.device_put(state.opt_state, on_device)), batch)
 
-  def compile(self, microbatches: int) -> Any:
-    """The train step, compiled ahead of time. The state is donated and keeps its shardings; metrics are replicated."""
+  def compile(self, microbatches: int, options: Mapping[str, Any] | None = None) -> Any:
+    """The train step, compiled ahead of time. The state is donated and keeps its shardings; metrics are replicated.
+
+    Args:
+      microbatches: number of parts of the batch.
+      options: of the compiler.
+    """
     out = (jax.tree.map(lambda leaf: leaf.sharding, self.state), self.placement.replicated)
     if pipeline := self.schedule(microbatches):
       log.info("pipeline: %d stages, %d microbatches, idle %.0f%% of the time", *pipeline, 100 * pipeline.bubble)
     step = jax.jit(self.train_step(microbatches), donate_argnums=0, out_shardings=out)
-    compiled = step.lower(self.state, self.batch_shapes).compile()
+    compiled = step.lower(self.state, self.batch_shapes).compile(compiler_options=options)
     if self.placement.platform == "cpu":
       device = self.placement.mesh.local_devices[0]
       if _KEPT * peak_bytes(compiled, "cpu") < device_limit(device):
