@@ -16,7 +16,8 @@ def payload(i: Instruction) -> int:
   shapes = i.shapes
   if i.op.endswith("-start"):  # its result is (operands, results, ...)
     arrays = [s for s in shapes if s[0] != "u32" or s[1]]
-    shapes = tuple(arrays[len(arrays) // 2 :]) if i.op != "all-reduce-start" else shapes
+    both = i.op != "all-reduce-start" or "output_to_operand_aliasing" in i.rest  # XLA:GPU's has its operands too
+    shapes = tuple(arrays[len(arrays) // 2 :]) if both else shapes
   return sum(map(shape_bytes, shapes))
 
 
