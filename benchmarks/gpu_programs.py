@@ -75,11 +75,8 @@ def measure(config: str, strategy: str, topology: str, overrides: dict[str, Any]
   if layers:
     depths = {"num_layers": layers} | ({"decoder_layers": layers} if loaded.model.decoder_layers else {})
     loaded = dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, **depths))
-  program, options = (
-    build_program(with_strategy(loaded, strategy), topology_devices(topology)[1]),
-    compiler_options(topology),
-  )
-  compiled = program.compile(1, options)
+  program = build_program(with_strategy(loaded, strategy), topology_devices(topology)[1])
+  compiled = program.compile(1, compiler_options(topology))
   text = compiled.as_text()
   module = hlo.parse(text)
   instructions = list(outside_fusions(module, module.entry))

@@ -7,12 +7,13 @@ import pytest
 
 from tests.support.tiny import make_batch, make_model, placement
 from tfm_jax.errors import UserError
-from tfm_jax.ops import cudnn, tiles
+from tfm_jax.ops import cudnn, linear, tiles
 from tfm_jax.ops.attention import KERNELS, attend_dense, find_kernel
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.kernel import Need
 from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.positions import by_distance
+from tfm_jax.sharding import linear as sharded
 from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import from_dict, resolve
 
@@ -186,3 +187,13 @@ def test_what_cudnn_is_asked_for_is_plain_attention(case, monkeypatch):
     if b is not None:
       a, b = (x * counted if x.shape == weights.shape else x for x in (a, b))
       np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * np.abs(b).max())
+
+
+def test_the_gradient_of_a_table_is_summed_where_its_rows_are():
+  """As GPUs sum it: rows over `data`, and each device of `model` has a part of the vocabulary."""
+  st = placement("fsdp_tp", 8, model=2, data=4)
+  table, ids = normal((12, 6), 1), jnp.asarray(np.random.default_rng(2).integers(0, 12, (8, 5)))
+  weights = normal((8, 5, 6), 3)
+  mine = jax.jit(jax.grad(lambda table: (sharded._embed(table, ids, ("vocab", "embed"), st) * weights).sum()))(table)
+  plain = jax.grad(lambda table: (linear.embed(table, ids) * weights).sum())(table)
+  np.testing.assert_allclose(mine, plain, rtol=0, atol=1e-5)

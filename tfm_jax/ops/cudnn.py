@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from tfm_jax.ops.experts import share_scope
 from tfm_jax.ops.kernel import Need
 from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.positions import by_distance
@@ -100,9 +101,12 @@ def attend_cudnn(
     mask_BHTS = None if mask.mask_BTS is None else mask.mask_BTS[:, None]
     return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask_BHTS, **options)
   bias_BHTS = by_distance(bias_HTS, T, S)[None].astype(q_BTHK.dtype)
-  if mask.segments_BT is not None and mask.segments_BS is not None:
-    q_BTHK, k_BSGK, v_BSGK = with_segments(q_BTHK, k_BSGK, v_BSGK, mask.segments_BT, mask.segments_BS, scale)
-  return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, bias_BHTS, **options)[..., :K]
+  if mask.segments_BT is None or mask.segments_BS is None:
+    return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, bias_BHTS, **options)
+  q_BTHK, k_BSGK, v_BSGK = with_segments(q_BTHK, k_BSGK, v_BSGK, mask.segments_BT, mask.segments_BS, scale)
+  with jax.named_scope(share_scope(K, K + BITS)):  # read by the count of FLOPs
+    y_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, bias_BHTS, **options)
+  return y_BTHK[..., :K]
 
 
 def with_segments(
