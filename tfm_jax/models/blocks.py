@@ -34,10 +34,6 @@ from tfm_jax.sharding.placement import Placement
 # Depth up to which XLA:CPU gets unrolled layers. In a scan one thread alone stacks the activations for the backward
 # pass: a step of four layers takes 4 to 9 % longer.
 UNROLLED_ON_CPU = 12
-# The same for XLA:GPU and blocks that keep their activations: in a scan it copies them into stacks and out again, and
-# gathers the weights of a block when it begins, while nothing else runs. With remat there is less to copy, and unrolled
-# blocks would gather their weights a third time.
-UNROLLED_ON_GPU = 12
 
 
 class Sublayers(NamedTuple):
@@ -152,9 +148,8 @@ def stack(
 ) -> tuple[Array, Emitted]:
   """`depth` blocks as one scan over stacked parameters `blocks/...` [N, ...].
 
-  `model.scan=false` unrolls the scan, and so do a single CPU device for at most `UNROLLED_ON_CPU` blocks and GPUs for
-  at most `UNROLLED_ON_GPU` without remat. It stays a scan where that only takes longer to compile: to create
-  parameters, and to decode unless model.scan=false.
+  `model.scan=false` unrolls the scan, and so does a single CPU device if there are at most `UNROLLED_ON_CPU` blocks. It
+  stays a scan where that only takes longer to compile: to create parameters, and to decode unless model.scan=false.
 
   Args:
     cfg, st: see `Layer`.
@@ -169,8 +164,7 @@ def stack(
     The output, and what the blocks emit, [N, ...].
   """
   block: Any = kind
-  on_gpu = st.platform == "gpu" and cfg.remat == "none"
-  scan = cfg.scan and depth > (UNROLLED_ON_CPU if st.lone_cpu else UNROLLED_ON_GPU if on_gpu else 0)
+  scan = cfg.scan and not (st.lone_cpu and depth <= UNROLLED_ON_CPU)
   if cfg.remat != "none":
     block = nn.remat(kind, prevent_cse=not scan, policy=KEPT[cfg.remat])
   blocks = block(cfg, st, **fields, name="blocks")

@@ -111,7 +111,7 @@ class ModelConfig:
   # kept for the backward pass: none (all), dots (outputs of linears), full (inputs of blocks) or offload (inputs of
   # blocks and projections of attention, in the memory of the host)
   remat: str = "none"
-  scan: bool = True  # compile one block for all layers (on CPUs and GPUs over 12); false unrolls their loop
+  scan: bool = True  # compile one block for all layers (on a CPU, if there are over 12); false unrolls their loop
   positions: str = "learned"  # position encoding: learned, sinusoidal, relative (T5), rotary, alibi or none
   position_offset: int = 0  # rows of the position table before that of position 0; the last of them is for padding
   norm: str = "layer"  # normalisation: layer (LayerNorm) or rms (RMSNorm)
