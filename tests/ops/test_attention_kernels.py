@@ -267,11 +267,11 @@ def test_each_need_that_splash_attention_cannot_serve_is_named(case):
   assert find_kernel("auto", need) is find_kernel("splash", need) is KERNELS["splash"]
   with pytest.raises(UserError, match=f"^model.attention=splash .*{words}.*model.attention=auto$"):
     find_kernel("splash", need._replace(**changes))
-  assert find_kernel("auto", need._replace(**changes)) is KERNELS["xla"]
+  assert find_kernel("auto", need._replace(**changes)) is KERNELS["cudnn" if case == "platform" else "xla"]
 
 
 def test_plain_attention_serves_every_need():
-  need = Need("cpu", (7, 9), 0.1, True, 8, True, 4, True, True, True, True, 2)
+  need = Need("cpu", (7, 9), 0.1, True, 8, True, 4, True, True, True, True, 2, "float32", 12, True, True, True, 9)
   assert not KERNELS["xla"].refuses(need) and all(need)
 
 
@@ -327,5 +327,5 @@ def test_a_kernel_is_one_file_and_one_row(variant, changes, monkeypatch):
 
 
 def test_an_unknown_kernel_is_refused():
-  with pytest.raises(UserError, match=r"model\.attention='flash' is not one of auto, xla, splash"):
+  with pytest.raises(UserError, match=r"model\.attention='flash' is not one of auto, xla, tiles, cudnn, splash"):
     resolve_model("gpt", {"attention": "flash"})

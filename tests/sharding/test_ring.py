@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfm_jax.ops import tiles
 from tfm_jax.ops.attention import attend_dense
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.masks import Mask
 from tfm_jax.ops.positions import by_distance
-from tfm_jax.sharding import ring, tiles
+from tfm_jax.sharding import ring
 from tfm_jax.sharding.order import NATURAL, ZIGZAG, pick, zigzag, zigzag_places
 from tfm_jax.sharding.placement import Placement, make_mesh
 from tfm_jax.sharding.ring import RingKernel

@@ -10,7 +10,7 @@ from tfm_jax.models.layers import EMBED, STREAM, Dense, Layer, Norm
 from tfm_jax.ops import positions
 from tfm_jax.ops.broadcast import spread
 from tfm_jax.ops.dropout import Noise, dropout
-from tfm_jax.ops.linear import embed
+from tfm_jax.sharding.linear import embed
 
 
 class Embed(Layer):
@@ -37,10 +37,12 @@ class Embed(Layer):
     c = self.cfg
     E = c.embed_features
     stored_VE = self.stored("token", (pad_vocab(self.vocab_size), E), kind="token")
-    table_VE = self.st.weight(stored_VE, self.axes("token").names, c.compute_dtype, looked_up=True)
+    axes = self.axes("token").names
+    table_VE = self.st.weight(stored_VE, axes, c.compute_dtype, looked_up=True)
     # One device reads the stored table: XLA then adds the gradients of the rows into that of the head, in place.
     # Several devices read the cast one, which is half as many bytes to gather.
-    x_BTE = embed(stored_VE if self.st.mesh.size == 1 else table_VE, ids_BT).astype(table_VE.dtype)
+    read_VE = stored_VE if self.st.mesh.size == 1 else table_VE
+    x_BTE = embed(read_VE, ids_BT, axes, self.st).astype(table_VE.dtype)
     if c.scale_embed:
       x_BTE = x_BTE * np.asarray(E**0.5, x_BTE.dtype)
     x_BTE = placed(self, x_BTE, positions_BT, segments_BT, types_BT, noise, layer)
@@ -76,12 +78,16 @@ def placed(
   c, E = module.cfg, x_BTE.shape[-1]
   if c.positions == "learned":
     table = module.matrix("position", (c.max_positions, E), kind="position")
-    x_BTE = x_BTE + spread(embed(table, _rows_of(c, positions_BT, segments_BT)), x_BTE.shape)
+    rows_BT = _rows_of(c, positions_BT, segments_BT)
+    x_BTE = x_BTE + spread(embed(table, rows_BT, module.axes("position").names, module.st), x_BTE.shape)
   elif c.positions == "sinusoidal":
     x_BTE = x_BTE + positions.sinusoids(positions_BT, E).astype(x_BTE.dtype)
   if c.token_types:
     table = module.matrix("type", (c.token_types, E), kind="type")
-    x_BTE = x_BTE + (spread(table[None, :1], x_BTE.shape) if types_BT is None else embed(table, types_BT))
+    if types_BT is None:
+      x_BTE = x_BTE + spread(table[None, :1], x_BTE.shape)
+    else:
+      x_BTE = x_BTE + embed(table, types_BT, module.axes("type").names, module.st)
   x_BTE = module.st.constrain(x_BTE, STREAM)
   if c.embed_norm:
     x_BTE = Norm(c, module.st, name="norm")(x_BTE)

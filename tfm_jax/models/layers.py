@@ -21,7 +21,7 @@ from tfm_jax.models.cache import KeysValues
 from tfm_jax.models.config import Axes, ModelConfig, param_axes
 from tfm_jax.models.init import initializer, scaled
 from tfm_jax.models.residual import ORDERS, deepnorm
-from tfm_jax.models.sight import Sight
+from tfm_jax.models.sight import Sight, attend_locally
 from tfm_jax.ops import norms, positions
 from tfm_jax.ops.activations import ACTIVATIONS, GATED
 from tfm_jax.ops.attention import attention_probabilities
@@ -254,12 +254,12 @@ class Attention(Layer):
     if self.emit:
       weights_BHTS = attention_probabilities(q_BTHK, keys_values.k, mask, sight.bias_HTS, **fixed)
       weights_BHTS = st.constrain(weights_BHTS, ("batch", "act_heads", "seq", None))
-    if sight.kernel.local:
-      heads = ("batch", "seq", "act_heads", None)
-      places = jax.tree.map(lambda x: ("batch", "seq")[: jnp.ndim(x)], mask)
-      run = lambda *arrays: sight.kernel.attend(*arrays[:3], mask=arrays[3], bias_HTS=None, **fixed)
-      return st.local(run, (heads, heads, heads, places), heads)(q_BTHK, *keys_values[:2], mask), weights_BHTS
     site = CROSS if self.cross else ATTENTION
+    if sight.kernel.local:
+      noise = noise if c.attention_dropout else None
+      arrays = (q_BTHK, keys_values[:2], mask, sight.bias_HTS, noise, layer)
+      fixed |= {"dropout_rate": c.attention_dropout, "site": site}
+      return attend_locally(st, sight.kernel, *arrays, **fixed), weights_BHTS
     random: dict[str, Any] = {"dropout_rate": c.attention_dropout, "noise": noise, "layer": layer, "site": site}
     y_BTHK = sight.kernel.attend(q_BTHK, *keys_values[:2], mask=mask, bias_HTS=sight.bias_HTS, **fixed, **random)
     return y_BTHK, weights_BHTS

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax import Array
 
 from tfm_jax.models.config import ModelConfig, attention_need
 from tfm_jax.ops.attention import find_kernel
+from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.kernel import Kernel
 from tfm_jax.ops.masks import Mask
 from tfm_jax.sharding.context import context_attention, context_kernel
@@ -49,10 +51,36 @@ class Sight:
 
   def of_layer(self, is_global: Array | bool) -> Any:
     """The mask of one layer, given whether its attention is global."""
-    if self.local_mask is None:
-      return self.mask
-    whole = jax.tree.map(jnp.ones_like, self.local_mask) if self.mask is None else self.mask
+    if self.local_mask is None or is_global is False:
+      return self.mask if self.local_mask is None else self.local_mask
+    whole = self.mask if jax.tree.leaves(self.mask) else jax.tree.map(jnp.ones_like, self.local_mask)
     return jax.tree.map(functools.partial(jnp.where, is_global), whole, self.local_mask)
+
+
+def attend_locally(
+  st: Placement,
+  kernel: Kernel,
+  q_BTHK: Array,
+  keys_values: tuple[Array, Array],
+  mask: Any,
+  bias_HL: Array | None,
+  noise: Noise | None,
+  layer: Array,
+  **fixed: Any,
+) -> Array:
+  """Attention by a `local` kernel: each device has its rows and heads of all arguments; `fixed` are static."""
+  heads = ("batch", "seq", "act_heads", None)
+  rows = lambda x: ("batch",) if jnp.ndim(x) and x.shape[0] == q_BTHK.shape[0] else ()
+  of_noise = None
+  if noise is not None:
+    noise = noise._replace(heads_H=jnp.arange(q_BTHK.shape[2], dtype=jnp.uint32))
+    of_noise = Noise((), (), ("batch",), None, ("act_heads",))  # type: ignore[arg-type]
+  axes = (heads, heads, heads, jax.tree.map(rows, mask), None if bias_HL is None else ("act_heads",), of_noise, ())
+
+  def run(q: Array, k: Array, v: Array, mask: Any, bias: Array | None, noise: Noise | None, layer: Array) -> Array:
+    return kernel.attend(q, k, v, mask=mask, bias_HTS=bias, noise=noise, layer=layer, **fixed)
+
+  return st.local(run, axes, heads)(q_BTHK, *keys_values, mask, bias_HL, noise, layer)
 
 
 def make_sight(
@@ -72,7 +100,7 @@ def make_sight(
   mask is in natural order. Raises UserError if the named kernel cannot serve.
   """
   name = "auto" if cached else c.attention
-  rows, cut = st.parts(("batch", "seq"))
+  rows, cut, heads = st.parts(("batch", "seq", "act_heads"))
   need = attention_need(
     c, training
   )._replace(
@@ -82,6 +110,9 @@ def make_sight(
     prefix=mask.prefix_BS is not None,
     cut=cut > 1,
     uneven=shape[0] % rows > 0,
+    causal=mask.causal,
+    staged=st.stages > 1,
+    logits=math.prod(shape) * c.num_heads // (rows * heads),
   )
   if is_shared(c, st, *shape) and not cached:
     kernel = context_kernel(st, need, mask.causal, *orders)

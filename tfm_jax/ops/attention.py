@@ -9,14 +9,13 @@ import numpy as np
 from jax import Array
 
 from tfm_jax.errors import UserError
+from tfm_jax.ops.cudnn import attend_cudnn, cudnn_refuses, prepare_cudnn
 from tfm_jax.ops.dropout import Noise, dropout
 from tfm_jax.ops.kernel import Kernel, Need
 from tfm_jax.ops.linear import matmul
-from tfm_jax.ops.masks import Mask
+from tfm_jax.ops.masks import MASKED, Mask
 from tfm_jax.ops.splash import attend_splash, splash_refuses
-
-# Logit of a masked key. It is finite so that the softmax of a fully masked query (padding) is finite.
-MASKED = np.float32(-1e30)
+from tfm_jax.ops.tiles import attend_tiles, tiles_refuse, tiles_suit
 
 
 def attention(
@@ -111,17 +110,19 @@ def attend_dense(
   return attention(q_BTHK, k_BSHK, v_BSHK, mask_BTS=mask, bias_HTS=bias_HTS, **others)
 
 
-# "auto" takes the first kernel that can serve; the last can always serve.
+# "auto" takes the first kernel that can serve and suits; the last always can and does.
 KERNELS = {
   "splash": Kernel(attend_splash, splash_refuses, local=True),
+  "cudnn": Kernel(attend_cudnn, cudnn_refuses, prepare_cudnn, local=True, by_distance=True),
+  "tiles": Kernel(attend_tiles, tiles_refuse, local=True, by_distance=True, suits=tiles_suit),
   "xla": Kernel(attend_dense, lambda need: "", Mask.dense),
 }
 
 
 def find_kernel(name: str, need: Need) -> Kernel:
-  """The kernel of that name, or for "auto" the first that can serve. Raises UserError if it cannot serve."""
+  """The kernel of that name, or for "auto" the first that can serve and suits. Raises UserError if it cannot serve."""
   if name == "auto":
-    return next(kernel for kernel in KERNELS.values() if not kernel.refuses(need))
+    return next(kernel for kernel in KERNELS.values() if kernel.suits(need) and not kernel.refuses(need))
   why = KERNELS[name].refuses(need)
   if why:
     raise UserError(f"model.attention={name} {why}: change that, or set model.attention=auto")

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tfm_jax.ops.attention import MASKED
 from tfm_jax.ops.dots import cpu_weight_gradient, dot
 from tfm_jax.ops.losses import Settings, Sums, Unembedding
+from tfm_jax.ops.masks import MASKED
 
 _IDS = 4096  # ids per chunk; with 2,048 a step takes as long, with 8,192 longer
 _BYTES = 256 * 2**20  # most bytes of the logits of a chunk

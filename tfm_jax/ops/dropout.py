@@ -19,12 +19,14 @@ class Noise(NamedTuple):
   """The random state of one training step: scalars `seed` and `step`, and global row ids `rows_B` [B].
 
   `places_T`: the place of each token in its row, uint32 [T], if their order is another; see `sharding.order`.
+  `heads_H`: the number of each attention head, uint32 [H], where a device has some of them alone.
   """
 
   seed: Array
   step: Array
   rows_B: Array
   places_T: Array | None = None
+  heads_H: Array | None = None
 
 
 def row_keys(noise: Noise, layer: Array | int, site: int) -> Array:

@@ -24,6 +24,12 @@ class Need(NamedTuple):
     cut: sequences are split over devices.
     uneven: the number of rows is not divisible by the devices that split them.
     heads: number of heads of keys and values.
+    dtype: of queries, keys and values.
+    head_dim: width of a head.
+    causal: no query sees a later key, but for a prefix.
+    mixed: layers with and without a window take turns.
+    staged: layers are split over devices, a pipeline.
+    logits: number of logits of a layer on one device.
   """
 
   platform: str = ""
@@ -38,6 +44,12 @@ class Need(NamedTuple):
   cut: bool = False
   uneven: bool = False
   heads: int = 0
+  dtype: str = ""
+  head_dim: int = 0
+  causal: bool = False
+  mixed: bool = False
+  staged: bool = False
+  logits: int = 0
 
 
 def whole(mask: Mask, queries: int, keys: int) -> Any:
@@ -52,8 +64,9 @@ class Kernel(NamedTuple):
     attend: computes the attention, with the arguments and the result of `ops.attention.attend_dense`.
     refuses: the reason why the kernel cannot serve a need, in words that follow its name; empty if it can.
     prepare: (mask, T, S) -> the `mask` of `attend`. It is called once per stack, not once per layer.
-    local: XLA cannot partition the kernel, so each device runs it on its rows and heads, without bias and dropout.
+    local: XLA does not partition the kernel, so each device runs it on its rows and heads. A bias is by distance then.
     by_distance: it reads the bias [H, T + S] by distance (`ops.positions.by_distance`) instead of `bias_HTS`.
+    suits: whether "auto" takes it for a need that it can serve.
   """
 
   attend: Callable[..., Array]
@@ -61,3 +74,4 @@ class Kernel(NamedTuple):
   prepare: Callable[[Mask, int, int], Any] = whole
   local: bool = False
   by_distance: bool = False
+  suits: Callable[[Need], bool] = lambda need: True

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tfm_jax.ops.attention import MASKED
 from tfm_jax.ops.broadcast import to_rank
 from tfm_jax.ops.linear import einsum
+from tfm_jax.ops.masks import MASKED
 
 
 @dataclasses.dataclass(frozen=True)

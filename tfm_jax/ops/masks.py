@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+# Logit of a masked key. It is finite so that the softmax of a fully masked query (padding) is finite.
+MASKED = np.float32(-1e30)
 CAUSAL = "causal"  # named scope of causal attention, of whose products only half are needed
 
 

@@ -10,7 +10,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tfm_jax.errors import UserError
-from tfm_jax.ops.attention import find_kernel
+from tfm_jax.ops.attention import KERNELS, find_kernel
 from tfm_jax.ops.kernel import Kernel, Need
 from tfm_jax.ops.masks import Mask
 from tfm_jax.sharding.order import ZIGZAG, context_size
@@ -57,8 +57,9 @@ def _ulysses_refuses(st: Placement, need: Need) -> str:
 
 
 def _local(need: Need) -> Kernel:
-  """The kernel of each device, which then has whole sequences."""
-  return find_kernel("auto", need._replace(cut=False))
+  """The kernel of each device, which then has whole sequences. That of `Ulysses` reads a dense bias, and all noise."""
+  kernel = find_kernel("auto", need._replace(cut=False))
+  return KERNELS["xla"] if kernel.local and (need.bias or need.dropout) else kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Ulysses:
     )
     attend = lambda q, k, v, mask: self.inner.attend(q, k, v, mask=mask, bias_HTS=bias_HTS, **others)
     if self.inner.local:
-      masks = jax.tree.map(lambda x: PartitionSpec(batch) if jnp.ndim(x) else PartitionSpec(), mask)
+      rows = lambda x: jnp.ndim(x) and x.shape[0] == q_BTHK.shape[0]
+      masks = jax.tree.map(lambda x: PartitionSpec(batch) if rows(x) else PartitionSpec(), mask)
       inputs = (whole, whole, whole, masks)
       attend = jax.shard_map(attend, mesh=st.mesh, in_specs=inputs, out_specs=whole, check_vma=False)
     y_BTHK = attend(to_heads(q_BTHK), to_heads(k_BSGK), to_heads(v_BSGK), mask)

@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tfm_jax.ops.dropout import Noise, row_keys
+from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.masks import Mask
+from tfm_jax.ops.tiles import Given, given_of
 from tfm_jax.sharding.placement import Placement, names
-from tfm_jax.sharding.ring_inputs import Given, Ring
+from tfm_jax.sharding.ring_inputs import GIVEN_AXES, Ring
 from tfm_jax.sharding.splash_tiles import SplashTiles, splash_serves
 from tfm_jax.sharding.tiles import Tiles
 
@@ -57,7 +58,7 @@ def ring_attention(
 def _forward(ring: Ring, q: Array, k: Array, v: Array, bias: Array | None, given: Given) -> tuple[Array, tuple]:
   """The output, and what the backward pass reads."""
   heads, sums = ring.spec(*_HEADS), ring.spec("batch", "act_heads", "seq")
-  inputs = (heads, heads, heads, ring.spec("act_heads", None), _specs(ring, given))
+  inputs = (heads, heads, heads, ring.spec("act_heads", None), _specs(ring))
   part = lambda *arrays: _attended(_part(ring, q.shape[1], k.shape[1], *arrays))
   y, lse_BHT = _mapped(ring, part, inputs, (heads, sums))(q, k, v, bias, given)
   return y, (q, k, v, bias, given, y, lse_BHT)
@@ -66,7 +67,7 @@ def _forward(ring: Ring, q: Array, k: Array, v: Array, bias: Array | None, given
 def _backward(ring: Ring, saved: tuple, dy: Array) -> tuple[Array, Array, Array, Array | None, None]:
   q, k, v, bias, given, y, lse_BHT = saved
   heads, sums, biases = ring.spec(*_HEADS), ring.spec("batch", "act_heads", "seq"), ring.spec("act_heads", None)
-  inputs = (heads, heads, heads, biases, _specs(ring, given), heads, sums, heads)
+  inputs = (heads, heads, heads, biases, _specs(ring), heads, sums, heads)
   part = lambda *arrays: _differentiated(_part(ring, q.shape[1], k.shape[1], *arrays[:5]), *arrays[5:])
   outputs = (heads, heads, heads, biases)
   dq, dk, dv, dbias = _mapped(ring, part, inputs, outputs)(q, k, v, bias, given, y, lse_BHT, dy)
@@ -76,8 +77,8 @@ def _backward(ring: Ring, saved: tuple, dy: Array) -> tuple[Array, Array, Array,
 ring_attention.defvjp(_forward, _backward)
 
 
-def _specs(ring: Ring, given: Given) -> Any:
-  return Given(*(ring.spec(*axes) for axes in given.specs))  # type: ignore[arg-type]
+def _specs(ring: Ring) -> Any:
+  return Given(*(ring.spec(*axes) for axes in GIVEN_AXES))  # type: ignore[arg-type]
 
 
 def _mapped(ring: Ring, part: Any, inputs: Any, outputs: Any) -> Any:
@@ -161,9 +162,7 @@ class RingKernel:
     site: int = 0,
   ) -> Array:
     ring = Ring(self.st, self.causal, self.queries, self.keys, scale, dropout_rate)
-    keys_B = row_keys(noise, layer, site) if noise is not None and dropout_rate else None
-    window = None if isinstance(mask.window, int) and not mask.window else jnp.asarray(mask.window)
-    of_all = lambda x: None if x is None else jnp.broadcast_to(x, (q_BTHK.shape[0], x.shape[1]))
-    segments = of_all(mask.query_segments_BT), of_all(mask.key_segments_BS)
-    given = Given(*segments, of_all(mask.prefix_BS), window, keys_B)
+    if isinstance(mask.window, int) and mask.window:  # which tiles it leaves empty depends on the device
+      mask = dataclasses.replace(mask, window=jnp.asarray(mask.window))
+    given = given_of(mask, q_BTHK.shape[0], dropout_rate, noise, layer, site, q_BTHK.shape[2])
     return ring_attention(ring, q_BTHK, k_BSGK, v_BSGK, bias_HTS, given)

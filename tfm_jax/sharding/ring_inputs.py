@@ -1,35 +1,18 @@
-"""What the parts of a ring have in common: its static description, and what all devices have of masks and dropout."""
+"""What the parts of a ring have in common: its static description, and which keys it knows to be needed."""
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from tfm_jax.ops.tiles import Form, Given
 from tfm_jax.sharding.order import NATURAL, ZIGZAG
 from tfm_jax.sharding.placement import Placement
 
-
-class Given(NamedTuple):
-  """What tiles read besides queries, keys and values; each device has it for whole rows.
-
-  Attributes:
-    query_segments_BT, key_segments_BS, prefix_BS, window: see `Mask`; a window of None: any distance.
-    keys_B: dropout's key of each row; None: no dropout.
-  """
-
-  query_segments_BT: Array | None = None
-  key_segments_BS: Array | None = None
-  prefix_BS: Array | None = None
-  window: Array | None = None
-  keys_B: Array | None = None
-
-  @property
-  def specs(self) -> tuple[tuple[str, ...], ...]:
-    """The logical axes of each field."""
-    return (("batch",),) * 3 + ((), ("batch",))
+# The logical axes of each field of `Given`; of each device's rows it has whole ones.
+GIVEN_AXES = (("batch",), ("batch",), ("batch",), (), ("batch",), ("act_heads",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +33,11 @@ class Ring:
   keys: str = NATURAL
   scale: float = 1.0
   dropout: float = 0.0
+
+  @property
+  def form(self) -> Form:
+    """What its tiles read of it."""
+    return Form(self.causal, self.scale, self.dropout, self.st.platform)
 
   @property
   def axes(self) -> tuple[str, ...]:
@@ -78,9 +66,3 @@ def planned(ring: Ring, given: Given) -> bool:
   queries sees both.
   """
   return ring.causal and ring.queries == ring.keys == ZIGZAG and given.prefix_BS is None
-
-
-def added(x: Array, part: Array, start: Array | int, axis: int) -> Array:
-  """x, with a part added from `start` on, in its own dtype."""
-  old = jax.lax.dynamic_slice_in_dim(x, start, part.shape[axis], axis)
-  return jax.lax.dynamic_update_slice_in_dim(x, old + part.astype(x.dtype), start, axis)

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tfm_jax.ops.attention import MASKED
 from tfm_jax.ops.experts import share_scope
+from tfm_jax.ops.masks import MASKED
 from tfm_jax.ops.splash import LANES, heads_gradients, heads_with_statistics
+from tfm_jax.ops.tiles import Given, added
 from tfm_jax.sharding.order import NATURAL, ZIGZAG, places
-from tfm_jax.sharding.ring_inputs import Given, Ring, added, planned
+from tfm_jax.sharding.ring_inputs import Ring, planned
 
 
 def splash_serves(ring: Ring, given: Given, queries: int, keys: int) -> bool:

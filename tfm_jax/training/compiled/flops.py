@@ -148,10 +148,22 @@ def _splash_products(equation: Any) -> float:
   return 2.0 * 2.0 * math.prod(arrays[0]) * arrays[1][-2]
 
 
+def _cudnn_products(products: int) -> Callable[[Any], float]:
+  """The operations of cuDNN's attention with so many products of queries x keys x head features that are needed."""
+
+  def count(equation: Any) -> float:
+    q_BTHK, k_BSGK = (x.aval.shape for x in equation.invars[:2])
+    return 2.0 * products * math.prod(q_BTHK) * k_BSGK[1]
+
+  return count
+
+
 _PRODUCTS: dict[str, Callable[[Any], float]] = {
   "dot_general": _dot,
   "conv_general_dilated": _convolution,
   "pallas_call": _splash_products,
+  "dot_product_attention_fwd_wrapper": _cudnn_products(2),
+  "dot_product_attention_bwd_wrapper": _cudnn_products(4),
 }
 
 

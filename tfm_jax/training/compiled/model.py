@@ -51,7 +51,7 @@ def build_model(
   asked = config.sharding
   placement = Placement(find_strategy(asked.strategy), make_mesh(sizes, devices), asked.pipeline, asked.attention)
   cut = context_size(placement) > 1  # sequences are cut into parts on different devices
-  need = attention_need(config.model)._replace(platform=placement.platform, cut=cut)
+  need = attention_need(config.model)._replace(platform=placement.platform, cut=cut, staged=placement.stages > 1)
   find_kernel(config.model.attention, need)
   recurrent = find_family(config.family).cell is not None
   if recurrent and placement.stages > 1:
