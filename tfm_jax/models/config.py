@@ -104,9 +104,7 @@ class ModelConfig:
   max_positions: int = 0  # size of the table of learned positions
   dropout: float = 0.0  # dropout rate after the embeddings and after each sub-layer
   attention_dropout: float = 0.0  # dropout rate on the attention weights
-  attention: str = (
-    "auto"  # kernel: auto (the fastest that can serve), xla, tiles, cudnn (GPU; no dropout), or splash (TPU)
-  )
+  attention: str = "auto"  # kernel: auto (the fastest that can serve), xla, tiles, cudnn (GPU) or splash (TPU)
   dtype: str = "bfloat16"  # dtype of computation: bfloat16 or float32; parameters are float32
   # kept for the backward pass: none (all), dots (outputs of linears), full (inputs of blocks) or offload (inputs of
   # blocks and projections of attention, in the memory of the host)

@@ -46,6 +46,10 @@ log = logging.getLogger(__name__)
 _KEPT = 3
 
 
+# Options of XLA by platform. XLA:GPU begins collectives early and ends them late only if it is told to.
+OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_enable_latency_hiding_scheduler": True}}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
   """A model, the form of its batches, its loss and its optimizer: the static part of a run, without any array.
@@ -273,13 +277,14 @@ class Program:
 
     Args:
       microbatches: number of parts of the batch.
-      options: of the compiler.
+      options: of the compiler, beside `OPTIONS`.
     """
     out = (jax.tree.map(lambda leaf: leaf.sharding, self.state), self.placement.replicated)
     if pipeline := self.schedule(microbatches):
       log.info("pipeline: %d stages, %d microbatches, idle %.0f%% of the time", *pipeline, 100 * pipeline.bubble)
     step = jax.jit(self.train_step(microbatches), donate_argnums=0, out_shardings=out)
-    compiled = step.lower(self.state, self.batch_shapes).compile(compiler_options=options)
+    chosen = OPTIONS.get(self.placement.platform, {}) | (options or {})
+    compiled = step.lower(self.state, self.batch_shapes).compile(compiler_options=chosen or None)
     if self.placement.platform == "cpu":
       device = self.placement.mesh.local_devices[0]
       if _KEPT * peak_bytes(compiled, "cpu") < device_limit(device):
