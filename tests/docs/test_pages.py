@@ -46,6 +46,7 @@ PAGES = pytest.mark.parametrize("page", EVERY.values(), ids=EVERY)
 COMMANDS = {
   "train.py": FLAGS,
   "-m tfm_jax.compare": ("config", "strategies", "devices", "topology", "steps", "parameter", "out"),
+  "-m tfm_jax.compare.calibration": ("only",),
   "-m tfm_jax.compare.plan": plan_command.FLAGS,
   "-m tfm_jax.compare.scaling": ("config", "strategies", "topologies", "rows", "to", "out"),
   "-m tfm_jax.data": data_command.FLAGS,

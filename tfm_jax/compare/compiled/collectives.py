@@ -16,9 +16,8 @@ def payload(i: Instruction) -> int:
   shapes = i.shapes
   if i.op.endswith("-start"):  # its result is (operands, results, ...)
     arrays = [s for s in shapes if s[0] != "u32" or s[1]]
-    # XLA:TPU's all-reduce names its arrays once.
-    both = i.op != "all-reduce-start" or len(arrays) == 2 * len(i.operands)
-    shapes = tuple(arrays[len(arrays) // 2 :]) if both else shapes
+    alone = i.op == "all-reduce-start" and len(arrays) == len(i.operands)  # as XLA:TPU writes all-reduces
+    shapes = shapes if alone else tuple(arrays[len(arrays) // 2 :])
   return sum(map(shape_bytes, shapes))
 
 
