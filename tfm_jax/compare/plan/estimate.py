@@ -22,7 +22,7 @@ Time on one device is the sum of
   gathered and scattered overlap with products, up to `OVERLAP` of their time; all others are exposed;
 - the bubble of a pipeline: `sharding.pipeline.Schedule`.
 
-`OVERLAP`, `UNFUSED` and what is stored were set after the first compiled programs were seen.
+`OVERLAP`, `UNFUSED`, the numbers of kernels and what is stored were set after the first compiled programs were seen.
 `tests/compare/test_plan_estimates.py` holds the result against others.
 """
 
@@ -46,6 +46,8 @@ from tfm_jax.training.optimization.lora import axes_of
 PASSES = 4
 # XLA:GPU fuses less into a kernel than XLA:TPU: the traffic of what is not a product, as a multiple.
 UNFUSED = 1.6
+# Kernels of a GPU per block and microbatch, and per step outside the blocks: each takes `forecast.gpu.LAUNCH_SECONDS`.
+BLOCK_KERNELS, STEP_KERNELS = 80, 250
 # The share of gathers and scatters of weights that the compiler hides behind products: seen in compiled programs.
 OVERLAP = 0.8
 SPLASH_TILE = 512  # queries and keys of a tile of splash attention
@@ -115,7 +117,10 @@ class Step:
     traffic += 3 * p.params * count  # float32 is read, bfloat16 written, forward and backward
     traffic += (4 if self.scan else 2) * self.stored() * count  # a loop copies what it stores once more
     traffic += self.streams() + weights_bytes + LOGITS_TRAFFIC * self.logits() * count
-    hbm = traffic / self.bandwidth * (UNFUSED if isinstance(self.chip, Gpu) else 1.0)
+    hbm = traffic / self.bandwidth
+    if isinstance(self.chip, Gpu):
+      blocks = sum(self.layers(linear) for linear in self.linears if linear.attends)
+      hbm = UNFUSED * hbm + (BLOCK_KERNELS * blocks * count + STEP_KERNELS) * gpu.LAUNCH_SECONDS
     exposed, hidden = self.communication(sent, along, compute)
     pipeline = p.program.schedule(count)
     bubble = pipeline.iterations / pipeline.microbatches if pipeline else 1.0
