@@ -12,21 +12,21 @@ Measured: forecast only.
 
 from configs import base, decoder, t5_large, t5_small
 
-# name -> (model, GPUs, rows per GPU, strategy, remat)
+# name -> (model, GPUs, rows per GPU, strategy, remat, attention); xla: published without a fused kernel
 RUNS = {
-  "vit_b16_a100": ("vit_b16", 8, 512, "dp", "none"),
-  "vit_b16_h100": ("vit_b16", 8, 512, "dp", "none"),
-  "vit_g14_8": ("vit_g14", 8, 16, "dp", "none"),
-  "vit_g14_32": ("vit_g14", 32, 16, "dp", "none"),
-  "gpt_126m_a100": ("gpt_126m", 64, 4, "dp", "none"),
-  "gpt_126m_h100": ("gpt_126m", 64, 4, "dp", "none"),
-  "gpt_5b_a100": ("gpt_5b", 256, 8, "fsdp", "dots"),
-  "gpt_175b_a100": ("gpt_175b", 256, 6, "fsdp", "full"),
-  "gpt_175b_h100": ("gpt_175b", 256, 6, "fsdp", "full"),
-  "t5_small": ("t5_small", 8, 256, "dp", "none"),
-  "t5_large": ("t5_large", 64, 32, "dp", "none"),
-  "t5_xl": ("t5_xl", 144, 8, "dp", "none"),
-  "llama2_7b": ("llama2_7b", 8, 2, "fsdp", "dots"),
+  "vit_b16_a100": ("vit_b16", 8, 512, "dp", "none", "xla"),
+  "vit_b16_h100": ("vit_b16", 8, 512, "dp", "none", "xla"),
+  "vit_g14_8": ("vit_g14", 8, 16, "dp", "none", "xla"),
+  "vit_g14_32": ("vit_g14", 32, 16, "dp", "none", "xla"),
+  "gpt_126m_a100": ("gpt_126m", 64, 4, "dp", "none", "xla"),
+  "gpt_126m_h100": ("gpt_126m", 64, 4, "dp", "none", "auto"),
+  "gpt_5b_a100": ("gpt_5b", 256, 8, "fsdp", "dots", "xla"),
+  "gpt_175b_a100": ("gpt_175b", 256, 6, "fsdp", "full", "xla"),
+  "gpt_175b_h100": ("gpt_175b", 256, 6, "fsdp", "full", "auto"),
+  "t5_small": ("t5_small", 8, 256, "dp", "none", "xla"),
+  "t5_large": ("t5_large", 64, 32, "dp", "none", "xla"),
+  "t5_xl": ("t5_xl", 144, 8, "dp", "none", "xla"),
+  "llama2_7b": ("llama2_7b", 8, 2, "fsdp", "dots", "auto"),
 }
 VARIANTS = tuple(RUNS)
 # layers, width, heads, feed-forward
@@ -35,7 +35,7 @@ VIT = {"vit_b16": (12, 768, 12, 3072), "vit_g14": (48, 1664, 16, 8192)}
 
 
 def get_config(name="llama2_7b"):
-  model, gpus, rows, strategy, remat = RUNS[name]
+  model, gpus, rows, strategy, remat, attention = RUNS[name]
   if model.startswith("t5"):
     c = (t5_small if model == "t5_small" else t5_large).get_config("1.1")
     c.unlock()
@@ -58,6 +58,6 @@ def get_config(name="llama2_7b"):
     else:
       c.family, c.task.name, c.head.pooling, c.head.num_labels = "vit", "image_classification", "mean", 1000
       c.image.update({"height": 224, "width": 224, "patch": int(model[-2:])})
-  c.sharding.strategy, c.model.remat = strategy, remat
+  c.sharding.strategy, c.model.remat, c.model.attention = strategy, remat, attention
   c.train.update({"batch_size": gpus * rows, "microbatches": 1})
   return c.lock()
