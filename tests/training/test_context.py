@@ -9,7 +9,7 @@ import pytest
 from tests.support.tiny import make_batch, make_model, make_program
 from tfm_jax.compare.program import build_program
 from tfm_jax.errors import UserError
-from tfm_jax.sharding import tiles
+from tfm_jax.ops import tiles
 from tfm_jax.sharding.placement import Placement, make_mesh, single_device
 from tfm_jax.sharding.strategy import AXES, find_strategy
 from tfm_jax.training.config import load, resolve
