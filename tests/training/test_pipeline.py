@@ -28,10 +28,8 @@ CASES = [
   ("gpt", {}, {"stage": 4}),
   ("t5", {"num_layers": 2}, {"stage": 2, "model": 2, "strategy": "fsdp+tp+pp"}),
   ("bert", {}, {"stage": 2, "model": 2, "strategy": "tp_sp+pp"}),
-  ("transformer", {}, {"stage": 4, "model": 2, "strategy": "tp+pp"}),
   ("modernbert", {"window.size": 3, "window.global_every": 2}, {"stage": 2, "strategy": "zero2+pp"}),
   ("experts", {}, {"stage": 4, "strategy": "fsdp+pp"}),
-  ("gpt", {"scan": False, "remat": "dots"}, {"stage": 4, "pipeline": 4}),
 ]
 NAMES = [f"{variant}-{'-'.join(map(str, sizes.values()))}" for variant, _, sizes in CASES]
 
