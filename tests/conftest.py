@@ -63,13 +63,25 @@ def _few_programs():
 
 @pytest.fixture(autouse=True, scope="module")
 def _own_logging():
-  """Undoes what a module does to logging: commands set it up for their process, and lm-eval when it starts."""
-  loggers = [logging.getLogger(name) for name in (None, "tfm_jax")]
-  before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+  """Undoes what a module does to logging: commands set it up for their process, and lm-eval when it starts.
+
+  Otherwise caplog of later modules is empty.
+  """
+  before, disabled = _loggers(), logging.root.manager.disable
   yield
-  for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+  for name in _loggers():
+    logger = logging.getLogger(name or None)
+    fresh = ([], logging.NOTSET, True, False)  # of one that the module has made
+    handlers, logger.level, logger.propagate, logger.disabled = before.get(name, fresh)
+    logger.handlers[:] = handlers
+  logging.disable(disabled)  # also forgets which levels were found to be enabled
+
+
+def _loggers():
+  """Name -> (handlers, level, propagation, whether it is disabled) of the root logger and of ours."""
+  names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "tfm_jax"]
+  loggers = {name: logging.getLogger(name or None) for name in ("", *names)}
+  return {name: (list(x.handlers), x.level, x.propagate, x.disabled) for name, x in loggers.items()}
 
 
 def pytest_collection_finish():
