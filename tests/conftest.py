@@ -94,7 +94,8 @@ def pytest_collection_finish():
 def pytest_collection_modifyitems(items):
   """`slow_but("a", "b")`: of a parametrized test, the cases with these ids run by default, and the others are slow.
 
-  Files with many slow tests start first, so that those of short tests alone fill up both processes at the end.
+  Files of short tests alone come first: what is broken there is known early, and they meet no process that others have
+  used. Then those with many slow tests, so that the last ones are short.
   """
   for item in items:
     for marker in item.iter_markers("slow_but"):
@@ -102,4 +103,4 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.slow)
   tests = Counter(item.path for item in items)
   slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-  items.sort(key=lambda item: (-slow[item.path], -tests[item.path], item.path))
+  items.sort(key=lambda item: (slow[item.path] > 0, -slow[item.path], -tests[item.path], item.path))
