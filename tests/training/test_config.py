@@ -96,7 +96,7 @@ def test_the_keys_that_others_rely_on():
     "head.": "name transform activation bias pooler pooling num_labels labels",
     "image.": "height width channels patch",
     "checkpoint.": "every keep",
-    "sharding.": "strategy replica data model context stage pipeline",
+    "sharding.": "strategy replica data model context stage pipeline rounds",
   }
   assert {section + key for section, keys in public.items() for key in keys.split()} <= set(all_keys())
 

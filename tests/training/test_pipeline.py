@@ -18,14 +18,17 @@ from tfm_jax.training.compiled.model import build_model
 from tfm_jax.training.config import load, resolve
 
 
-def staged(stage, model=1, pipeline=0, strategy="pp"):
+def staged(stage, model=1, pipeline=0, strategy="pp", rounds=1):
   """A pipeline on eight devices; the rest of them splits the batch."""
   sizes = dict.fromkeys(AXES, 1) | {"stage": stage, "model": model, "data": 8 // stage // model}
-  return Placement(find_strategy(strategy), make_mesh(sizes), pipeline)
+  return Placement(find_strategy(strategy), make_mesh(sizes), pipeline, rounds)
 
 
 CASES = [
   ("gpt", {}, {"stage": 4}),
+  ("gpt", {}, {"stage": 2, "rounds": 2}),
+  ("gpt", {"num_layers": 8, "remat": "full"}, {"stage": 2, "rounds": 2, "model": 2, "strategy": "tp+pp"}),
+  ("t5", {"num_layers": 4, "remat": "dots"}, {"stage": 2, "rounds": 2, "strategy": "fsdp+pp"}),
   ("t5", {"num_layers": 2}, {"stage": 2, "model": 2, "strategy": "fsdp+tp+pp"}),
   ("bert", {}, {"stage": 2, "model": 2, "strategy": "tp_sp+pp"}),
   ("modernbert", {"window.size": 3, "window.global_every": 2}, {"stage": 2, "strategy": "zero2+pp"}),
@@ -47,9 +50,10 @@ def test_a_pipeline_trains_like_one_device(variant, changes, sizes):
   assert weight.addressable_shards[0].data.shape[0] == changes["num_layers"] // sizes["stage"]
 
 
-def test_what_a_stage_computes_without_a_microbatch_reaches_nothing():
+@pytest.mark.parametrize(("stages", "microbatches", "rounds"), [(4, 8, 1), (4, 4, 2), (2, 8, 2), (2, 4, 4)])
+def test_what_a_stage_computes_without_a_microbatch_reaches_nothing(stages, microbatches, rounds):
   """Small integers in float32 are exact, and so is the comparison with layers one after the other."""
-  st, draw = staged(4), np.random.default_rng(0)
+  st, draw = staged(stages, model=4 // stages, strategy="tp+pp"), np.random.default_rng(0)
   integers = lambda *shape: draw.integers(-2, 3, shape).astype(np.float32)
   layers, x, rows, weights = np.sign(integers(8, 3)), integers(16, 3), integers(16, 1), integers(8, 16)
 
@@ -69,9 +73,10 @@ def test_what_a_stage_computes_without_a_microbatch_reaches_nothing():
 
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(layers, x, rows)
 
-  assert schedule(st, 16) == Schedule(4, 8)
+  assert schedule(st, 16) == Schedule(stages, 8)
   plain = total(lambda layers, x, rows: run(layers, 0, x, rows))
-  jax.tree.map(np.testing.assert_array_equal, plain, total(lambda *args: pipelined(run, st, Schedule(4, 8), *args)))
+  plan = Schedule(stages, microbatches, rounds)
+  jax.tree.map(np.testing.assert_array_equal, plain, total(lambda *args: pipelined(run, st, plan, *args)))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,8 @@ def test_the_schedule_follows_from_rows_and_stages(pipeline, rows, expected):
   assert schedule(staged(4, pipeline=pipeline), rows) == expected
 
 
-def test_the_bubble_is_that_of_gpipe():
+def test_the_bubble_is_that_of_gpipe_and_with_rounds_that_of_a_circular_schedule():
+  assert Schedule(4, 8, 4).bubble == pytest.approx((4 - 1) / (4 * 8 + 4 - 1))
   assert Schedule(4, 16).bubble == pytest.approx((4 - 1) / (16 + 4 - 1)) and Schedule(2, 2).bubble == 1 / 3
 
 
@@ -99,6 +105,13 @@ def test_the_bubble_is_that_of_gpipe():
     ({"stage": 2, "pipeline": 3}, "quickstart.py", "sharding.pipeline=3 is not a multiple of the 2 stages"),
     ({"stage": 2, "pipeline": 24}, "quickstart.py", "sharding.pipeline=24: its microbatches do not divide the 16 rows"),
     ({"stage": 1, "pipeline": 4}, "quickstart.py", "sharding.pipeline=4 .* one stage here"),
+    ({"stage": 1, "rounds": 2}, "quickstart.py", "sharding.rounds=2 .* one stage here, set it to 1"),
+    (
+      {"stage": 2, "rounds": 2},
+      "quickstart.py",
+      "sharding.rounds=2 times 2 stages do not divide the 2 layers: .* of 1$",
+    ),
+    ({"stage": 2, "rounds": 0}, "quickstart.py", "sharding.rounds=0 is no number of rounds"),
     ({"stage": 2}, "lstm_lm.py:lstm", "family=lstm are recurrent and form no pipeline"),
   ],
 )

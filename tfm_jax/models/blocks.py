@@ -123,8 +123,9 @@ class Block(Layer):
 
 
 _INPUT = "input"  # name by which `model.remat=offload` keeps the input of a block
+_NAMED = jax.checkpoint_policies.save_only_these_names
 KEPT = {  # by remat
-  "dots": jax.checkpoint_policies.save_only_these_names(LINEAR, PROJECTION),
+  "dots": _NAMED(LINEAR, PROJECTION),
   "full": jax.checkpoint_policies.nothing_saveable,
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
@@ -133,6 +134,9 @@ KEPT = {  # by remat
     offload_dst="pinned_host",
   ),
 }
+# By remat, for several blocks at once: their inputs as well, but not their parameters.
+KEPT_OF_SEVERAL = KEPT | {"none": _NAMED(_INPUT, LINEAR, PROJECTION), "dots": _NAMED(_INPUT, LINEAR, PROJECTION)}
+KEPT_OF_SEVERAL["full"] = _NAMED(_INPUT)
 
 
 def stack(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.core import Scope
 from jax import Array
 
-from tfm_jax.models.blocks import KEPT, Block, Emitted
+from tfm_jax.models.blocks import KEPT, KEPT_OF_SEVERAL, Block, Emitted
 from tfm_jax.models.config import ModelConfig
 from tfm_jax.models.layers import Context
 from tfm_jax.sharding.pipeline import Schedule, pipelined
@@ -56,5 +56,6 @@ def staged(
     return jax.lax.scan(layer, x_bTD, (params, layers), unroll=1 if cfg.scan else depth)
 
   stacked = blocks.variables["params"]
-  h_BTD, routed = pipelined(run, st, plan, stacked, x_BTD, {n: leaves[n] for n in of_rows})
+  rows = {n: leaves[n] for n in of_rows}
+  h_BTD, routed = pipelined(run, st, plan, stacked, x_BTD, rows, KEPT_OF_SEVERAL[cfg.remat])
   return h_BTD, Emitted(routed=routed)

@@ -69,6 +69,7 @@ class Placement:
     strategy: see `Strategy`.
     mesh: a mesh with all of `AXES`.
     pipeline: the most microbatches in a pipeline; 0: see `sharding.pipeline`.
+    rounds: how often each of them passes through the stages.
     attention: how devices compute attention over sequences that they share, see `sharding.context`.
     taken: mesh axes over which everything here is split already, by the `vmap` of a pipeline around it.
   """
@@ -76,6 +77,7 @@ class Placement:
   strategy: Strategy
   mesh: Mesh
   pipeline: int = 0
+  rounds: int = 1
   attention: str = "auto"
   taken: tuple[str, ...] = ()
 

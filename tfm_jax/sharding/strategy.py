@@ -174,6 +174,7 @@ class ShardingConfig:
   context: int = 0  # parts into which sequences are split; 0: the preset
   stage: int = 0  # parts into which layers are split, which form a pipeline; 0: the preset
   pipeline: int = 0  # the most microbatches in a pipeline, a multiple of its stages; 0: four times the stages
+  rounds: int = 1  # how often microbatches pass through the stages, each of which then has as many parts of the layers
   # how attention reads sequences that are split: ring, ulysses (needs heads that context divides) or auto (the faster)
   attention: str = "auto"
 

@@ -33,9 +33,9 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   all-reduce; two all-reduces for the attention of its decoder.
 
   Over `stage`, in each iteration of a pipeline, forward and backward: the residual stream of a microbatch, and a row of
-  microbatches that moves towards the first stage or from the last; of encoder-decoders also an all-gather of the
-  encoder's output and a reduce-scatter of its gradient. Each iteration gathers weights and reduces the stream, also in
-  stages that have no microbatch.
+  waiting ones, unless each stage has but one; of encoder-decoders also an all-gather of the encoder's output and a
+  reduce-scatter of its gradient. Each iteration gathers weights and reduces the stream, also in stages that have no
+  microbatch. With several rounds a layer that another stage works on is sent there, and its gradient back.
 
   Over `context`, for each attention of a ring of c devices: a device sends c - 1 times its part of keys and values, as
   often again in the backward pass (and if remat computes the attention again), c - 1 times their gradients in float32,
@@ -49,7 +49,8 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   model = program.model
   shape, batch = model.placement.mesh.shape, model.placement.batch_axes
   plan = program.schedule(microbatches)
-  iterations, more = (plan.iterations, plan.iterations / plan.microbatches) if plan else (1, 1.0)
+  # How often a layer is worked on; how many microbatches that is, with those that are none.
+  iterations, more = (plan.iterations / plan.rounds, plan.iterations / plan.work) if plan else (1, 1.0)
   item = model.config.compute_dtype.itemsize
   total: dict[str, float] = {}
   context = model.placement.strategy.mesh_axes("seq")
@@ -63,6 +64,11 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
 
   def add_weight(path: tuple, leaf: jax.ShapeDtypeStruct) -> None:
     axes = model.axes(path)
+    if plan and axes.layers:
+      parts_cut = math.prod(shape[name] for part in model.placement.spec(axes.names) for name in names(part))
+      total["stage"] = (
+        total.get("stage", 0.0) + 2 * plan.elsewhere * math.prod(leaf.shape) / parts_cut * leaf.dtype.itemsize
+      )
     spec = [(axis, names(part)) for axis, part in zip(axes.names, model.placement.spec(axes.names), strict=True)]
     used = {name for _, part in spec for name in part}
     size = math.prod(leaf.shape) * item / math.prod(shape[name] for name in used if name not in batch)
@@ -110,7 +116,8 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
   if plan:
     lengths = sequence_lengths(c, program.fields)
     row = c.embed_dim * item * rows * plan.stages  # bytes of all rows of a stage, per position
-    total["stage"] = total.get("stage", 0.0) + 2 * 2 * more * row * sum(lengths)
+    sends = 2 * (1 + (plan.microbatches > plan.stages))
+    total["stage"] = total.get("stage", 0.0) + sends * plan.iterations / plan.microbatches * row * sum(lengths)
     if model.encoder_decoder:
       add(("stage",), 2, row * lengths[0])
   if parts > 1:

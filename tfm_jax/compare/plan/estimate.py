@@ -123,7 +123,7 @@ class Step:
       hbm = UNFUSED * hbm + (BLOCK_KERNELS * blocks * count + STEP_KERNELS) * gpu.LAUNCH_SECONDS
     exposed, hidden = self.communication(sent, along, compute)
     pipeline = p.program.schedule(count)
-    bubble = pipeline.iterations / pipeline.microbatches if pipeline else 1.0
+    bubble = pipeline.iterations / pipeline.work if pipeline else 1.0
     parts = {"compute": compute * bubble, "hbm": hbm * bubble}
     parts |= {f"communication over {axes}": seconds * bubble for axes, seconds in exposed.items()}
     return Estimate(

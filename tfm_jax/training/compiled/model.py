@@ -49,7 +49,8 @@ def build_model(
     lengths = {axis: own + admits(*other)[axis] for axis, own in lengths.items()}
   sizes = mesh_sizes(config.sharding, len(devices), lengths, slice_count(devices))
   asked = config.sharding
-  placement = Placement(find_strategy(asked.strategy), make_mesh(sizes, devices), asked.pipeline, asked.attention)
+  mesh, pipeline = make_mesh(sizes, devices), (asked.pipeline, asked.rounds)
+  placement = Placement(find_strategy(asked.strategy), mesh, *pipeline, asked.attention)
   cut = context_size(placement) > 1  # sequences are cut into parts on different devices
   need = attention_need(config.model)._replace(platform=placement.platform, cut=cut, staged=placement.stages > 1)
   find_kernel(config.model.attention, need)
@@ -59,7 +60,7 @@ def build_model(
       f"sharding.strategy={asked.strategy}: the layers of family={config.family} are recurrent and form no pipeline: "
       f"choose a strategy without stages, such as fsdp"
     )
-  check_pipeline(asked, placement, config.train.batch_size)
+  check_pipeline(asked, placement, config.train.batch_size, lengths["layers"])
   if cut and recurrent:
     raise UserError(
       f"sharding.context={sizes['context']} cuts sequences, but the layers of family={config.family} are recurrent, "
@@ -67,6 +68,6 @@ def build_model(
     )
   if cut:
     context_attention(placement, need)
-  mesh = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"
-  log.info("mesh: %d x %s, strategy %s: %s", len(devices), devices[0].device_kind, config.sharding.strategy, mesh)
+  shape = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"
+  log.info("mesh: %d x %s, strategy %s: %s", len(devices), devices[0].device_kind, config.sharding.strategy, shape)
   return Model(config.family, config.model, placement, vocab_size)

@@ -281,7 +281,8 @@ class Program:
     """
     out = (jax.tree.map(lambda leaf: leaf.sharding, self.state), self.placement.replicated)
     if pipeline := self.schedule(microbatches):
-      log.info("pipeline: %d stages, %d microbatches, idle %.0f%% of the time", *pipeline, 100 * pipeline.bubble)
+      form = "pipeline: %d stages, %d microbatches, rounds: %d, idle %.0f%% of the time"
+      log.info(form, *pipeline, 100 * pipeline.bubble)
     step = jax.jit(self.train_step(microbatches), donate_argnums=0, out_shardings=out)
     chosen = OPTIONS.get(self.placement.platform, {}) | (options or {})
     compiled = step.lower(self.state, self.batch_shapes).compile(compiler_options=chosen or None)
