@@ -56,8 +56,8 @@ def get_config(variant="encoder"):
   root = os.path.join(os.environ.get("TFM_DATA_DIR", "."), "novels")
   text, held_out = (os.path.join(root, name) for name in ("train-*.txt.gz", "valid.txt.gz"))
   c.data.update({"source": "text", "path": text, "eval_path": held_out, "document": "file", "seq_len": 256})
-  c.train.update({"batch_size": 16, "steps": 3000, "log_every": 50})
-  c.eval.update({"every": 500, "batches": 16})
+  c.train.update({"batch_size": 16, "steps": 400, "log_every": 20})
+  c.eval.update({"every": 200, "batches": 16})
   return c.lock()
 
 
@@ -70,5 +70,5 @@ def fine_tuning(c, name, text):
   c.data.update(task.files(*files) | {"buckets": 3})
   c.model.dropout = 0.1
   c.optimizer.update({"learning_rate": c.optimizer.learning_rate / 2, "warmup_fraction": 0.1})
-  c.train.update({"batch_size": 32, "steps": 1000, "log_every": 100})
-  c.eval.update({"every": 1000, "batches": 0})
+  c.train.update({"batch_size": 32, "steps": 250, "log_every": 50})
+  c.eval.update({"every": 250, "batches": 0})
