@@ -193,6 +193,17 @@ def test_each_microbatch_gathers_and_scatters_the_blocks_anew(experiment):
   assert more == pytest.approx(7 / 8 * 3 * BLOCKS)
 
 
+def test_a_circular_pipeline_sends_its_layers_to_the_stages_that_work_on_them(experiment):
+  """In two rounds half of the layers: stage 0 has parts 0 and 1 of four, and works on 0 and 2."""
+  sizes = {"model__num_layers": 4, "train__batch_size": 16}
+  row, layers = 16 * 32 * 4, 2 * BLOCKS + 4 * 2 * 32 * 4
+  for rounds, iterations, moved in ((1, 4 + 1, 0.0), (2, 2 * 4 + 1, 2 * layers / 2 / 2)):
+    program = programs(experiment, f"pp:stage=2:pipeline=4:rounds={rounds}", **PLAIN | sizes)
+    assert program.schedule(1) == (2, 4, rounds)
+    stream = 2 * 2 * iterations * row  # the microbatch and one that waits, forward and backward
+    assert minimum_bytes(program, 1)["stage"] == pytest.approx(stream + moved + 2 / 2 * TABLE)
+
+
 # --- where parameters lie
 
 

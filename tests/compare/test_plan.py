@@ -17,7 +17,7 @@ from tfm_jax.compare.results import COMPILER_CRASH, OUT_OF_MEMORY, StrategyResul
 from tfm_jax.runtime import command as commands
 from tfm_jax.training.config import load
 
-ADMITS = {"embed": (32,), "act_embed": (32,), "mlp": (64,), "vocab": (384,)}
+ADMITS = {"embed": (32,), "act_embed": (32,), "mlp": (64,), "vocab": (384,), "layers": (2,)}
 ADMITS |= dict.fromkeys(("heads", "kv_heads", "act_heads", "act_mlp", "act_vocab"), (4,))
 
 
@@ -42,12 +42,22 @@ def test_a_batch_that_divides_nowhere_says_which_does(experiment):
 
 def test_variants_are_every_remat_and_every_divisor_of_the_rows(experiment):
   config = tiny(experiment, train__batch_size=24)
-  found = list(variants(config, "v5e:2x2", "fsdp", (1, 4, 1, 1, 1)))
+  found = list(variants(config, "v5e:2x2", "fsdp", (1, 4, 1, 1, 1), ADMITS))
   assert len(found) == len(set(found)) == 3 * 4 * 2  # 6 rows: 1, 2, 3, 6; with and without a loop
   one = next(c for c in found if c.remat == "dots" and c.microbatches == 3 and not c.scan)
   ran = one.of(config)
   assert (ran.model.remat, ran.train.microbatches, ran.model.scan) == ("dots", 3, False)
   assert (ran.sharding.strategy, ran.sharding.data, ran.sharding.model) == ("fsdp", 4, 0)
+
+
+def test_a_pipeline_is_also_considered_in_several_rounds(experiment):
+  config = tiny(experiment, train__batch_size=8, model__num_layers=8)
+  found = list(variants(config, "v5e:2x2", "pp", (1, 2, 1, 1, 2), {"layers": (8,)}))
+  assert {c.rounds for c in found} == {1, 2, 4} and {c.remat for c in found if c.rounds > 1} == {"dots", "full"}
+  one = next(c for c in found if c.rounds == 4)
+  assert one.name == "pp:data=2:stage=2:rounds=4" and one.of(config).sharding.rounds == 4
+  assert one.overrides(config)["sharding.rounds"] == "4" and "sharding.rounds" not in found[0].overrides(config)
+  assert {c.rounds for c in variants(config, "v5e:2x2", "pp", (1, 2, 1, 1, 2), {"layers": (8, 6)})} == {1}
 
 
 def test_axes_of_the_mesh_take_whole_axes_of_the_torus():

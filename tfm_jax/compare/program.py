@@ -46,8 +46,8 @@ def with_strategy(config: Config, strategy: str) -> Config:
     axis, _, number = size.partition("=")
     if axis not in (*AXES, "pipeline", "rounds") or not number.isdigit():
       raise UserError(
-        f"--strategies: {strategy!r} is not NAME or NAME:AXIS=SIZE, with axes {', '.join(AXES)}, or pipeline and rounds "
-        f"of its microbatches"
+        f"--strategies: {strategy!r} is not NAME or NAME:AXIS=SIZE, with axes {', '.join(AXES)}, or pipeline or "
+        f"rounds, of its microbatches"
       )
     own = dataclasses.replace(own, **{axis: int(number)})  # type: ignore[arg-type]
   if not sizes and find_strategy(name) == find_strategy(config.sharding.strategy):

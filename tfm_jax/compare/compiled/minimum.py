@@ -64,13 +64,11 @@ def minimum_bytes(program: Program, microbatches: int) -> dict[str, float]:
 
   def add_weight(path: tuple, leaf: jax.ShapeDtypeStruct) -> None:
     axes = model.axes(path)
-    if plan and axes.layers:
-      parts_cut = math.prod(shape[name] for part in model.placement.spec(axes.names) for name in names(part))
-      total["stage"] = (
-        total.get("stage", 0.0) + 2 * plan.elsewhere * math.prod(leaf.shape) / parts_cut * leaf.dtype.itemsize
-      )
     spec = [(axis, names(part)) for axis, part in zip(axes.names, model.placement.spec(axes.names), strict=True)]
     used = {name for _, part in spec for name in part}
+    if plan and axes.layers:
+      own = math.prod(leaf.shape) * leaf.dtype.itemsize / math.prod(shape[name] for name in used)
+      total["stage"] = total.get("stage", 0.0) + 2 * microbatches * plan.elsewhere * own
     size = math.prod(leaf.shape) * item / math.prod(shape[name] for name in used if name not in batch)
     scattered = tuple(name for name in batch if name in used and shape[name] > 1)
     name = "/".join(str(key.key) for key in path)

@@ -104,6 +104,7 @@ def _section_of_notes(plan: Plan) -> str:
 def _layout(row: Row, full: bool = False) -> str:
   """A layout in words; `full`: with its memory keys."""
   mesh = ":".join([row.strategy, *(f"{axis}={n}" for axis, n in row.mesh.items() if n > 1)])
+  mesh += f":rounds={row.rounds}" if row.rounds > 1 else ""
   more = f" {row.remat}/{row.microbatches}{'' if row.scan else ' unrolled'}" if full else ""
   return f"{row.topology} {mesh}{more}"
 
@@ -139,6 +140,7 @@ def _table(plan: Plan) -> str:
   rows = []
   for number, row in enumerate(plan.rows, 1):
     mesh = " ".join(f"{axis}={n}" for axis, n in row.mesh.items() if n > 1) or "1 device"
+    mesh += f", {row.rounds} rounds" if row.rounds > 1 else ""
     parts = f"{row.microbatches}{'' if row.scan else ', unrolled'}"
     rows.append([str(number), row.topology, row.strategy, mesh, row.remat, parts, *_figures(plan, row)])
   failures = "".join(

@@ -54,7 +54,7 @@ class Paper:
     self.lengths = sequence_lengths(model, self.program.fields)
     self.admits = admits(config.family, model, self.program.model.vocab_size)
     self.linears = self._linears()
-    self._meshes: dict[tuple[str, tuple[int, ...]], Placed] = {}
+    self._meshes: dict[tuple[str, tuple[int, ...], int], Placed] = {}
     self._sent: dict[tuple, tuple[dict[str, float], dict[str, float]]] = {}
 
   @property
@@ -72,7 +72,14 @@ class Paper:
     return other
 
   def estimate(
-    self, topology: str, strategy: str, mesh: dict[str, int], remat: str, microbatches: int, scan: bool = True
+    self,
+    topology: str,
+    strategy: str,
+    mesh: dict[str, int],
+    remat: str,
+    microbatches: int,
+    scan: bool = True,
+    rounds: int = 1,
   ) -> Estimate:
     """The estimate of one layout.
 
@@ -83,14 +90,15 @@ class Paper:
       remat: none, dots or full.
       microbatches: number of parts of the batch, which must divide the rows of a shard.
       scan: whether the blocks are one loop; otherwise they are unrolled.
+      rounds: of a pipeline.
     """
     sizes = tuple(mesh[axis] for axis in AXES)
-    placed = self._placed(strategy, sizes)
+    placed = self._placed(strategy, sizes, rounds)
     keys, chip = self.lengths[0] if self.lengths else 0, chip_of(topology)
     step = Step(
       placed, self.linears, keys, self._fused("gpu" if is_gpu(topology) else "tpu"), chip, remat, microbatches, scan
     )
-    return step.estimate(self._minimum(strategy, sizes, remat, microbatches), wires(topology, mesh))
+    return step.estimate(self._minimum(strategy, sizes, remat, microbatches, rounds), wires(topology, mesh))
 
   def _fused(self, platform: str) -> bool:
     """Whether the kernel of attention on a platform keeps no weights of it."""
@@ -127,15 +135,15 @@ class Paper:
       )
     return tuple(found.values())
 
-  def _placed(self, strategy: str, sizes: tuple[int, ...]) -> Placed:
+  def _placed(self, strategy: str, sizes: tuple[int, ...], rounds: int = 1) -> Placed:
     """The program under a strategy, on a mesh without devices; computed once."""
-    key = strategy, sizes
+    key = strategy, sizes, rounds
     if key not in self._meshes:
       mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
       base = self.program.model
-      placement = Placement(find_strategy(strategy), mesh)  # type: ignore[arg-type]
+      placement = Placement(find_strategy(strategy), mesh, rounds=rounds)  # type: ignore[arg-type]
       model = _OnPaper(base.family, base.config, placement, base.vocab_size, base.shapes())
-      sharding = dataclasses.replace(ShardingConfig(strategy), **dict(zip(AXES, sizes, strict=True)))  # type: ignore[arg-type]
+      sharding = dataclasses.replace(ShardingConfig(strategy, rounds=rounds), **dict(zip(AXES, sizes, strict=True)))  # type: ignore[arg-type]
       config = dataclasses.replace(self.config, sharding=sharding)
       program = dataclasses.replace(self.program, config=config, model=model)
       known = {name: getattr(self.program, name) for name in ("shapes", "frozen", "tx", "flops")}
@@ -147,11 +155,13 @@ class Paper:
       self._meshes[key] = Placed(program, bytes_per_device(state), params, trained, gradients, moments)
     return self._meshes[key]
 
-  def _minimum(self, strategy: str, sizes: tuple[int, ...], remat: str, microbatches: int) -> dict[str, float]:
+  def _minimum(
+    self, strategy: str, sizes: tuple[int, ...], remat: str, microbatches: int, rounds: int = 1
+  ) -> dict[str, float]:
     """`minimum_bytes`, which is linear in the number of microbatches."""
-    key = strategy, sizes, remat
+    key = strategy, sizes, rounds, remat
     if key not in self._sent:
-      program = self._placed(strategy, sizes).program
+      program = self._placed(strategy, sizes, rounds).program
       model = dataclasses.replace(program.model, config=dataclasses.replace(program.model.config, remat=remat))
       other = dataclasses.replace(program, model=model)
       other.__dict__.update(program.__dict__ | {"model": model})

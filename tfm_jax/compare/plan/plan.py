@@ -200,8 +200,8 @@ def _recorded(compile: Compile, config: Config, name: str, folder: Path) -> Comp
 
 def _is(one: Candidate, row: Row) -> bool:
   """Whether a row is that of a candidate."""
-  same = (one.topology, one.strategy, one.sizes, one.remat, one.microbatches, one.scan)
-  return same == (row.topology, row.strategy, row.mesh, row.remat, row.microbatches, row.scan)
+  same = (one.topology, one.strategy, one.sizes, one.remat, one.microbatches, one.scan, one.rounds)
+  return same == (row.topology, row.strategy, row.mesh, row.remat, row.microbatches, row.scan, row.rounds)
 
 
 def _waiting(

@@ -19,7 +19,7 @@ class Row:
   """A compiled candidate: one object of `rows` in plan.json. What is unknown is None.
 
   Attributes:
-    topology, strategy, mesh, remat, microbatches, scan: the candidate; of the mesh all axes.
+    topology, strategy, mesh, remat, microbatches, scan, rounds: the candidate; of the mesh all axes.
     chips: of the topology.
     fits: whether the step fits the memory of a device.
     forecast_step_seconds, parts: of a step, and what they consist of.
@@ -39,6 +39,7 @@ class Row:
   remat: str
   microbatches: int
   scan: bool
+  rounds: int
   chips: int
   fits: bool
   forecast_step_seconds: float | None
@@ -91,6 +92,7 @@ def make_rows(
       one.remat,
       one.microbatches,
       one.scan,
+      one.rounds,
       chip_count(one.topology),
       fits,
       seconds,

@@ -82,7 +82,7 @@ def _point(
     return None
   rows = batch // shards
   for count in (n for n in range(1, rows + 1) if rows % n == 0):
-    estimate = paper.estimate(topology, one.strategy, mesh, one.remat, count, one.scan)
+    estimate = paper.estimate(topology, one.strategy, mesh, one.remat, count, one.scan, one.rounds)
     if estimate.memory * corrections.memory(one) <= chip_of(topology).memory:
       seconds = estimate.seconds * corrections.seconds(one)
       rate = batch * paper.program.row_tokens / seconds / chips

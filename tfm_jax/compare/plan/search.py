@@ -53,8 +53,9 @@ def survey(config: Config, paper: Paper, topologies: Sequence[str], strategies: 
       found, reason = meshes(config, strategy, topology, paper.admits)
       refusals.setdefault(topology, reason)
       for mesh in found:
-        for one in variants(config, topology, strategy, mesh):
-          estimates[one] = paper.estimate(topology, one.strategy, one.sizes, one.remat, one.microbatches, one.scan)
+        for one in variants(config, topology, strategy, mesh, paper.admits):
+          how = one.remat, one.microbatches, one.scan, one.rounds
+          estimates[one] = paper.estimate(topology, one.strategy, one.sizes, *how)
     if len(estimates) > before:
       refusals.pop(topology)
   if not estimates:
@@ -156,7 +157,7 @@ def next_candidate(
 
 def family_of(one: Candidate, scan: bool | None = None) -> tuple:
   """What all candidates share that differ in nothing but microbatches."""
-  return one.topology, one.strategy, one.mesh, one.remat, one.scan if scan is None else scan
+  return one.topology, one.strategy, one.mesh, one.rounds, one.remat, one.scan if scan is None else scan
 
 
 def search(

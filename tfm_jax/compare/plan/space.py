@@ -1,4 +1,5 @@
-"""The space that a plan searches: strategies, meshes, remat, microbatches, and whether the blocks are a loop."""
+"""The space that a plan searches: strategies, meshes, remat, microbatches, whether the blocks are a loop, and how often
+microbatches pass through the stages of a pipeline."""
 
 import dataclasses
 import itertools
@@ -18,6 +19,7 @@ WITH_EXPERTS = ("fsdp_ep",)  # also considered if the model has experts
 REMATS = ("none", "dots", "full")  # not offload: what stays on the device then is beyond an estimate
 # Up to this depth blocks are also considered without a loop: deeper ones take too long to compile.
 UNROLLED = 16
+ROUNDS = (1, 2, 4)  # of a pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Candidate:
     strategy: its name.
     mesh: sizes of all mesh axes, in their order.
     remat, microbatches, scan: keys of the config.
+    rounds: of a pipeline.
   """
 
   topology: str
@@ -37,6 +40,7 @@ class Candidate:
   remat: str
   microbatches: int
   scan: bool = True
+  rounds: int = 1
 
   @property
   def sizes(self) -> dict[str, int]:
@@ -51,7 +55,8 @@ class Candidate:
   @property
   def name(self) -> str:
     """The strategy with its mesh, as `compare` takes it."""
-    return ":".join([self.strategy, *(f"{axis}={n}" for axis, n in self.split.items())])
+    rounds = {"rounds": self.rounds} if self.rounds > 1 else {}
+    return ":".join([self.strategy, *(f"{key}={n}" for key, n in (self.split | rounds).items())])
 
   @property
   def text(self) -> str:
@@ -72,6 +77,7 @@ class Candidate:
     own = config.sharding
     axes = {axis: n for axis, n in self.sizes.items() if n > 1 or getattr(own, axis) not in (0, n)}
     keys = {"sharding.strategy": self.strategy} | {f"sharding.{axis}": str(n) for axis, n in axes.items()}
+    keys |= {"sharding.rounds": str(self.rounds)} if self.rounds != own.rounds else {}
     keys |= {"model.remat": self.remat, "train.microbatches": str(self.microbatches)}
     return keys | ({} if self.scan == config.model.scan else {"model.scan": str(self.scan).lower()})
 
@@ -125,15 +131,20 @@ def meshes(
   return list(dict.fromkeys(found)), reason
 
 
-def variants(config: Config, topology: str, strategy: str, mesh: tuple[int, ...]) -> Iterator[Candidate]:
-  """The candidates of one mesh: every remat and number of microbatches, with loops over blocks and without."""
+def variants(
+  config: Config, topology: str, strategy: str, mesh: tuple[int, ...], admits: Mapping[str, Sequence[int]]
+) -> Iterator[Candidate]:
+  """The candidates of one mesh: every remat and number of microbatches, with loops over blocks and without, in every
+  number of rounds. In several rounds remat `none` is `dots`."""
   sizes = dict(zip(AXES, mesh, strict=True))
   rows = config.train.batch_size // math.prod(sizes[axis] for axis in find_strategy(strategy).mesh_axes("batch"))
   depth = config.model.num_layers
   scans = (True, False) if depth <= UNROLLED and config.model.scan else (config.model.scan,)
-  for remat, count, scan in itertools.product(REMATS, range(1, rows + 1), scans):
-    if rows % count == 0:
-      yield Candidate(topology, strategy.split(":")[0], mesh, remat, count, scan)
+  choices = ROUNDS if sizes["stage"] > 1 else ROUNDS[:1]
+  rounds = [n for n in choices if not any(layers % (sizes["stage"] * n) for layers in admits["layers"])]
+  for remat, count, scan, n in itertools.product(REMATS, range(1, rows + 1), scans, rounds):
+    if rows % count == 0 and (n == 1 or remat != "none"):
+      yield Candidate(topology, strategy.split(":")[0], mesh, remat, count, scan, n)
 
 
 def strategies_for(config: Config, names: Sequence[str] = ()) -> tuple[str, ...]:
