@@ -1,7 +1,6 @@
 """`Mask`: which query may attend to which key, as data. It becomes an array only for kernels that need one."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +12,12 @@ MASKED = np.float32(-1e30)
 CAUSAL = "causal"  # named scope of causal attention, of whose products only half are needed
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=["window", "query_segments_BT", "key_segments_BS", "query_offset", "key_offset", "prefix_BS"],
-  meta_fields=["causal"],
-)
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Mask:
   """Which query may attend to which key. Query t is at place `query_offset` + t, key s at place `key_offset` + s.
+
+  As a tree its leaves are arrays alone: numbers that are known stay known inside of `jax.checkpoint`.
 
   Attributes:
     causal: keys at later places are masked.
@@ -40,6 +37,17 @@ class Mask:
   query_offset: int | Array = 0
   key_offset: int | Array = 0
   prefix_BS: Array | None = None
+
+  def tree_flatten(self) -> tuple[tuple, tuple]:
+    """(arrays, what is known)."""
+    values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+    known = tuple(value if isinstance(value, int) else None for value in values)
+    return tuple(None if isinstance(value, int) else value for value in values), known
+
+  @classmethod
+  def tree_unflatten(cls, known: tuple, arrays: tuple) -> "Mask":
+    """The inverse of `tree_flatten`."""
+    return cls(*(array if value is None else value for value, array in zip(known, arrays, strict=True)))
 
   def dense(self, queries: int, keys: int) -> Array | None:
     """True where query t may attend to key s, [B or 1, T, S]; None if nothing is masked."""

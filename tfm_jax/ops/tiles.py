@@ -129,9 +129,27 @@ def tiled_attention(form: Form, q: Array, k: Array, v: Array, bias_HL: Array | N
   return _forward(form, q, k, v, bias_HL, given)[0]
 
 
+def as_one(f: Callable[..., Any]) -> Callable[..., Any]:
+  """f as one operation, for a forward pass inside a scan over blocks that is differentiated.
+
+  Such a scan computes what is the same for all blocks before it, and keeps it: of attention in tiles the masks of all
+  tiles together, and each broadcast constant. A call with a rule of its own is not taken apart.
+  """
+  one = jax.custom_vjp(f)
+  one.defvjp(lambda *args: (f(*args), None), _not_differentiated)
+  return one
+
+
+def _not_differentiated(*_: Any) -> Any:
+  raise AssertionError("a forward pass has the gradients of the custom VJP that it belongs to")
+
+
 def _forward(form: Form, q: Array, k: Array, v: Array, bias: Array | None, given: Given) -> tuple[Array, tuple]:
-  part = Tiles(form, q.shape[1], k.shape[1], q, k, v, bias, given)
-  y, lse_BHT = part.finish(part.attend(part.begin(), part.kv, 0))
+  def attended(q: Array, k: Array, v: Array, bias: Array | None, given: Given) -> tuple[Array, Array]:
+    part = Tiles(form, q.shape[1], k.shape[1], q, k, v, bias, given)
+    return part.finish(part.attend(part.begin(), part.kv, 0))
+
+  y, lse_BHT = as_one(attended)(q, k, v, bias, given)
   return y, (q, k, v, bias, given, y, lse_BHT)
 
 

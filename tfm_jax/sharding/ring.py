@@ -23,7 +23,7 @@ from jax import Array
 
 from tfm_jax.ops.dropout import Noise
 from tfm_jax.ops.masks import Mask
-from tfm_jax.ops.tiles import Given, given_of
+from tfm_jax.ops.tiles import Given, as_one, given_of
 from tfm_jax.sharding.placement import Placement, names
 from tfm_jax.sharding.ring_inputs import GIVEN_AXES, Ring
 from tfm_jax.sharding.splash_tiles import SplashTiles, splash_serves
@@ -60,7 +60,7 @@ def _forward(ring: Ring, q: Array, k: Array, v: Array, bias: Array | None, given
   heads, sums = ring.spec(*_HEADS), ring.spec("batch", "act_heads", "seq")
   inputs = (heads, heads, heads, ring.spec("act_heads", None), _specs(ring))
   part = lambda *arrays: _attended(_part(ring, q.shape[1], k.shape[1], *arrays))
-  y, lse_BHT = _mapped(ring, part, inputs, (heads, sums))(q, k, v, bias, given)
+  y, lse_BHT = as_one(_mapped(ring, part, inputs, (heads, sums)))(q, k, v, bias, given)
   return y, (q, k, v, bias, given, y, lse_BHT)
 
 
