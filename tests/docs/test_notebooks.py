@@ -31,14 +31,15 @@ nbformat.write(notebook, result)
 """
 
 # Evaluations and checkpoints stay as rare as they are, so that there is one of each, at the end.
-STEPS = re.compile(r'(\\"(?:train\.steps|train\.log_every|optimizer\.warmup_steps)\\": )(\d+)')
-# Of the strategies that are measured side by side, four; tests/compare has the others.
-FEWER = ('\\"zero2\\", \\"fsdp\\", \\"tp_sp\\", ', '\\"hsdp\\", ')
+NUMBERS = re.compile(r'(\\"(?:train\.steps|train\.log_every|optimizer\.warmup_steps|eval\.batches)\\": )(\d+)')
+SHORTER = 60
+# Of the strategies that are measured side by side, three; tests/compare has the others.
+FEWER = ('\\"zero2\\", \\"fsdp\\", \\"tp_sp\\", ', '\\"hsdp\\", \\"fsdp+cp\\", ')
 
 
 def shortened(text):
-  """A notebook's text with a twentieth of the steps, fewer strategies, and programs that are compiled cheaply."""
-  text = STEPS.sub(lambda found: f"{found[1]}{int(found[2]) // 20}", text)
+  """A notebook's text with fewer steps, batches of evaluations and strategies, and programs that are compiled cheaply."""
+  text = NUMBERS.sub(lambda found: f"{found[1]}{max(1, int(found[2]) // SHORTER)}", text)
   for some in FEWER:
     text = text.replace(some, "")
   return text.replace("--xla_force_host_platform_device_count=8", xla_flags(8))

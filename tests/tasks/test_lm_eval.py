@@ -216,6 +216,7 @@ def test_questions_by_the_chat_template_of_the_tokenizer(manager):
 
 
 def test_mistakes_are_named(manager, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)  # a task without files has those that are found here
   (tmp_path / "tasks" / "both.yaml").write_text('{"group": "both", "task": ["choose", "whole"]}')
   (tmp_path / "tasks" / "broken.yaml").write_text('{"task": "broken", "dataset_path": "json", "test_split": "test"}')
   manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)

@@ -27,9 +27,8 @@ def staged(stage, model=1, pipeline=0, strategy="pp", rounds=1):
 CASES = [
   ("gpt", {}, {"stage": 4}),
   ("gpt", {}, {"stage": 2, "rounds": 2}),
-  ("gpt", {"num_layers": 8, "remat": "full"}, {"stage": 2, "rounds": 2, "model": 2, "strategy": "tp+pp"}),
+  ("gpt", {"num_layers": 8, "remat": "full"}, {"stage": 2, "rounds": 2, "model": 2, "strategy": "fsdp+tp+pp"}),
   ("t5", {"num_layers": 4, "remat": "dots"}, {"stage": 2, "rounds": 2, "strategy": "fsdp+pp"}),
-  ("t5", {"num_layers": 2}, {"stage": 2, "model": 2, "strategy": "fsdp+tp+pp"}),
   ("bert", {}, {"stage": 2, "model": 2, "strategy": "tp_sp+pp"}),
   ("modernbert", {"window.size": 3, "window.global_every": 2}, {"stage": 2, "strategy": "zero2+pp"}),
   ("experts", {}, {"stage": 4, "strategy": "fsdp+pp"}),
