@@ -38,7 +38,7 @@ FEWER = ('\\"zero2\\", \\"fsdp\\", \\"tp_sp\\", ', '\\"hsdp\\", \\"fsdp+cp\\", '
 
 
 def shortened(text):
-  """A notebook's text with fewer steps, batches of evaluations and strategies, and programs that are compiled cheaply."""
+  """A notebook's text with fewer steps, held-out batches and strategies, and programs that are compiled cheaply."""
   text = NUMBERS.sub(lambda found: f"{found[1]}{max(1, int(found[2]) // SHORTER)}", text)
   for some in FEWER:
     text = text.replace(some, "")

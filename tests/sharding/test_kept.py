@@ -1,4 +1,4 @@
-"""What attention in tiles keeps of a step over the blocks: its inputs and sums of rows, never the masks of many tiles."""
+"""What attention in tiles keeps of a step over the blocks: inputs and sums of rows, never the masks of many tiles."""
 
 import jax
 import pytest
@@ -25,7 +25,7 @@ def arrays(jaxpr, inside=()):
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize(("attention", "context"), [("ring", 4), ("tiles", 1)])
 def test_no_mask_of_several_tiles_is_computed_for_all_blocks(attention, context, remat, monkeypatch):
-  """A scan over blocks computes before it what is the same for all, and what a scan inside of it reads, for all turns."""
+  """A scan over blocks computes before it what is the same for all; of a scan inside of it, for all turns."""
   monkeypatch.setattr(tiles, "TILE", TILE)
   st = placed("cp", attention, context=context) if context > 1 else single_device()
   kernel = {} if context > 1 else {"attention": attention}
