@@ -7,7 +7,7 @@ r"""A word-level comparison on WikiText-2: an LSTM of two layers (Zaremba et al.
     --data=$TFM_DATA_DIR/wikitext2/valid.txt.gz --out=runs/lstm_lm_words
 
 The files are those of WikiText-2 in TFM_DATA_DIR; --config.data.path and --config.data.eval_path name others.
-Parameters with 8,000 pieces: LSTM 3,098,624, GRU 3,096,200, GPT 3,107,024. Measured with train.steps=2600:
+Parameters with 8,000 pieces: LSTM 3,098,624, GRU 3,096,200, GPT 3,107,024. Measured: with train.steps=2600,
 perplexity per word 352 (LSTM), 246 (GRU), 266 (GPT); see docs/architectures.md.
 """
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from tests.support.xla import xla_flags
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+  os.environ.pop("LD_PRELOAD", None)  # the allocator of .ci/run is for tests; processes that they start are as users'
+
 # Before JAX starts.
 os.environ["XLA_FLAGS"] = xla_flags(devices=8)
 os.environ["JAX_PLATFORMS"] = "cpu"

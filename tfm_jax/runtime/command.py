@@ -84,8 +84,8 @@ def _unknown(argument: str, names: Sequence[str], keys: Keys | None) -> str:
   full = [key for key in known if key == name or key.rpartition(".")[2] == name]
   if full:
     return f"{subject}; to set a key of the config write --config.{full[0]}={value}"
-  similar = nearest(name, [*names, *known])
-  if similar:
+  mistyped = equals or argument.startswith("-")  # a word alone resembles some key by chance
+  if mistyped and (similar := nearest(name, [*names, *known])):
     return f"{subject}; did you mean --{similar if similar in names else f'config.{similar}'}={value}?"
   return f"{subject}; flags are written --name=value, and --help lists them"
 
