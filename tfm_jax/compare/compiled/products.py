@@ -78,11 +78,12 @@ def _window_pairs(window: dict[str, str], axis: int, lhs: int, rhs: int, out: in
 def splash_flops(i: Instruction, where: Computation) -> float:
   """FLOPs of one execution of a splash attention kernel, without the tiles that a causal mask leaves empty.
 
-  The kernel has an operand that lists the tiles to compute.
+  The kernel has an operand that lists the tiles to compute. Its first arrays of numbers are queries and keys, [heads,
+  positions, head dimension], with the batch before them unless that is 1.
   """
   products = next((n for name, n in _SPLASH_PRODUCTS if name in i.name), 0)
   shapes = [s for name in i.operands if (o := where.by_name.get(name)) for s in o.shapes[:1]]
-  arrays = [dims for dtype, dims, _ in shapes if len(dims) == 4 and dtype in ("bf16", "f32")]
+  arrays = [dims for dtype, dims, _ in shapes if len(dims) in (3, 4) and dtype in ("bf16", "f32")]
   if len(arrays) < 2 or not products:
     return 0.0
   tiles = next((dims[-1] for dtype, dims, _ in shapes if dtype == "s8" and len(dims) == 3), 0)
