@@ -96,7 +96,7 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures, which may be what takes long
 def pytest_runtest_setup(item):
-  """Slow tests begin until TFM_SLOW_TESTS_UNTIL alone, seconds since 1970; the summary counts those that came too late."""
+  """Slow tests begin until TFM_SLOW_TESTS_UNTIL, in seconds since 1970; the summary counts those that come later."""
   until = float(os.environ.get("TFM_SLOW_TESTS_UNTIL", "inf"))
   if item.get_closest_marker("slow") and time.time() > until:
     pytest.skip("NOT TESTED: this machine is too slow for all slow tests, see TFM_SLOW_TESTS_UNTIL in .ci/run")
