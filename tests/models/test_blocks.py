@@ -10,7 +10,10 @@ from tests.support.tiny import LENGTH, VOCAB, make_batch, make_model
 from tfm_jax.errors import UserError
 from tfm_jax.models.model import Model, resolve_model
 from tfm_jax.models.residual import deepnorm
+from tfm_jax.models.sight import Sight
 from tfm_jax.ops import positions
+from tfm_jax.ops.attention import KERNELS
+from tfm_jax.ops.masks import Mask
 from tfm_jax.sharding.placement import single_device
 
 CASES = {
@@ -135,3 +138,10 @@ def test_another_order_of_norms_is_refused():
 def test_only_where_a_norm_is_left_out_it_is_not_counted(order):
   whole, without = (make_model("bert", norm_order=order, first_norm=first).parameter_count() for first in (True, False))
   assert whole - without == (2 * 32 if order == "pre" else 0)  # scale and bias
+
+
+def test_a_mask_that_stays_data_has_the_window_of_its_layer():
+  """In a scan over blocks, which of them are global is known at run time."""
+  sight = Sight(KERNELS["xla"], True, (8, 8), Mask(True), Mask(True, window=3))
+  windows = jax.vmap(lambda is_global: sight.of_layer(is_global).window)(jnp.asarray([True, False]))
+  assert windows.tolist() == [0, 3]

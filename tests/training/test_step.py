@@ -51,7 +51,7 @@ OTHERS = [name for name in STRATEGIES if name not in ("ep", "fsdp_ep", "pp", "cp
 OTHERS += ["fsdp+tp_sp", "zero1+tp"]
 ROTATED = ("t5", "transformer", "modernbert", "gru_encoder_decoder", "experts", "lstm_encoder")
 PAIRS = [(ROTATED[n % len(ROTATED)], strategy) for n, strategy in enumerate(OTHERS)]
-PAIRS += [("experts", strategy) for strategy in ("fsdp_ep", "zero1+ep")]
+PAIRS += [("experts", strategy) for strategy in ("ep", "fsdp_ep", "zero1+ep")]
 # Strategies under which parameters are whole, and those under which optimizer state is.
 WHOLE = {"dp", "zero1", "zero2"}, {"dp"}
 

@@ -53,9 +53,8 @@ class Sight:
     """The mask of one layer, given whether its attention is global."""
     if self.local_mask is None or is_global is False:
       return self.mask if self.local_mask is None else self.local_mask
-    if isinstance(self.mask, Mask):  # which of their windows holds is known to the layer alone
-      opened = (dataclasses.replace(mask, window=jnp.asarray(mask.window)) for mask in (self.mask, self.local_mask))
-      return jax.tree.map(functools.partial(jnp.where, is_global), *opened)
+    if isinstance(self.mask, Mask):
+      return dataclasses.replace(self.mask, window=jnp.where(is_global, self.mask.window, self.local_mask.window))
     whole = self.mask if jax.tree.leaves(self.mask) else jax.tree.map(jnp.ones_like, self.local_mask)
     return jax.tree.map(functools.partial(jnp.where, is_global), whole, self.local_mask)
 
